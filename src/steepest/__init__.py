@@ -1,0 +1,9 @@
+"""steepest: in which norm should each weight matrix descend?"""
+
+from steepest import linalg
+from steepest.matrix_view import MatrixView
+from steepest.optim import Muon, SignSGD, Signum, SpectralDescent
+from steepest.parameter_roles import roles
+
+__version__ = "0.1.0"
+__all__ = ["MatrixView", "Muon", "SignSGD", "Signum", "SpectralDescent", "linalg", "roles"]

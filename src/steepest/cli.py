@@ -1,0 +1,272 @@
+"""The command line: parses, calls the lab, prints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from steepest import __version__
+from steepest.lab.errors import InputError
+from steepest.lab.studies.optimizer_study import StudyConfig, study
+from steepest.lab.sweep import Run
+from steepest.lab.train import TrainConfig, train
+from steepest.lab.train.run_folder import read_json, sentences_for_os_errors
+
+screen = Console(stderr=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(TrainConfig):
+    """Train a GPT once. Stopped at any moment, the same command goes on where it was.
+
+    For instance: steepest train --optimizer muon --lr 0.02 --data my_texts/ --model.width 128
+    """
+
+    out: Path | None = None
+    """Folder of the run; by default one under runs/ that is named after the settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(StudyConfig):
+    """Compare optimizers, each at its own best learning rate, and write a report.
+
+    Stopped at any moment, the same command goes on where it was; what is finished is not run again.
+    For instance: steepest study --minutes 20 --data my_texts/ --optimizers adamw muon
+    """
+
+    out: Path | None = None
+    """Folder of the study; by default one under runs/ that is named after the settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write the report of a study again, from its folder or from an earlier report."""
+
+    path: tyro.conf.Positional[Path]
+    """Folder of a study, or a report.html."""
+    out: Path | None = None
+    """Where to write; by default report.html in that folder, or over the earlier report."""
+
+
+Command = (
+    Annotated[Study, tyro.conf.subcommand("study")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 2 bad input (with a sentence), 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(f"steepest {__version__}")
+        return
+    try:
+        command = tyro.cli(
+            Command,
+            prog="steepest",
+            description="In which norm should each weight matrix descend?",
+            args=arguments,
+            config=(tyro.conf.OmitSubcommandPrefixes,),
+        )
+        if isinstance(command, Study):
+            _study(command)
+        elif isinstance(command, Train):
+            _train(command)
+        else:
+            _report(command)
+    except InputError as error:
+        screen.print("[bold red]error:[/] ", end="")
+        screen.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        screen.print("interrupted; run the same command to go on from the last checkpoint")
+        sys.exit(130)
+
+
+def _train(command: Train) -> None:
+    settings = asdict(command)
+    del settings["out"]
+    config = TrainConfig(**{**settings, "model": command.model})
+    out = command.out or _folder(f"train-{config.optimizer}", settings)
+    with _bars() as bars:
+        bar = bars.add_task("training", total=config.steps, detail="")
+        began = time.monotonic()
+
+        def on_step(step: int, values: dict[str, Any]) -> None:
+            speed = config.tokens_per_step / (values["step_seconds"] or 1e9)
+            detail = f"loss {values['loss']:.3f}  {speed:,.0f} tokens/s"
+            bars.update(bar, completed=step, detail=detail)
+            if not screen.is_terminal and (step % max(1, config.steps // 10) == 0 or step == 1):
+                spent = time.monotonic() - began
+                screen.print(f"step {step} of {config.steps}  {detail}  {spent:.0f} s")
+
+        result = train(config, out, on_step=on_step, say=lambda text: _say(text))
+    if result["status"] != "finished":
+        raise InputError(f"{out} is a run that diverged: {result.get('reason')}")
+    loss = result["validation_loss"]
+    print(
+        f"validation loss {loss:.4f} nats per token after {result['tokens']:,} tokens; run: {out}"
+    )
+
+
+def _study(command: Study) -> None:
+    report = _report_room()
+    settings = asdict(command)
+    del settings["out"]
+    config = StudyConfig(**{**settings, "model": command.model})
+    out = command.out or _folder("study", config.identity)
+    with _bars() as bars:
+        summary = study(config, out, _StudyProgress(bars))
+    with sentences_for_os_errors(out):
+        page = report.write(summary, out / "report.html")
+    Console().print(_results(summary))
+    for entry in summary["optimizers"]:
+        if entry["verdict"] != "tuned":
+            print(f"{entry['label']}: inconclusive, because {entry['reason']}")
+    print(f"report: {page.resolve().as_uri()}")
+
+
+def _report(command: Report) -> None:
+    report = _report_room()
+    path = command.path
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give the folder of a study or a report.html")
+    if path.is_dir():
+        if not (path / "summary.json").exists():
+            raise InputError(
+                f"{path} has no summary.json, so no study was finished there; run the same "
+                "`steepest study` command to finish it"
+            )
+        summary, out = read_json(path / "summary.json"), path / "report.html"
+    else:
+        try:
+            summary, out = report.read(path), path
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    with sentences_for_os_errors(out):
+        page = report.write(summary, command.out or out)
+    print(f"report: {page.resolve().as_uri()}")
+
+
+def _report_room() -> Any:
+    try:
+        from steepest.lab import report
+        import scipy  # noqa: F401
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("jinja2", "plotly", "scipy"):
+            raise
+        raise InputError(
+            f"the report needs {error.name}, which is not installed; "
+            "run: pip install 'steepest[report]'"
+        ) from error
+    return report
+
+
+def _folder(name: str, settings: dict[str, Any]) -> Path:
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return Path("runs") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _say(sentence: str) -> None:
+    screen.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as bars:
+        yield bars
+
+
+class _StudyProgress:
+    """One bar for a phase of a study, counting the steps of all its runs."""
+
+    def __init__(self, bars: Progress):
+        self.bars = bars
+        self.runs: list[Run] = []
+        self.bar = self.bars.add_task("", total=None, detail="")
+
+    def say(self, sentence: str) -> None:
+        _say(sentence)
+
+    def phase(self, name: str, runs: list[Run]) -> None:
+        self.runs = runs
+        total = sum(run.config.steps for run in runs)
+        self.bars.remove_task(self.bar)
+        self.bar = self.bars.add_task(name, total=total, detail="steps")
+        if not screen.is_terminal:
+            waiting = sum(not run.finished for run in runs)
+            _say(f"{name}: {waiting} of {len(runs)} runs to do")
+
+    def steps(self, running: dict[Path, int]) -> None:
+        done = sum(run.config.steps for run in self.runs if run.finished)
+        names = ", ".join(path.name for path in running)
+        done += sum(running.values())
+        self.bars.update(self.bar, completed=done, detail=f"steps  {names}")
+
+
+def _results(summary: dict[str, Any]) -> Table:
+    baseline = next(e["label"] for e in summary["optimizers"] if e["name"] == summary["baseline"])
+    table = Table(title=summary["title"], caption="± is half a 95% interval over fresh seeds")
+    for title in ("", "best rate", "nats/token", "bits/byte", f"gap to {baseline}"):
+        table.add_column(title, justify="right" if title else "left")
+    for title in (f"tokens to {baseline}", f"seconds to {baseline}", "step ms", "optimizer"):
+        table.add_column(title, justify="right")
+    table.add_column("peak MB", justify="right")
+    for e in summary["optimizers"]:
+        table.add_row(
+            e["label"],
+            _number(e["best_lr"], "g"),
+            _with_half(e["validation_loss"]),
+            _with_half(e["bits_per_byte"]),
+            _with_half(e["gap_to_baseline"], sign=True),
+            _number(e["tokens_to_baseline"], ",.0f"),
+            _number(e["seconds_to_baseline"], ".1f"),
+            _number(e["step_seconds"] and 1e3 * e["step_seconds"], ".1f"),
+            _number(e["optimizer_share"], ".0%"),
+            _number(e["peak_memory_bytes"] and e["peak_memory_bytes"] / 1e6, ".0f"),
+        )
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _with_half(value: dict[str, Any] | None, sign: bool = False) -> str:
+    if value is None:
+        return "-"
+    mean = format(value["mean"], "+.3f" if sign else ".3f")
+    return mean if value["low"] is None else f"{mean} ± {value['mean'] - value['low']:.3f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the command line runs, built on the library: data, models, training, studies, reports."""

@@ -1,0 +1,315 @@
+"""Which optimizer, at its own best learning rate? Many runs, tuned fairly, within a time budget.
+
+The same initialization and data order for all, the same AdamW for everything that is no matrix,
+and for every optimizer a grid of rates of its own, in steps of a factor of two. A grid whose best
+rate lies at its edge grows, or the result says "inconclusive". The best rate is then run with
+fresh seeds, which the rate was not chosen on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from steepest.lab.data import Corpus, load
+from steepest.lab.errors import InputError
+from steepest.lab.models import GPTConfig
+from steepest.lab.studies.summary import summarize
+from steepest.lab.sweep import Run, run_all
+from steepest.lab.train import FAMILIES, OptimizerName, TrainConfig
+from steepest.lab.train.checkpoint import write_json
+from steepest.lab.train.run_folder import (
+    locked,
+    open_folder,
+    read_json,
+    sentences_for_os_errors,
+)
+
+GROWTH = 4  # most rates added to a grid
+MEASUREMENTS = 10  # of the validation loss, and of the condition, in each run
+FEWEST_STEPS = 120  # below this the model shrinks instead
+CALIBRATION_STEPS = 12
+RESERVE = 0.85  # share of the budget that is planned for; machines have moods
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Compare optimizers on one text, each at its own best learning rate."""
+
+    optimizers: tuple[OptimizerName, ...] = ("adamw", "signum", "spectral-descent", "muon")
+    """What to compare; the first is what the others are compared with."""
+    minutes: float = 4.0
+    """Time for everything; the number of steps, and if need be the model, follow from it."""
+    steps: int | None = None
+    """Updates in each run; by default as many as the time allows. If given, time is no limit."""
+    seeds: int = 3
+    """Fresh seeds for each optimizer at its best rate."""
+    data: str = "stdlib"
+    """"stdlib", "reference", or a path to a text file, a folder or a .bin file of tokens."""
+    model: GPTConfig = field(default_factory=lambda: GPTConfig(width=64))
+    """The model's sizes."""
+    batch: int = 8
+    """Sequences in each update."""
+    adamw_lr: float = 4e-3
+    """Learning rate of AdamW for embeddings, head and vectors, the same for every optimizer."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of the matrices."""
+    workers: int | None = None
+    """Runs at the same time, one thread each; by default one for each core, or one on a GPU."""
+    device: str = "auto"
+    """"cpu", "cuda", or "auto": the accelerator if there is one."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minutes < math.inf:
+            raise InputError(f"got minutes={self.minutes}, expected more than 0")
+        for name in ("seeds", "batch", "steps", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"got {name}={value}, expected at least 1")
+        if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
+            raise InputError(f"got optimizers {self.optimizers}, expected each of them once")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that every run shares; all others may change when a study goes on."""
+        free = ("optimizers", "minutes", "seeds", "workers")
+        return {key: value for key, value in asdict(self).items() if key not in free}
+
+
+class Progress(Protocol):
+    """What a study tells while it runs."""
+
+    def say(self, sentence: str) -> None:
+        """Pass on a sentence worth knowing."""
+
+    def phase(self, name: str, runs: list[Run]) -> None:
+        """Announce the next runs."""
+
+    def steps(self, running: dict[Path, int]) -> None:
+        """Take the steps that running runs have done."""
+
+
+def study(config: StudyConfig, out: Path, progress: Progress) -> dict[str, Any]:
+    """Run the study, or go on where it was stopped, and return its summary.
+
+    Raises:
+        InputError: for settings, data or folders that cannot work, or a budget that is too small.
+    """
+    corpus = load(config.data)
+    with sentences_for_os_errors(out):
+        open_folder(out, {**config.identity, "data_sha256": corpus.sha256})
+        with locked(out):
+            return _Study(config, out, corpus, progress).conduct()
+
+
+class _Study:
+    def __init__(self, config: StudyConfig, out: Path, corpus: Corpus, progress: Progress):
+        self.config, self.out, self.corpus, self.progress = config, out, corpus, progress
+        self.started = time.monotonic()
+        self.state: dict[str, Any] = {"spent": 0.0, "notes": []}
+        if (out / "plan.json").exists():
+            self.state = read_json(out / "plan.json")
+            progress.say(f"going on with the study in {out}")
+        self.earlier: float = self.state["spent"]
+
+    def conduct(self) -> dict[str, Any]:
+        if "steps" not in self.state:
+            self.plan()
+        grids = {name: sorted(FAMILIES[name].rates) for name in self.config.optimizers}
+        self.tune(grids)
+        best = {name: self.best(name, rates) for name, rates in grids.items()}
+        fresh = {
+            name: [self.run(name, rate, seed) for seed in range(1, self.config.seeds + 1)]
+            for name, rate in best.items()
+            if rate is not None
+        }
+        self.perform("fresh seeds", [run for runs in fresh.values() for run in runs])
+        summary = summarize(
+            config=self.config,
+            steps=self.state["steps"],
+            model=GPTConfig(**self.state["model"]),
+            corpus=self.corpus,
+            environment=read_json(self.out / "environment.json"),
+            tuning={n: {r: self.run(n, r, 0) for r in rates} for n, rates in grids.items()},
+            verdicts={name: self.verdict(name, grids[name]) for name in grids},
+            fresh=fresh,
+            plan={
+                "budget_seconds": None if self.config.steps else 60 * self.config.minutes,
+                "spent_seconds": self.spent(),
+                "runs_planned": self.state["runs"],
+                "notes": self.state["notes"],
+            },
+        )
+        write_json(self.out / "summary.json", summary)
+        return summary
+
+    # the plan
+
+    def plan(self) -> None:
+        """Fix the number of steps, and the model, so that all runs fit into the budget."""
+        runs = {n: len(FAMILIES[n].rates) + 1 + self.config.seeds for n in self.config.optimizers}
+        model, steps = self.config.model, self.config.steps
+        notes: list[str] = self.state["notes"]
+        while steps is None:
+            steps = self.affordable(model, runs)
+            smaller = _smaller(model)
+            if steps >= FEWEST_STEPS or (smaller is None and steps >= 20):
+                break
+            if smaller is None:
+                raise InputError(
+                    f"got {self.config.minutes} minutes, which is enough for {steps} steps in each "
+                    f"of {sum(runs.values())} runs of the smallest model; give more minutes, or "
+                    "fewer --optimizers or --seeds"
+                )
+            notes.append(
+                f"width {model.width} and depth {model.depth} would leave {steps} steps a run: "
+                f"the model shrinks to width {smaller.width} and depth {smaller.depth}"
+            )
+            model, steps = smaller, None
+        self.state |= {"steps": steps, "model": asdict(model), "runs": sum(runs.values())}
+        self.save()
+        for note in notes:
+            self.progress.say(note)
+        self.progress.say(
+            f"{sum(runs.values())} runs of {steps} steps: {len(runs)} optimizers, "
+            f"3 learning rates each and one to spare, {self.config.seeds} fresh seeds at the best"
+        )
+
+    def affordable(self, model: GPTConfig, runs: dict[OptimizerName, int]) -> int:
+        """Measure what a step costs, and return the number of steps that fits."""
+        name = f"calibration-{model.width}x{model.depth}"
+        trials = {}
+        for optimizer in runs:
+            rate = FAMILIES[optimizer].rates[0]
+            config = self.settings(optimizer, rate, 0, model, CALIBRATION_STEPS)
+            config = replace(config, validate_every=CALIBRATION_STEPS)
+            trials[optimizer] = Run(config, self.out / name / optimizer)
+        self.perform("timing a few steps", list(trials.values()))
+        each_step = each_run = 0.0
+        for optimizer, run in trials.items():
+            result = run.result
+            if result["status"] == "diverged":
+                raise InputError(f"{result['reason']}")
+            measuring = result["validation_seconds"] * (MEASUREMENTS + 2)
+            each_step += runs[optimizer] * result["step_seconds"]
+            each_run += runs[optimizer] * (result["start_seconds"] + measuring)
+        left = RESERVE * 60 * self.config.minutes - self.spent()
+        steps = (left * self.workers - each_run) / each_step
+        return max(0, int(steps // MEASUREMENTS) * MEASUREMENTS)
+
+    @property
+    def workers(self) -> int:
+        if self.config.workers is not None:
+            return self.config.workers
+        on_cpu = self.config.device == "cpu" or not torch.cuda.is_available()
+        return len(os.sched_getaffinity(0)) if on_cpu and hasattr(os, "sched_getaffinity") else 1
+
+    def settings(
+        self, name: OptimizerName, rate: float, seed: int, model: GPTConfig, steps: int
+    ) -> TrainConfig:
+        every = max(1, steps // MEASUREMENTS)
+        return TrainConfig(
+            optimizer=name,
+            lr=rate,
+            adamw_lr=self.config.adamw_lr,
+            weight_decay=self.config.weight_decay,
+            data=self.config.data,
+            model=model,
+            steps=steps,
+            batch=self.config.batch,
+            warmup=min(20, steps // 5),
+            seed=seed,
+            device=self.config.device,
+            threads=1,
+            validate_every=every,
+            conditions_every=every if seed == 1 else 0,
+            checkpoint_every=max(50, steps // 4),
+        )
+
+    def run(self, name: OptimizerName, rate: float, seed: int) -> Run:
+        model = GPTConfig(**self.state["model"])
+        settings = self.settings(name, rate, seed, model, self.state["steps"])
+        return Run(settings, self.out / "runs" / f"{name}-lr{rate:g}-seed{seed}")
+
+    # tuning
+
+    def tune(self, grids: dict[OptimizerName, list[float]]) -> None:
+        """Run every grid; while a best rate lies at an edge and time allows, go beyond it."""
+        self.perform("tuning", [self.run(n, r, 0) for n, rates in grids.items() for r in rates])
+        for _ in range(GROWTH):
+            added = []
+            for name, rates in grids.items():
+                beyond = self.beyond(name, rates)
+                if beyond is not None and self.time_for(name, beyond):
+                    rates.append(beyond)
+                    rates.sort()
+                    added.append(self.run(name, beyond, 0))
+            if not added:
+                return
+            self.perform("growing grids", added)
+
+    def beyond(self, name: OptimizerName, rates: list[float]) -> float | None:
+        """The next rate past the edge that the best one lies at, if it does."""
+        best = self.best(name, rates)
+        if best is None:
+            return rates[0] / 4  # all diverged
+        if best == rates[0]:
+            return rates[0] / 2
+        return rates[-1] * 2 if best == rates[-1] else None
+
+    def best(self, name: OptimizerName, rates: list[float]) -> float | None:
+        losses = {r: self.run(name, r, 0).result["validation_loss"] for r in rates}
+        finite = {r: loss for r, loss in losses.items() if loss is not None}
+        return min(finite, key=finite.__getitem__) if finite else None
+
+    def verdict(self, name: OptimizerName, rates: list[float]) -> tuple[str, str]:
+        grid = f"{len(rates)} rates from {rates[0]:g} to {rates[-1]:g}"
+        best = self.best(name, rates)
+        if best is None:
+            return "inconclusive", f"every one of {grid} diverged"
+        if best in (rates[0], rates[-1]):
+            return "inconclusive", f"the best of {grid} lies at the edge, and the time was spent"
+        return "tuned", f"the best of {grid} lies inside"
+
+    # time
+
+    def time_for(self, name: OptimizerName, rate: float) -> bool:
+        """Whether another tuning run still leaves time for the fresh seeds."""
+        run = self.run(name, rate, 0)
+        if self.config.steps is not None or run.finished:
+            return True
+        walls = [r.get("wall_seconds") for r in map(_result, (self.out / "runs").iterdir()) if r]
+        usual = sum(w for w in walls if w) / max(1, len(walls))
+        ahead = 1 + len(self.config.optimizers) * self.config.seeds
+        return self.spent() + usual * ahead / self.workers < 60 * self.config.minutes
+
+    def spent(self) -> float:
+        return self.earlier + time.monotonic() - self.started
+
+    def perform(self, phase: str, runs: list[Run]) -> None:
+        self.progress.phase(phase, runs)
+        try:
+            run_all(runs, self.workers, self.progress.steps)
+        finally:
+            self.save()
+
+    def save(self) -> None:
+        self.state["spent"] = self.spent()
+        write_json(self.out / "plan.json", self.state)
+
+
+def _result(folder: Path) -> dict[str, Any] | None:
+    return read_json(folder / "result.json") if (folder / "result.json").exists() else None
+
+
+def _smaller(model: GPTConfig) -> GPTConfig | None:
+    """The next smaller model: half the width down to heads of 8, then half the depth."""
+    if model.width >= 16 * model.heads and model.width % (4 * model.heads) == 0:
+        return replace(model, width=model.width // 2)
+    return replace(model, depth=model.depth // 2) if model.depth > 1 else None

@@ -1,0 +1,195 @@
+"""What a study found, as plain numbers: the report is made from this and nothing else."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from steepest.lab.data import Corpus
+from steepest.lab.models import GPTConfig
+from steepest.lab.studies.statistics import first_reach, interval
+from steepest.lab.sweep import Run
+from steepest.lab.train import FAMILIES, OptimizerName
+from steepest.lab.train.run_folder import read_metrics
+
+if TYPE_CHECKING:
+    from steepest.lab.studies.optimizer_study import StudyConfig
+
+
+def summarize(
+    *,
+    config: StudyConfig,
+    steps: int,
+    model: GPTConfig,
+    corpus: Corpus,
+    environment: dict[str, Any],
+    tuning: Mapping[OptimizerName, Mapping[float, Run]],
+    verdicts: Mapping[OptimizerName, tuple[str, str]],
+    fresh: Mapping[OptimizerName, list[Run]],
+    plan: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the summary; losses in nats per token, and in bits per byte where tokens are bytes."""
+    baseline = config.optimizers[0]
+    to_bits = 1 / math.log(2) if corpus.is_bytes else None
+    losses = {name: _losses(runs) for name, runs in fresh.items()}
+    level = interval(list(losses.get(baseline, {}).values()))
+    sample = next(run for rates in tuning.values() for run in rates.values())
+    all_runs = {run.out for rates in tuning.values() for run in rates.values()}
+    all_runs |= {run.out for runs in fresh.values() for run in runs}
+    return {
+        "kind": "study",
+        "title": "Which optimizer, at its own best learning rate?",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": "steepest study",
+        "settings": {
+            **{k: v for k, v in asdict(sample.config).items() if k in _SHOWN},
+            **{f"model {k}": v for k, v in asdict(model).items()},
+            "steps": steps,
+            "tokens in each run": steps * sample.config.tokens_per_step,
+            "seed for tuning": 0,
+            "fresh seeds": list(range(1, config.seeds + 1)),
+        },
+        "environment": environment,
+        "data": {
+            "name": corpus.name,
+            "description": corpus.description,
+            "sha256": corpus.sha256,
+            "train_bytes": int(corpus.train.nbytes),
+            "validation_bytes": int(corpus.validation.nbytes),
+            "documents": corpus.documents,
+        },
+        "plan": {**plan, "runs_finished": len(all_runs)},
+        "baseline": baseline,
+        "optimizers": [
+            _optimizer(
+                name,
+                tuning[name],
+                fresh.get(name, []),
+                verdicts[name],
+                losses.get(name, {}),
+                losses.get(baseline, {}) if name != baseline else {},
+                level["mean"] if level else None,
+                to_bits,
+            )
+            for name in config.optimizers
+        ],
+    }
+
+
+_SHOWN = (
+    "adamw_lr",
+    "weight_decay",
+    "batch",
+    "warmup",
+    "schedule",
+    "final_lr",
+    "clip",
+    "precision",
+)
+
+
+def _losses(runs: list[Run]) -> dict[int, float]:
+    """Final validation loss by seed, of the runs that did not diverge."""
+    results = {run.config.seed: run.result["validation_loss"] for run in runs}
+    return {seed: loss for seed, loss in results.items() if loss is not None}
+
+
+def _optimizer(
+    name: OptimizerName,
+    tuning: Mapping[float, Run],
+    fresh: list[Run],
+    verdict: tuple[str, str],
+    losses: dict[int, float],
+    baseline: dict[int, float],
+    level: float | None,
+    to_bits: float | None,
+) -> dict[str, Any]:
+    family = FAMILIES[name]
+    unit = to_bits or 1.0
+    gaps = [(losses[seed] - baseline[seed]) * unit for seed in losses if seed in baseline]
+    values = list(losses.values())
+    finished = [run for run in fresh if run.config.seed in losses]
+    curves = [_curve(run) for run in finished]
+    reached = _reached(curves, level)
+    if len(losses) < len(fresh):
+        verdict = "inconclusive", f"{len(fresh) - len(losses)} of {len(fresh)} fresh seeds diverged"
+
+    def median(key: str) -> float | None:
+        numbers = [run.result[key] for run in finished if run.result.get(key) is not None]
+        return statistics.median(numbers) if numbers else None
+
+    return {
+        "name": name,
+        "label": family.label,
+        "geometry": family.geometry,
+        "memory": family.memory,
+        "verdict": verdict[0],
+        "reason": verdict[1],
+        "rates": [
+            {
+                "lr": rate,
+                "runs": [
+                    _point(run, "tuning" if run is first else "seed", to_bits)
+                    for run in [first, *(r for r in fresh if r.config.lr == rate)]
+                ],
+            }
+            for rate, first in sorted(tuning.items())
+        ],
+        "best_lr": fresh[0].config.lr if fresh else None,
+        "validation_loss": interval(values),
+        "bits_per_byte": interval([v * to_bits for v in values]) if to_bits else None,
+        "gap_to_baseline": interval(gaps),
+        "tokens_to_baseline": reached[0],
+        "seconds_to_baseline": reached[1],
+        "step_seconds": median("step_seconds"),
+        "optimizer_share": median("optimizer_share"),
+        "peak_memory_bytes": median("peak_memory_bytes"),
+        "optimizer_state_bytes": median("optimizer_state_bytes"),
+        "curves": curves,
+        "conditions": [row for run in finished for row in _conditions(run)],
+    }
+
+
+def _point(run: Run, purpose: str, to_bits: float | None) -> dict[str, Any]:
+    result = run.result
+    loss = result["validation_loss"]
+    return {
+        "seed": run.config.seed,
+        "purpose": purpose,
+        "status": result["status"],
+        "validation_loss": loss,
+        "bits_per_byte": loss * to_bits if to_bits and loss is not None else None,
+    }
+
+
+def _curve(run: Run) -> dict[str, Any]:
+    rows = [row for row in read_metrics(run.out) if row["kind"] == "validation"]
+    return {
+        "seed": run.config.seed,
+        "tokens": [row["tokens"] for row in rows],
+        "seconds": [row["seconds"] for row in rows],
+        "validation_loss": [row["loss"] for row in rows],
+    }
+
+
+def _reached(
+    curves: list[dict[str, Any]], level: float | None
+) -> tuple[float | None, float | None]:
+    """Tokens and seconds at which the mean curve first reaches the level."""
+    if not curves or level is None:
+        return None, None
+    loss = np.mean([curve["validation_loss"] for curve in curves], axis=0)
+    seconds = np.mean([curve["seconds"] for curve in curves], axis=0)
+    return first_reach(curves[0]["tokens"], loss, level), first_reach(seconds, loss, level)
+
+
+def _conditions(run: Run) -> list[dict[str, Any]]:
+    keys = ("step", "matrix", "role", "nuclear_rank", "stable_rank", "stable_rank_output")
+    rows = (row for row in read_metrics(run.out) if row["kind"] == "condition")
+    return [{key: row[key] for key in keys} for row in rows]

@@ -1,0 +1,133 @@
+"""Checkpoints that are whole or not there: written aside, checked by hash, renamed into place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+from torch.optim.optimizer import Optimizer
+
+from steepest.lab.errors import InputError
+
+KEEP = 2
+
+
+class TornFile(Exception):
+    """A file of a checkpoint is missing or is not what was written."""
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one piece: a reader sees the old one or the new one."""
+    write_atomically(path, json.dumps(content, indent=1).encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file beside its place, force it to disk, and rename it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def save(
+    folder: Path, step: int, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any]
+) -> None:
+    """Write the checkpoint of `step` into `folder`; older ones but the last go afterwards.
+
+    `progress` is whatever else the run needs to go on, as JSON. The state of the random generators
+    is added. Batches need no state: they follow from seed and step.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".step-*"):
+        shutil.rmtree(leftover)
+    place = folder / f"step-{step:08d}"
+    if place.exists():  # found damaged when the run went on from an earlier one
+        shutil.rmtree(place)
+    aside = folder / f".{place.name}.{os.getpid()}"
+    aside.mkdir()
+    state = {
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    try:
+        safetensors.torch.save_model(model, str(aside / "model.safetensors"))
+        torch.save(state, aside / "state.pt")
+        (aside / "progress.json").write_text(json.dumps(progress))
+        hashes = {p.name: _sha256(p) for p in sorted(aside.iterdir())}
+        write_json(aside / "manifest.json", {"step": step, "sha256": hashes})
+        os.rename(aside, place)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    for old in _places(folder)[:-KEEP]:
+        shutil.rmtree(old)
+
+
+def load_latest(
+    folder: Path, model: nn.Module, optimizer: Optimizer
+) -> tuple[int, dict[str, Any], list[str]]:
+    """Load the newest checkpoint that is whole, and say which ones are not.
+
+    Returns:
+        The step (0 if there is no checkpoint), the `progress` saved with it, and a sentence for
+        each damaged checkpoint that was passed over.
+
+    Raises:
+        InputError: if there are checkpoints but none is whole.
+    """
+    damaged: list[str] = []
+    places = _places(folder)
+    for place in reversed(places):
+        try:
+            step = _check(place)
+        except TornFile as error:
+            damaged.append(f"the checkpoint {place.name} is damaged ({error})")
+            continue
+        safetensors.torch.load_model(model, str(place / "model.safetensors"))
+        state = torch.load(place / "state.pt", weights_only=True, map_location="cpu")
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+        return step, json.loads((place / "progress.json").read_text()), damaged
+    if places:
+        raise InputError(
+            f"every checkpoint in {folder} is damaged: {'; '.join(damaged)}. Delete that folder to "
+            "start this run again"
+        )
+    return 0, {}, []
+
+
+def _places(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def _check(place: Path) -> int:
+    """Return the step of a checkpoint, or raise `TornFile`."""
+    try:
+        manifest = json.loads((place / "manifest.json").read_text())
+        for name, expected in manifest["sha256"].items():
+            if _sha256(place / name) != expected:
+                raise TornFile(f"{name} is not what was written")
+        return int(manifest["step"])
+    except (OSError, ValueError, KeyError) as error:
+        raise TornFile(f"{type(error).__name__}: {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

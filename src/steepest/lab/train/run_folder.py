@@ -1,0 +1,179 @@
+"""A run is a folder: its settings, its metrics as JSON lines, its checkpoints, its result.
+
+    config.json      what was asked for, with the hash of the data
+    environment.json where it ran
+    metrics.jsonl    one line for each measurement; "kind" says which
+    checkpoints/     see `checkpoint`
+    result.json      written last: the run is finished
+
+One process writes to a folder at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import filelock
+import torch
+
+from steepest.lab.errors import InputError
+from steepest.lab.train.checkpoint import write_json
+
+
+def open_folder(path: Path, config: dict[str, Any]) -> None:
+    """Make the folder, or check that the one that is there belongs to the same settings.
+
+    Raises:
+        InputError: for a path that is no folder, somebody else's folder, one of other settings.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{path} is not a folder; choose another --out") from error
+    known = path / "config.json"
+    if not known.exists():
+        strangers = [p.name for p in path.iterdir() if not p.name.startswith(".")]
+        if strangers:
+            raise InputError(
+                f"{path} has files in it ({', '.join(sorted(strangers)[:3])}) but no config.json, "
+                "so it is not a run to go on with; choose another --out"
+            )
+        write_json(path / "environment.json", environment())
+        write_json(known, config)
+        return
+    before = read_json(known)
+    wanted = json.loads(json.dumps(config))
+    if before != wanted:
+        raise InputError(f"{path} holds a run with other settings: {_difference(before, wanted)}")
+
+
+def _difference(before: dict[str, Any], wanted: dict[str, Any]) -> str:
+    before, wanted = _flat(before), _flat(wanted)
+    parts = [
+        f"{key} was {before.get(key)!r}, now {wanted.get(key)!r}"
+        for key in sorted(before.keys() | wanted.keys())
+        if before.get(key) != wanted.get(key)
+    ]
+    return f"{'; '.join(parts)}. Give the same settings to go on, or another --out"
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file, or say that it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged: it is not JSON ({error}). Delete {path.parent} to start again, or "
+            "choose another --out"
+        ) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the folder for one writer.
+
+    Raises:
+        InputError: if another process holds it.
+    """
+    lock = filelock.FileLock(path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise InputError(f"another process is writing to {path}; wait for it to end") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def sentences_for_os_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a forbidden folder into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise InputError(
+                f"no space left while writing to {where}; what was saved before is intact. Make "
+                "room and run the same command to go on"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise InputError(f"may not write to {where}; choose another --out") from error
+        raise
+
+
+class Metrics:
+    """Append measurements to `metrics.jsonl`, each line as soon as it is there."""
+
+    def __init__(self, folder: Path, step: int):
+        """Open the file and drop lines beyond `step`, where the run goes on from."""
+        self.path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(folder) if row["step"] <= step]
+        if not self.path.exists() or self.path.is_file():
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._file: IO[str] = open(self.path, "a", buffering=1)  # noqa: SIM115
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Append one line."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the measurements of a run; a torn last line is left out."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers of a run may depend on besides its settings."""
+    try:
+        steepest = version("steepest")
+    except PackageNotFoundError:
+        steepest = "unknown"
+    return {
+        "steepest": steepest,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

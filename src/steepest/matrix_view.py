@@ -1,0 +1,108 @@
+"""How a parameter is a batch of matrices, and back."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from torch import Size, Tensor
+
+
+class MatrixView(NamedTuple):
+    """A parameter seen as `batch` independent matrices, each of `rows` x `columns` as stored.
+
+    Attributes:
+        batch: number of independent matrices along the leading axis (experts, groups of a
+            convolution).
+        rows: stored rows of each matrix.
+        columns: stored columns; all remaining axes flattened (`in * kh * kw` of a convolution).
+        transposed: False where the rows are the outputs (`nn.Linear`), True where the columns are
+            (`nn.ConvTranspose2d`, Hugging Face's `Conv1D`).
+        splits: sizes of blocks along the output axis that are matrices of their own (the query, key
+            and value of a fused projection); empty for one block.
+
+    >>> import torch
+    >>> [tuple(W.shape) for W in MatrixView(1, 4, 12, True, (4, 4, 4)).matrices(torch.ones(4, 12))]
+    [(4, 4), (4, 4), (4, 4)]
+    """
+
+    batch: int
+    rows: int
+    columns: int
+    transposed: bool = False
+    splits: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        shape: Size | tuple[int, ...],
+        *,
+        batch: int = 1,
+        transposed: bool = False,
+        splits: tuple[int, ...] = (),
+    ) -> MatrixView:
+        """View a tensor of `shape` with rows along its first axis (its second after a batch axis).
+
+        `batch` splits the first axis into that many groups of rows.
+        """
+        elements = math.prod(shape)
+        if len(shape) < 2 or elements == 0:
+            raise ValueError(f"got a parameter of shape {tuple(shape)}, expected a matrix or more")
+        if batch < 1 or shape[0] % batch:
+            raise ValueError(f"got batch={batch}, expected a divisor of {shape[0]} rows")
+        experts = len(shape) == 3 and batch == shape[0]
+        rows = shape[1] if experts else shape[0] // batch
+        view = cls(batch, rows, elements // (batch * rows), transposed, splits)
+        view.check(shape)
+        return view
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs of each matrix, over all its splits."""
+        return self.columns if self.transposed else self.rows
+
+    @property
+    def inputs(self) -> int:
+        """Number of inputs of each matrix."""
+        return self.rows if self.transposed else self.columns
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the matrices have a single row or column, so that no matrix norm differs."""
+        return min(self.rows, self.columns) == 1
+
+    def check(self, shape: Size | tuple[int, ...]) -> None:
+        """Raise a `ValueError` unless a tensor of `shape` can be seen this way."""
+        if self.batch * self.rows * self.columns != math.prod(shape):
+            raise ValueError(
+                f"got the view {self.batch} x ({self.rows}, {self.columns}) for a parameter of "
+                f"shape {tuple(shape)}, expected the same number of entries"
+            )
+        if self.splits and sum(self.splits) != self.outputs:
+            raise ValueError(
+                f"got splits {self.splits}, expected sizes that add up to {self.outputs} outputs"
+            )
+
+    def matrices(self, tensor: Tensor) -> list[Tensor]:
+        """Return the matrices of `tensor` as `(out, in)`; writing to them writes to `tensor`.
+
+        The tensor must be contiguous; a `ValueError` or `RuntimeError` says if it does not fit.
+        """
+        matrices = tensor.view(self.batch, self.rows, self.columns)
+        if self.transposed:
+            matrices = matrices.mT
+        return [
+            block
+            for matrix in matrices.unbind(0)
+            for block in (matrix.split(list(self.splits)) if self.splits else (matrix,))
+        ]
+
+    def __str__(self) -> str:
+        """Return for instance `8 x (64, 32)` or `(3 x 64, 64)`, outputs first."""
+        out = f"{self.outputs}"
+        if self.splits:
+            equal = len(set(self.splits)) == 1
+            sizes = "+".join(map(str, self.splits))
+            out = f"{len(self.splits)} x {self.splits[0]}" if equal else sizes
+        matrix = f"({out}, {self.inputs})"
+        return matrix if self.batch == 1 else f"{self.batch} x {matrix}"
