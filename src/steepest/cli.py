@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -170,8 +170,9 @@ def _report(command: Report) -> None:
 
 def _report_room() -> Any:
     try:
-        from steepest.lab import report
         import scipy  # noqa: F401
+
+        from steepest.lab import report
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("jinja2", "plotly", "scipy"):
             raise
@@ -222,8 +223,8 @@ class _StudyProgress:
         total = sum(run.config.steps for run in runs)
         self.bars.remove_task(self.bar)
         self.bar = self.bars.add_task(name, total=total, detail="steps")
-        if not screen.is_terminal:
-            waiting = sum(not run.finished for run in runs)
+        waiting = sum(not run.finished for run in runs)
+        if waiting and not screen.is_terminal:
             _say(f"{name}: {waiting} of {len(runs)} runs to do")
 
     def steps(self, running: dict[Path, int]) -> None:
@@ -234,37 +235,38 @@ class _StudyProgress:
 
 
 def _results(summary: dict[str, Any]) -> Table:
-    baseline = next(e["label"] for e in summary["optimizers"] if e["name"] == summary["baseline"])
+    """One column for each optimizer, so that the table fits a narrow terminal."""
+    entries = summary["optimizers"]
+    baseline = next(e["label"] for e in entries if e["name"] == summary["baseline"])
     table = Table(title=summary["title"], caption="± is half a 95% interval over fresh seeds")
-    for title in ("", "best rate", "nats/token", "bits/byte", f"gap to {baseline}"):
-        table.add_column(title, justify="right" if title else "left")
-    for title in (f"tokens to {baseline}", f"seconds to {baseline}", "step ms", "optimizer"):
-        table.add_column(title, justify="right")
-    table.add_column("peak MB", justify="right")
-    for e in summary["optimizers"]:
-        table.add_row(
-            e["label"],
-            _number(e["best_lr"], "g"),
-            _with_half(e["validation_loss"]),
-            _with_half(e["bits_per_byte"]),
-            _with_half(e["gap_to_baseline"], sign=True),
-            _number(e["tokens_to_baseline"], ",.0f"),
-            _number(e["seconds_to_baseline"], ".1f"),
-            _number(e["step_seconds"] and 1e3 * e["step_seconds"], ".1f"),
-            _number(e["optimizer_share"], ".0%"),
-            _number(e["peak_memory_bytes"] and e["peak_memory_bytes"] / 1e6, ".0f"),
-        )
+    table.add_column()
+    for e in entries:
+        table.add_column(e["label"], justify="right")
+
+    def row(title: str, show: Callable[[dict[str, Any]], str]) -> None:
+        table.add_row(title, *map(show, entries))
+
+    row("best rate", lambda e: _number(e["best_lr"], "g"))
+    row("nats per token", lambda e: _with_half(e["validation_loss"]))
+    row("bits per byte", lambda e: _with_half(e["bits_per_byte"]))
+    row(f"gap to {baseline}", lambda e: _with_half(e["gap_to_baseline"], "+.3f"))
+    row(f"tokens to {baseline}'s", lambda e: _number(e["tokens_to_baseline"], ",.0f"))
+    row(f"seconds to {baseline}'s", lambda e: _number(e["seconds_to_baseline"], ".1f"))
+    row("ms per step", lambda e: _number(e["step_seconds"], ".1f", 1e3))
+    row("optimizer's share", lambda e: _number(e["optimizer_share"], ".0%"))
+    row("peak memory, MB", lambda e: _number(e["peak_memory_bytes"], ".0f", 1e-6))
+    row("verdict", lambda e: str(e["verdict"]))
     return table
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _number(value: float | None, form: str, unit: float = 1.0) -> str:
+    return "-" if value is None else format(value * unit, form)
 
 
-def _with_half(value: dict[str, Any] | None, sign: bool = False) -> str:
+def _with_half(value: dict[str, Any] | None, form: str = ".3f") -> str:
     if value is None:
         return "-"
-    mean = format(value["mean"], "+.3f" if sign else ".3f")
+    mean = format(value["mean"], form)
     return mean if value["low"] is None else f"{mean} ± {value['mean'] - value['low']:.3f}"
 
 

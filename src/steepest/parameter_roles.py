@@ -7,6 +7,7 @@ pattern. Each row of the table gives its reason.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,10 +24,11 @@ from steepest.matrix_view import MatrixView
 Role = Literal["hidden", "conv", "qkv", "experts", "embedding", "head", "vector"]
 MATRIX_ROLES: tuple[Role, ...] = ("hidden", "conv", "qkv", "experts")
 
-_HEAD = re.compile(r"(lm_?head|head|classifier|fc_out|embed_out|unembed\w*|score|output_layer)$")
+_HEAD = re.compile(r"(lm_?head|head|classifier|embed_out|unembed\w*|score|output_layer)$")
 _EMBEDDING = re.compile(r"(^|[._])(\w*emb(ed\w*|edding\w*)?s?|wte|wpe|pos|\w*_token|query_tokens)$")
 _QKV = re.compile(r"(^|[._])(\w*qkv\w*|c_attn)$", re.IGNORECASE)
 _EXPERTS = re.compile(r"expert|moe", re.IGNORECASE)
+_BIAS = re.compile(r"(^|_)bias(es|_table)?$")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head")
 
@@ -182,6 +184,8 @@ def _classify(
     shape = tuple(parameter.shape)
     if parameter.ndim < 2 or parameter.numel() == 0:
         return "vector", None, f"{parameter.ndim}-dimensional"
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm) or _BIAS.search(last):
+        return "vector", None, f"{kind} {'bias' if _BIAS.search(last) else 'gain'}"
 
     view: MatrixView | None
     role: Role
@@ -189,7 +193,8 @@ def _classify(
         return "embedding", MatrixView.of(shape), kind
     if isinstance(module, nn.modules.conv._ConvNd):
         role, reason = "conv", kind if module.groups == 1 else f"{kind}, {module.groups} groups"
-        view = MatrixView.of(shape, batch=module.groups, transposed=module.transposed)
+        flat = (shape[0], math.prod(shape[1:]))  # a three-dimensional shape would mean experts
+        view = MatrixView.of(flat, batch=module.groups, transposed=module.transposed)
     elif isinstance(module, nn.MultiheadAttention) and last == "in_proj_weight":
         role, reason = "qkv", kind
         view = MatrixView.of(shape, splits=(shape[0] // 3,) * 3)
@@ -310,8 +315,11 @@ def _overridden(
     if choice == "experts":
         return choice, MatrixView.of(shape, batch=shape[0])
     view = view or MatrixView.of(shape)
-    splits = (view.outputs // 3,) * 3 if choice == "qkv" else ()
-    return choice, view._replace(splits=splits)
+    if choice != "qkv":
+        return choice, view._replace(splits=())
+    view = view if view.splits else view._replace(splits=(view.outputs // 3,) * 3)
+    view.check(shape)
+    return choice, view
 
 
 def _check_patterns(

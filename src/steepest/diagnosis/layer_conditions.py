@@ -83,11 +83,9 @@ class LayerConditions:
         self.not_covered: list[str] = []
         for row in roles(self._model):
             module = self._model.get_submodule(row.name.rpartition(".")[0])
-            kind = type(module).__name__
-            known = isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.Embedding)
             if row.view is None or row.view.is_vector:
                 continue
-            if (known or kind == "Conv1D") and not getattr(module, "transposed", False):
+            if _is_covered(module):
                 self._owners.append((row, module, row.name))
             else:
                 self.not_covered.append(row.name)
@@ -96,7 +94,7 @@ class LayerConditions:
         self._grams = {row.name: (_Gram(), _Gram()) for row, _, _ in self._owners}
         for row, module, name in self._owners:
             hook = self._hook(row, name)
-            self._handles.append(module.register_forward_hook(hook))
+            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -107,21 +105,24 @@ class LayerConditions:
 
     def _hook(
         self, row: ParameterRole, name: str
-    ) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> None:
             if not torch.is_grad_enabled():
                 return  # an evaluation in between
             entering, leaving = self._grams[name]
-            with torch.no_grad():
+            given = args[0] if args else next(iter(kwargs.values()))
+            # The sums stay in full precision where the model runs under autocast.
+            with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
                 if isinstance(module, nn.Embedding):
-                    entering.add_indices(inputs[0], module.num_embeddings)
-                    leaving.add(output.flatten(0, -2))
+                    entering.add_indices(given, module.num_embeddings)
                 elif isinstance(module, nn.modules.conv._ConvNd):
-                    entering.add(_patches(module, inputs[0]))
-                    leaving.add(output.movedim(1, -1).flatten(0, -2))
+                    entering.add(_patches(module, given))
+                    output = output.movedim(-1 - len(module.kernel_size), -1)
                 else:
-                    entering.add(inputs[0].flatten(0, -2))
-                    leaving.add(output.flatten(0, -2))
+                    entering.add(given)
+                leaving.add(output)
 
         return hook
 
@@ -135,7 +136,8 @@ class LayerConditions:
         """
         if not any(entering.tokens for entering, _ in self._grams.values()):
             raise RuntimeError(
-                "got no activations, expected a forward pass within the `with` block"
+                "got no activations, expected a forward pass within the `with` block; a compiled "
+                "model that ran before does not call hooks, so run the uncompiled one"
             )
         measured = []
         for row, _, name in self._owners:
@@ -144,7 +146,7 @@ class LayerConditions:
             if not entering.tokens or gradient is None:
                 continue
             view = row.view or MatrixView.of(gradient.shape)
-            matrices = view.matrices(gradient.contiguous())
+            matrices = view.matrices(gradient.to_dense().contiguous())
             for i, G in enumerate(matrices):
                 if not bool(G.isfinite().all()):
                     raise FloatingPointError(
@@ -167,6 +169,17 @@ class LayerConditions:
         return measured
 
 
+def _is_covered(module: nn.Module) -> bool:
+    """Whether the first argument of the module is what its weight multiplies."""
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return False  # `nn.MultiheadAttention` reads the weight and never calls the module
+    if isinstance(module, nn.Embedding):  # subclasses may take a mask, and count positions
+        return type(module).forward is nn.Embedding.forward
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return not module.transposed
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
 class _Gram:
     """The sum of a aᵀ over all tokens a, and from it the stable rank of the matrix of tokens."""
 
@@ -175,9 +188,10 @@ class _Gram:
         self._sum: Tensor | None = None  # (features, features), or (features,) if diagonal
 
     def add(self, tokens: Tensor) -> None:
-        """Add rows of shape `(tokens, features)`."""
-        wide = tokens.detach().to(torch.float32)
-        self._accumulate((wide.mT @ wide).to(torch.float64), len(tokens))
+        """Add tokens of shape `(..., features)`."""
+        wide = tokens.detach().to(torch.promote_types(tokens.dtype, torch.float32))
+        wide = wide.reshape(-1, wide.shape[-1])
+        self._accumulate((wide.mT @ wide).to(torch.float64), len(wide))
 
     def add_indices(self, indices: Tensor, size: int) -> None:
         """Add indicator vectors, whose Gram matrix is the diagonal of the counts."""
@@ -207,6 +221,7 @@ class _Gram:
 def _patches(module: nn.modules.conv._ConvNd, images: Tensor) -> Tensor:
     """What a convolution multiplies: one row of `in * kh * kw` entries for each output position."""
     dims = len(module.kernel_size)
+    images = images if images.ndim == dims + 2 else images[None]  # the batch axis is optional
     if module.padding_mode != "zeros" or isinstance(module.padding, str):
         pads = module._reversed_padding_repeated_twice
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode

@@ -112,6 +112,8 @@ def polar(
     True
     """
     _check(G, dtype)
+    if nonfinite not in ("raise", "nan"):
+        raise ValueError(f'got nonfinite={nonfinite!r}, expected "raise" or "nan"')
     if method == "svd" and steps is not None:
         raise ValueError(f'got steps={steps}, but "svd" is exact and takes no steps')
     schedule = () if method == "svd" else polynomials(method, steps)

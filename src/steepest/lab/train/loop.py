@@ -214,6 +214,7 @@ def _train(
                 _check_finite(value, done, out)
                 metrics.write("validation", done, tokens=tokens, loss=value, **clock.totals())
             if last or _due(done, config.checkpoint_every):
+                _check_finite(sum(p.sum().item() for p in model.parameters()), done, out, "weights")
                 checkpoint.save(out / "checkpoints", done, model, optimizer, clock.state())
             on_step(done, {"loss": loss_now, "tokens": tokens, **clock.totals()})
     finally:
@@ -285,11 +286,11 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _check_finite(loss: float, step: int, out: Path) -> None:
-    if not math.isfinite(loss):
+def _check_finite(value: float, step: int, out: Path, what: str = "loss") -> None:
+    if not math.isfinite(value):
         raise Diverged(
-            f"the loss of {out.name} is {loss} at step {step}; nothing was saved after the last "
-            "finite checkpoint. Try a smaller --lr, a longer --warmup or --clip 1.0"
+            f"{out.name}: NaN or infinite {what} at step {step}; the checkpoints are from before. "
+            "Try a smaller --lr, a longer --warmup or --clip 1.0"
         )
 
 

@@ -105,7 +105,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def sentences_for_os_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a forbidden folder into a sentence."""
+    """Turn a full disk, or a folder that cannot be used, into a sentence."""
     try:
         yield
     except OSError as error:
@@ -115,9 +115,7 @@ def sentences_for_os_errors(path: Path) -> Iterator[None]:
                 f"no space left while writing to {where}; what was saved before is intact. Make "
                 "room and run the same command to go on"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise InputError(f"may not write to {where}; choose another --out") from error
-        raise
+        raise InputError(f"cannot use {where}: {error.strerror}; choose another --out") from error
 
 
 class Metrics:

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steepest.lab.errors import InputError
+from steepest.lab.models import GPTConfig
+from steepest.lab.studies import optimizer_study
+from steepest.lab.studies.optimizer_study import StudyConfig, study
+from steepest.lab.sweep import Run
+from steepest.lab.train.checkpoint import write_json
+
+
+class Quiet:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.phases: list[tuple[str, list[str]]] = []
+
+    def say(self, sentence: str) -> None:
+        self.said.append(sentence)
+
+    def phase(self, name: str, runs: list[Run]) -> None:
+        self.phases.append((name, [run.out.name for run in runs]))
+
+    def steps(self, running: dict[Path, int]) -> None:
+        pass
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> StudyConfig:
+    text = tmp_path / "text.txt"
+    text.write_text("pack my box with five dozen liquor jugs. " * 200)
+    return StudyConfig(
+        optimizers=("adamw", "muon"), steps=5, seeds=2, data=str(text), workers=2,
+        model=GPTConfig(width=16, depth=1, heads=2, context=16), batch=2,
+    )  # fmt: skip
+
+
+def _pretend(monkeypatch: pytest.MonkeyPatch, loss: Any) -> list[str]:
+    """Replace training by a formula, to study the study."""
+    made: list[str] = []
+
+    def run_all(runs: list[Run], workers: int, on_progress: Any) -> None:
+        for run in runs:
+            if run.finished:
+                continue
+            made.append(run.out.name)
+            run.out.mkdir(parents=True, exist_ok=True)
+            value = loss(run.config.optimizer, run.config.rate, run.config.seed)
+            result = {
+                "status": "finished" if value is not None else "diverged",
+                "validation_loss": value, "reason": "pretended", "step_seconds": 0.01,
+                "optimizer_share": 0.1, "wall_seconds": 1.0, "start_seconds": 0.1,
+                "validation_seconds": 0.01, "peak_memory_bytes": 1, "optimizer_state_bytes": 1,
+            }  # fmt: skip
+            write_json(run.out / "result.json", result)
+
+    monkeypatch.setattr(optimizer_study, "run_all", run_all)
+    return made
+
+
+def _bowl(best: float) -> Any:
+    """A loss with its minimum at a rate, and a little noise from the seed."""
+    from math import log2
+
+    return lambda name, rate, seed: 2.0 + 0.1 * log2(rate / best) ** 2 + 0.001 * seed
+
+
+def _entry(summary: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(entry for entry in summary["optimizers"] if entry["name"] == name)
+
+
+def test_a_small_study_from_end_to_end(config: StudyConfig, tmp_path: Path) -> None:
+    """Real runs: fair by construction, and not one of them run again."""
+    first = Quiet()
+    summary = study(config, tmp_path / "study", first)
+    for entry in summary["optimizers"]:
+        rates = [rate["lr"] for rate in entry["rates"]]
+        assert len(rates) >= 3
+        assert entry["validation_loss"]["n"] == 2
+        assert entry["conditions"]
+        assert len(entry["curves"]) == 2
+        if entry["verdict"] == "tuned":
+            assert rates[0] < entry["best_lr"] < rates[-1]
+    assert _entry(summary, "adamw")["gap_to_baseline"] is None
+    assert _entry(summary, "muon")["gap_to_baseline"]["n"] == 2
+    again = Quiet()
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "study").rglob("result.json")}
+    repeated = study(config, tmp_path / "study", again)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "study").rglob("result.json")} == stamps
+    assert repeated["optimizers"] == summary["optimizers"]
+    more = study(replace(config, seeds=3), tmp_path / "study", Quiet())
+    assert _entry(more, "muon")["validation_loss"]["n"] == 3
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
+
+
+def test_runs_differ_in_the_matrices_optimizer_alone(config: StudyConfig, tmp_path: Path) -> None:
+    study(config, tmp_path / "study", Quiet())
+    import json
+
+    configs = [
+        json.loads(p.read_text()) for p in (tmp_path / "study" / "runs").rglob("config.json")
+    ]
+    varying = {"optimizer", "lr", "seed", "conditions_every"}
+    shared = [{k: v for k, v in c.items() if k not in varying} for c in configs]
+    assert len(shared) > 8
+    assert all(each == shared[0] for each in shared)
+    starts = {}
+    for place in (tmp_path / "study" / "runs").iterdir():
+        line = json.loads((place / "metrics.jsonl").read_text().splitlines()[0])
+        starts.setdefault(json.loads((place / "config.json").read_text())["seed"], set()).add(
+            line["loss"]
+        )
+    assert all(len(losses) == 1 for losses in starts.values())  # same init, same first batch
+
+
+@pytest.mark.parametrize("best", [0.008, 0.03, 0.1, 0.002])
+def test_a_grid_grows_until_the_best_rate_lies_inside(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: float
+) -> None:
+    _pretend(monkeypatch, _bowl(best))
+    summary = study(config, tmp_path / "study", Quiet())
+    for entry in summary["optimizers"]:
+        rates = [rate["lr"] for rate in entry["rates"]]
+        assert entry["verdict"] == "tuned"
+        assert rates[0] < entry["best_lr"] < rates[-1]
+        assert best / 1.5 < entry["best_lr"] < best * 1.5
+        assert all(b / a == pytest.approx(2) for a, b in itertools.pairwise(rates))
+
+
+def test_an_optimum_out_of_reach_is_inconclusive(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pretend(monkeypatch, lambda name, rate, seed: 3.0 - rate if name == "muon" else 2.0 + rate)
+    summary = study(config, tmp_path / "study", Quiet())
+    assert [entry["verdict"] for entry in summary["optimizers"]] == ["inconclusive"] * 2
+    assert "lies at the edge" in _entry(summary, "muon")["reason"]
+
+
+def test_divergence_everywhere_or_of_a_seed_is_inconclusive(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bowl = _bowl(0.02)
+
+    def loss(name: str, rate: float, seed: int) -> float | None:
+        if name == "muon":
+            return None
+        return None if seed == 2 else float(bowl(name, rate, seed))
+
+    _pretend(monkeypatch, loss)
+    summary = study(config, tmp_path / "study", Quiet())
+    muon, adamw = _entry(summary, "muon"), _entry(summary, "adamw")
+    assert (muon["verdict"], muon["best_lr"], muon["validation_loss"]) == (
+        "inconclusive",
+        None,
+        None,
+    )
+    assert "diverged" in muon["reason"]
+    assert (adamw["verdict"], adamw["validation_loss"]["n"]) == ("inconclusive", 1)
+    assert "1 of 2 fresh seeds diverged" in adamw["reason"]
+
+
+def test_the_interval_comes_from_seeds_the_rate_was_not_chosen_on(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pretend(monkeypatch, _bowl(0.02))
+    summary = study(config, tmp_path / "study", Quiet())
+    muon = _entry(summary, "muon")
+    assert muon["validation_loss"]["mean"] == pytest.approx(2.0 + 0.001 * (1 + 2) / 2)
+    best = next(rate for rate in muon["rates"] if rate["lr"] == muon["best_lr"])
+    assert [(run["seed"], run["purpose"]) for run in best["runs"]] == [
+        (0, "tuning"), (1, "seed"), (2, "seed"),
+    ]  # fmt: skip
+    assert muon["gap_to_baseline"]["low"] is not None
+
+
+def test_the_plan_keeps_to_the_budget_and_shrinks_the_model_before_the_safeguards(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pretend(monkeypatch, _bowl(0.02))
+    planned = replace(config, steps=None, minutes=1.0, model=GPTConfig(width=64, heads=2))
+    quiet = Quiet()
+    summary = study(planned, tmp_path / "a", quiet)
+    runs = 2 * (3 + 1 + 2)
+    steps = summary["settings"]["steps"]
+    assert 0 < runs * steps * 0.01 / 2 < 60
+    assert summary["settings"]["model width"] == 64
+    tight = study(replace(planned, minutes=0.12), tmp_path / "b", quiet)
+    assert tight["settings"]["model width"] < 64
+    assert any("the model shrinks" in note for note in tight["plan"]["notes"])
+    assert _entry(tight, "muon")["validation_loss"]["n"] == 2
+    with pytest.raises(InputError, match="give more minutes"):
+        study(replace(planned, minutes=0.01), tmp_path / "c", quiet)
+
+
+def test_other_settings_in_the_same_folder_are_refused(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pretend(monkeypatch, _bowl(0.02))
+    study(config, tmp_path / "study", Quiet())
+    with pytest.raises(InputError, match=r"batch was 2, now 4"):
+        study(replace(config, batch=4), tmp_path / "study", Quiet())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"minutes": 0}, {"minutes": float("nan")}, {"seeds": 0}, {"optimizers": ()},
+     {"optimizers": ("muon", "muon")}, {"steps": 0}, {"workers": 0}],
+)  # fmt: skip
+def test_impossible_settings_get_a_sentence(changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="got"):
+        StudyConfig(**changes)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import steepest
+from steepest.lab.errors import InputError
+from steepest.lab.train import checkpoint
+
+
+def _trained(steps: int) -> tuple[nn.Module, steepest.Muon]:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
+    optimizer = steepest.Muon(model)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(4, 6)).square().sum().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def test_a_checkpoint_gives_back_everything(tmp_path: Path) -> None:
+    model, optimizer = _trained(3)
+    checkpoint.save(tmp_path, 3, model, optimizer, {"seconds": 1.5})
+    expected = torch.randn(5)
+    fresh, fresh_optimizer = _trained(0)
+    step, progress, damaged = checkpoint.load_latest(tmp_path, fresh, fresh_optimizer)
+    assert (step, progress, damaged) == (3, {"seconds": 1.5}, [])
+    assert torch.equal(torch.randn(5), expected)  # the random generator too
+    for (name, a), b in zip(model.state_dict().items(), fresh.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    for key, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, fresh_optimizer.state_dict()["state"][key][name])
+
+
+def test_tied_weights_survive(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"a": nn.Embedding(5, 4), "b": nn.Linear(4, 5, bias=False)})
+    model["b"].weight = model["a"].weight
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    checkpoint.save(tmp_path, 1, model, optimizer, {})
+    before = model["a"].weight.detach().clone()
+    model["a"].weight.data.zero_()
+    checkpoint.load_latest(tmp_path, model, optimizer)
+    assert torch.equal(model["b"].weight, before)
+    assert model["b"].weight is model["a"].weight
+
+
+def test_the_newest_two_are_kept_and_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
+    model, optimizer = _trained(1)
+    (tmp_path / ".step-00000009.123").mkdir(parents=True)
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, model, optimizer, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "state.pt", "progress.json", "manifest.json"]
+)
+@pytest.mark.parametrize("damage", ["torn", "missing", "changed"])
+def test_a_damaged_file_is_detected_and_the_one_before_is_used(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    model, optimizer = _trained(1)
+    checkpoint.save(tmp_path, 1, model, optimizer, {"at": 1})
+    checkpoint.save(tmp_path, 2, model, optimizer, {"at": 2})
+    victim = tmp_path / "step-00000002" / name
+    content = victim.read_bytes()
+    if damage == "missing":
+        victim.unlink()
+    elif damage == "torn":
+        victim.write_bytes(content[: len(content) // 2])
+    else:
+        victim.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    step, progress, damaged = checkpoint.load_latest(tmp_path, model, optimizer)
+    assert (step, progress) == (1, {"at": 1})
+    assert len(damaged) == 1
+    assert "step-00000002 is damaged" in damaged[0]
+    checkpoint.save(tmp_path, 2, model, optimizer, {"at": 2})  # over the damaged one
+    assert checkpoint.load_latest(tmp_path, model, optimizer)[0] == 2
+
+
+def test_only_damaged_checkpoints_are_an_error_and_nothing_is_half_read(tmp_path: Path) -> None:
+    model, optimizer = _trained(1)
+    checkpoint.save(tmp_path, 1, model, optimizer, {})
+    (tmp_path / "step-00000001" / "state.pt").write_bytes(b"")
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(InputError, match=r"every checkpoint .* is damaged"):
+        checkpoint.load_latest(tmp_path, model, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    checkpoint.write_json(tmp_path / "a.json", {"old": 1})
+    with pytest.raises(TypeError):
+        checkpoint.write_json(tmp_path / "a.json", {"new": object()})
+    assert (tmp_path / "a.json").read_text() == '{\n "old": 1\n}'
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from steepest.lab.errors import Diverged, InputError
+from steepest.lab.models import GPTConfig
+from steepest.lab.train import OPTIMIZERS, TrainConfig, train
+from steepest.lab.train.run_folder import locked, read_metrics
+
+MODEL = GPTConfig(width=16, depth=1, heads=2, context=16)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{i} and {i * i % 97}; " for i in range(3000)))
+    return path
+
+
+def _config(text: Path, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = {
+        "data": str(text), "model": MODEL, "steps": 12, "batch": 4, "warmup": 2, "threads": 1,
+        "validate_every": 4, "validate_windows": 4, "checkpoint_every": 3, "log_every": 1,
+    }  # fmt: skip
+    return TrainConfig(**{**settings, **changes})
+
+
+class Stop(Exception):
+    pass
+
+
+def _stop_after(step: int) -> Any:
+    def on_step(done: int, values: dict[str, Any]) -> None:
+        if done == step:
+            raise Stop
+
+    return on_step
+
+
+def _losses(out: Path) -> list[tuple[str, int, float]]:
+    kinds = ("train", "validation")
+    return [(r["kind"], r["step"], r["loss"]) for r in read_metrics(out) if r["kind"] in kinds]
+
+
+def _weights(out: Path) -> bytes:
+    return (sorted((out / "checkpoints").glob("step-*"))[-1] / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_stopped_anywhere_ends_bit_for_bit_like_one_that_was_not(
+    tmp_path: Path, text: Path, optimizer: Any
+) -> None:
+    config = _config(text, optimizer=optimizer, accumulate=2, clip=1.0, conditions_every=5)
+    whole = train(config, tmp_path / "whole")
+    for step in (2, 3, 7, 12):  # before the first checkpoint, at one, between two, at the end
+        with pytest.raises(Stop):
+            train(config, tmp_path / "parts", on_step=_stop_after(step))
+    parts = train(config, tmp_path / "parts")
+    assert parts["validation_loss"] == whole["validation_loss"]
+    assert _weights(tmp_path / "parts") == _weights(tmp_path / "whole")
+    assert _losses(tmp_path / "parts") == _losses(tmp_path / "whole")
+    states = [
+        torch.load(
+            tmp_path / name / "checkpoints" / "step-00000012" / "state.pt", weights_only=True
+        )["optimizer"]["state"]
+        for name in ("whole", "parts")
+    ]
+    for key, state in states[0].items():
+        assert all(torch.equal(value, states[1][key][name]) for name, value in state.items())
+
+
+def test_a_killed_process_goes_on_and_ends_the_same(tmp_path: Path, text: Path) -> None:
+    """Kill -9 at moments of its own choosing, in the middle of whatever it does."""
+    settings = ["--data", str(text), "--steps", "400", "--batch", "4", "--threads", "1"]
+    settings += ["--model.width", "16", "--model.depth", "1", "--model.heads", "2"]
+    settings += ["--model.context", "16", "--checkpoint-every", "5", "--log-every", "1"]
+    command = [sys.executable, "-m", "steepest.cli", "train", *settings, "--out"]
+
+    def run(out: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+
+    whole = run(tmp_path / "whole")
+    assert whole.wait(120) == 0, whole.stderr and whole.stderr.read()
+    kills = 0
+    for lines in (20, 120, 260):
+        process = run(tmp_path / "parts")
+        metrics = tmp_path / "parts" / "metrics.jsonl"
+        while process.poll() is None:
+            if metrics.exists() and metrics.read_bytes().count(b"\n") >= lines:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+                kills += 1
+            time.sleep(0.005)
+    assert kills == 3
+    last = run(tmp_path / "parts")
+    assert last.wait(120) == 0
+    assert last.stderr is not None
+    assert b"going on from step" in last.stderr.read()
+    assert _weights(tmp_path / "parts") == _weights(tmp_path / "whole")
+    assert _losses(tmp_path / "parts") == _losses(tmp_path / "whole")
+
+
+def test_training_learns_and_measures(tmp_path: Path, text: Path) -> None:
+    result = train(_config(text, steps=60, conditions_every=30, lr=0.05), tmp_path / "run")
+    rows = read_metrics(tmp_path / "run")
+    validation = [row["loss"] for row in rows if row["kind"] == "validation"]
+    assert result["validation_loss"] == validation[-1] < validation[0] - 1.5
+    conditions = [row for row in rows if row["kind"] == "condition"]
+    assert {row["step"] for row in conditions} == {1, 31}
+    assert len(conditions) == 2 * 8  # six hidden matrices, embedding and head
+    assert 0 < result["optimizer_share"] < 1
+    assert result["optimizer_state_bytes"] > 0
+
+
+def test_measuring_the_conditions_changes_nothing(tmp_path: Path, text: Path) -> None:
+    config = _config(text)
+    plain = train(config, tmp_path / "plain")
+    measured = train(replace(config, conditions_every=2), tmp_path / "measured")
+    assert plain["validation_loss"] == measured["validation_loss"]
+    assert _weights(tmp_path / "plain") == _weights(tmp_path / "measured")
+
+
+def test_accumulated_batches_count_as_one(tmp_path: Path, text: Path) -> None:
+    config = _config(text, batch=2, accumulate=3, steps=1, checkpoint_every=0)
+    train(config, tmp_path / "run")
+    row = next(row for row in read_metrics(tmp_path / "run") if row["kind"] == "train")
+    assert row["tokens"] == 2 * 3 * 16
+    from steepest.lab.data import Sampler, load
+    from steepest.lab.models import GPT
+
+    torch.manual_seed(0)
+    model = GPT(MODEL, 256)
+    sampler = Sampler(load(str(text)).train, 2, 16, 0)
+    losses = [model.loss(*sampler.batch(0, part)) for part in range(3)]
+    assert abs(row["loss"] - sum(loss.item() for loss in losses) / 3) < 1e-5
+
+
+def test_clipping_reaches_the_raw_gradient_and_not_the_orthogonal_update(
+    tmp_path: Path, text: Path
+) -> None:
+    """A first step of Muon does not depend on the length of the gradient, clipped or not."""
+    from safetensors.torch import load_file
+
+    from steepest.lab.models import GPT
+
+    torch.manual_seed(0)
+    start = GPT(MODEL, 256).state_dict()
+    sizes: dict[float | None, list[float]] = {}
+    for clip in (None, 1e-3):
+        config = _config(text, steps=1, warmup=0, clip=clip, optimizer="muon", adamw_lr=0.0)
+        train(config, tmp_path / str(clip))
+        folder = tmp_path / str(clip) / "checkpoints" / "step-00000001"
+        end = load_file(folder / "model.safetensors")
+        sizes[clip] = [float((end[k] - start[k]).norm()) for k in end if "weight" in k]
+    assert max(sizes[None]) > 0.05
+    assert sizes[1e-3] == pytest.approx(sizes[None], rel=0.02)
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path, text: Path) -> None:
+    first = train(_config(text), tmp_path / "run")
+    said: list[str] = []
+    again = train(_config(text), tmp_path / "run", on_step=_stop_after(1), say=said.append)
+    assert again == first
+    assert "finished already" in said[0]
+
+
+def test_another_configuration_or_other_data_is_refused(tmp_path: Path, text: Path) -> None:
+    train(_config(text), tmp_path / "run")
+    with pytest.raises(InputError, match=r"other settings: lr was None, now 0\.5"):
+        train(_config(text, lr=0.5), tmp_path / "run")
+    with pytest.raises(InputError, match=r"model\.width was 16, now 32"):
+        train(_config(text, model=replace(MODEL, width=32)), tmp_path / "run")
+    text.write_text(text.read_text() + "more")
+    with pytest.raises(InputError, match="data_sha256"):
+        train(_config(text), tmp_path / "run")
+
+
+def test_divergence_is_an_error_and_no_checkpoint_holds_it(tmp_path: Path, text: Path) -> None:
+    config = _config(text, optimizer="adamw", lr=1e30, adamw_lr=1e30, warmup=0, checkpoint_every=1)
+    with pytest.raises(Diverged, match="NaN or infinite"):
+        train(config, tmp_path / "run")
+    from safetensors.torch import load_file
+
+    for place in (tmp_path / "run" / "checkpoints").glob("step-*/model.safetensors"):
+        assert all(bool(t.isfinite().all()) for t in load_file(place).values())
+
+
+def test_folders_that_cannot_be_used_get_a_sentence(tmp_path: Path, text: Path) -> None:
+    config = _config(text)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="not a folder"):
+        train(config, tmp_path / "file")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match=r"files in it \(thesis.tex\)"):
+        train(config, tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.json").write_text('{"steps": 1')
+    with pytest.raises(InputError, match="is damaged: it is not JSON"):
+        train(config, tmp_path / "half")
+
+
+def test_a_folder_has_one_writer(tmp_path: Path, text: Path) -> None:
+    config = _config(text)
+    with pytest.raises(Stop):
+        train(config, tmp_path / "run", on_step=_stop_after(1))
+    code = (
+        "import sys; from pathlib import Path; from steepest.lab.train.run_folder import locked\n"
+        f"with locked(Path({str(tmp_path / 'run')!r})): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="another process is writing"):
+            train(config, tmp_path / "run")
+        holder.kill()
+    with locked(tmp_path / "run"):  # a killed holder holds nothing
+        pass
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_gets_a_sentence_and_loses_nothing(tmp_path: Path, text: Path) -> None:
+    config = _config(text)
+    with pytest.raises(Stop):
+        train(config, tmp_path / "run", on_step=_stop_after(7))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    before = metrics.read_text()
+    metrics.unlink()
+    metrics.symlink_to("/dev/full")
+    with pytest.raises(InputError, match="no space left"):
+        train(config, tmp_path / "run")
+    metrics.unlink()
+    metrics.write_text(before)
+    whole = train(config, tmp_path / "whole")
+    assert train(config, tmp_path / "run")["validation_loss"] == whole["validation_loss"]
+
+
+def test_a_torn_last_line_of_metrics_is_dropped(tmp_path: Path, text: Path) -> None:
+    config = _config(text)
+    with pytest.raises(Stop):
+        train(config, tmp_path / "run", on_step=_stop_after(8))
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text(path.read_text()[:-10])
+    train(config, tmp_path / "run")
+    assert _losses(tmp_path / "run") == _losses_of_a_whole_run(config, tmp_path)
+
+
+def _losses_of_a_whole_run(config: TrainConfig, tmp_path: Path) -> list[tuple[str, int, float]]:
+    train(config, tmp_path / "whole")
+    return _losses(tmp_path / "whole")
+
+
+def test_every_line_of_metrics_is_json_and_in_order(tmp_path: Path, text: Path) -> None:
+    train(_config(text), tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == sorted(steps)
+
+
+def test_autocast_trains_in_bfloat16(tmp_path: Path, text: Path) -> None:
+    full = train(_config(text, steps=30, lr=0.05), tmp_path / "full")
+    half = train(_config(text, steps=30, lr=0.05, precision="bfloat16"), tmp_path / "half")
+    assert half["validation_loss"] != full["validation_loss"]
+    assert abs(half["validation_loss"] - full["validation_loss"]) < 0.1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"steps": 0}, {"batch": 0}, {"lr": -1.0}, {"lr": float("nan")}, {"warmup": -1},
+     {"clip": float("inf")}, {"log_every": 0}],
+)  # fmt: skip
+def test_impossible_settings_get_a_sentence(text: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="expected"):
+        _config(text, **changes)
+
+
+def test_a_device_that_is_not_there_gets_a_sentence(tmp_path: Path, text: Path) -> None:
+    with pytest.raises(InputError, match="not to be had here"):
+        train(_config(text, device="nonsense"), tmp_path / "run")
