@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -238,8 +239,9 @@ def _results(summary: dict[str, Any]) -> Table:
     """One column for each optimizer, so that the table fits a narrow terminal."""
     entries = summary["optimizers"]
     baseline = next(e["label"] for e in entries if e["name"] == summary["baseline"])
-    table = Table(title=summary["title"], caption="± is half a 95% interval over fresh seeds")
-    table.add_column()
+    caption = "± is half a 95% interval over fresh seeds"
+    table = Table(title=summary["title"], caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True)
     for e in entries:
         table.add_column(e["label"], justify="right")
 
@@ -247,14 +249,14 @@ def _results(summary: dict[str, Any]) -> Table:
         table.add_row(title, *map(show, entries))
 
     row("best rate", lambda e: _number(e["best_lr"], "g"))
-    row("nats per token", lambda e: _with_half(e["validation_loss"]))
-    row("bits per byte", lambda e: _with_half(e["bits_per_byte"]))
+    row("nats/token", lambda e: _with_half(e["validation_loss"]))
+    row("bits/byte", lambda e: _with_half(e["bits_per_byte"]))
     row(f"gap to {baseline}", lambda e: _with_half(e["gap_to_baseline"], "+.3f"))
-    row(f"tokens to {baseline}'s", lambda e: _number(e["tokens_to_baseline"], ",.0f"))
-    row(f"seconds to {baseline}'s", lambda e: _number(e["seconds_to_baseline"], ".1f"))
+    row("tokens to reach it", lambda e: _number(e["tokens_to_baseline"], ",.0f"))
+    row("seconds to reach it", lambda e: _number(e["seconds_to_baseline"], ".1f"))
     row("ms per step", lambda e: _number(e["step_seconds"], ".1f", 1e3))
-    row("optimizer's share", lambda e: _number(e["optimizer_share"], ".0%"))
-    row("peak memory, MB", lambda e: _number(e["peak_memory_bytes"], ".0f", 1e-6))
+    row("optimizer share", lambda e: _number(e["optimizer_share"], ".0%"))
+    row("peak MB", lambda e: _number(e["peak_memory_bytes"], ".0f", 1e-6))
     row("verdict", lambda e: str(e["verdict"]))
     return table
 
@@ -267,7 +269,7 @@ def _with_half(value: dict[str, Any] | None, form: str = ".3f") -> str:
     if value is None:
         return "-"
     mean = format(value["mean"], form)
-    return mean if value["low"] is None else f"{mean} ± {value['mean'] - value['low']:.3f}"
+    return mean if value["low"] is None else f"{mean} ±{value['mean'] - value['low']:.3f}"
 
 
 if __name__ == "__main__":

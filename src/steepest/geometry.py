@@ -56,11 +56,11 @@ class Euclidean:
         return torch.linalg.matrix_norm(G)
 
     def direction(self, G: Tensor) -> Tensor:
-        """Return G / ‖G‖_F."""
+        """Return G / ‖G‖_F; a matrix with non-finite entries gives NaN."""
         largest = G.abs().amax((-2, -1), keepdim=True)
-        scaled = G / torch.where(largest > 0, largest, 1.0)
+        scaled = G / torch.where(largest == 0, 1.0, largest)
         norm = torch.linalg.matrix_norm(scaled, keepdim=True)
-        return scaled / torch.where(norm > 0, norm, 1.0)
+        return scaled / torch.where(norm == 0, 1.0, norm)
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ def _head_module(model: nn.Module) -> nn.Module | None:
         return None  # found by name
     name, last = linear[-1]
     parts = name.split(".")
-    ancestors = [model.get_submodule(".".join(parts[:i])) for i in range(1, len(parts))]
+    ancestors = [model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
     inside = (nn.ModuleList, nn.MultiheadAttention, nn.TransformerEncoderLayer)
     alone = isinstance(model, nn.Linear)
     return None if alone or any(isinstance(a, inside) for a in ancestors) else last

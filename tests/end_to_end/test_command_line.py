@@ -52,7 +52,7 @@ def test_a_study_ends_with_a_table_and_a_report_with_every_number(finished: Path
     )  # fmt: skip
     assert again.returncode == 0
     assert "going on with the study" in again.stderr
-    for label in ("AdamW", "Signum", "Muon", "bits per byte", "gap to AdamW", "verdict"):
+    for label in ("AdamW", "Signum", "Muon", "bits/byte", "gap to AdamW", "verdict"):
         assert label in again.stdout
     from steepest.lab import report
 

@@ -90,7 +90,8 @@ def polar(
             values on [0.01, 1] times the Frobenius norm after 5 steps: 0.13 ("polar-express"),
             0.03 ("you"), 0.32 ("jordan"); after 8 steps of "polar-express": below 5e-5.
         dtype: precision of the computation. By default that of G, and float32 for half precision;
-            `torch.bfloat16` is two to four times faster and has an error of about 1e-2 of its own.
+            `torch.bfloat16` is two to four times faster and has an error of about 1e-2 of its own;
+            it fills the null space of a low-rank G with noise, the more the more steps.
         nonfinite: what to do with a matrix that has a NaN or infinite entry: "raise" a
             `ValueError` (default; on an accelerator this waits for the device), or report it by
             returning that matrix full of "nan" and all others as they should be.

@@ -133,9 +133,8 @@ class SteepestDescent(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; for `"geometry": "adamw"` the `adamw_*` settings are the defaults."""
-        if param_group.get("geometry") == "adamw":
-            param_group = {**self._adamw_defaults, **param_group}
-        super().add_param_group(param_group)
+        adamw = param_group.get("geometry") == "adamw"
+        super().add_param_group({**(self._adamw_defaults if adamw else {}), **param_group})
         group = self.param_groups[-1]
         try:
             _check_group(group)
@@ -148,12 +147,22 @@ class SteepestDescent(Optimizer):
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned; how parameters are matrices stays as constructed."""
-        views = [group.get("views") for group in self.param_groups]
+        """Load what `state_dict` returned; how parameters are matrices stays as constructed.
+
+        Raises:
+            ValueError: if the groups are of other sizes or geometries; nothing is changed then.
+        """
+        state, groups = self.state, self.param_groups
         super().load_state_dict(state_dict)
-        for group, own in zip(self.param_groups, views, strict=True):
-            if own is not None:
-                group["views"] = own
+        for i, (own, loaded) in enumerate(zip(groups, self.param_groups, strict=True)):
+            if loaded.get("geometry") != own["geometry"]:
+                self.state, self.param_groups = state, groups
+                raise ValueError(
+                    f"got a state whose group {i} has the geometry {loaded.get('geometry')!r}, "
+                    f"expected {own['geometry']!r}; build the optimizer as it was when it was saved"
+                )
+            if "views" in own:
+                loaded["views"] = own["views"]
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -164,7 +173,8 @@ class SteepestDescent(Optimizer):
         """Take one step; with a closure, evaluate it first and return its loss.
 
         Parameters without a gradient are left alone. So is a matrix whose gradient is exactly zero
-        (an idle expert): neither its weights nor its memory move.
+        (an idle expert): neither its weights nor its memory move. The memory is made all the same,
+        as a step of zero gradients is how checkpoint libraries ask for it.
         """
         loss = None
         if closure is not None:
@@ -193,35 +203,41 @@ class SteepestDescent(Optimizer):
         return loss
 
     def _descend(self, group: dict[str, Any], work: _Work, active: list[bool]) -> None:
-        lr, beta = group["lr"], group["momentum"]
-        if isinstance(lr, Tensor):
-            lr = lr.reshape(())
-        W, G = _only(work.matrices(), active), _only(work.gradients, active)
+        lr, beta = float(group["lr"]), group["momentum"]
+        M = _only(work.buffers(self.state), active) if beta else []
+        G = _only(work.gradients, active)
         if not G:
             return
+        W = _only(work.matrices(), active)
         update = G
         if beta:
-            M = _only(work.buffers(self.state), active)
             torch._foreach_lerp_(M, G, 1 - beta)
             update = list(torch._foreach_lerp(G, M, beta)) if group["nesterov"] else M
         if group["weight_decay"]:
-            torch._foreach_mul_(W, 1 - lr * group["weight_decay"])
+            # On a CPU, foreach rounds a plain number to the weights' precision: 0.99 to 0.9883.
+            torch._foreach_mul_(
+                W, torch.tensor(1 - lr * group["weight_decay"], dtype=torch.float64)
+            )
         geometry = _geometry(group)
         for batch in _batches(update):
             D = geometry.direction(torch.stack([update[i] for i in batch]))
             outputs, inputs = D.shape[1:] if D.ndim == 3 else (1, 1)
-            D *= -lr * update_scale(group["scale"], outputs, inputs)
-            torch._foreach_add_([W[i] for i in batch], list(D.unbind(0)))
+            step = -lr * update_scale(group["scale"], outputs, inputs)
+            torch._foreach_add_([W[i] for i in batch], list(D.unbind(0)), alpha=step)
         work.write_back()
 
     def _adamw(self, group: dict[str, Any], work: _Work, active: list[bool]) -> None:
-        params, grads = _only(work.params, active), _only(work.gradients, active)
-        for p in params:
+        for p in work.params:
             if not self.state[p]:
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
                 self.state[p]["exp_avg"] = torch.zeros_like(p)
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+        params, grads = _only(work.params, active), _only(work.gradients, active)
         state = [self.state[p] for p in params]
+        in_step = all(  # the fused kernel walks through memory, whatever the strides
+            p.stride() == G.stride() == s["exp_avg"].stride() == s["exp_avg_sq"].stride()
+            for p, G, s in zip(params, grads, state, strict=True)
+        )
         adamw(
             params,
             grads,
@@ -229,7 +245,7 @@ class SteepestDescent(Optimizer):
             [s["exp_avg_sq"] for s in state],
             [],
             [s["step"] for s in state],
-            fused=group["fused"],
+            fused=group["fused"] and in_step,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             eps=group["eps"],
@@ -252,7 +268,7 @@ class _Work:
         self.names: list[str] = []
         self._copies: list[tuple[Tensor, Tensor]] = []
         for p, view, name in zip(group["params"], views, names, strict=True):
-            if p.grad is None:
+            if p.grad is None or p.numel() == 0:
                 continue
             if p.grad.is_sparse:
                 raise ValueError(
@@ -285,12 +301,10 @@ class _Work:
         matrices: list[Tensor] = []
         for p, view in zip(self.params, self.views, strict=True):
             buffer = state[p].get("momentum_buffer")
-            if buffer is None or not buffer.is_contiguous():
+            if buffer is None:
                 buffer = torch.zeros_like(p, memory_format=torch.contiguous_format)
-                if state[p]:
-                    buffer.copy_(state[p]["momentum_buffer"])
-                state[p]["momentum_buffer"] = buffer
-            matrices += _seen(view, buffer)
+            state[p]["momentum_buffer"] = buffer.contiguous()
+            matrices += _seen(view, state[p]["momentum_buffer"])
         return matrices
 
 
@@ -320,8 +334,8 @@ def _check_group(group: dict[str, Any]) -> None:
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"got a learning rate of shape {tuple(lr.shape)}, expected one number")
-    for key in ("lr", "weight_decay"):
-        if not 0.0 <= float(group[key]) < math.inf:
+    for key in ("lr", "weight_decay", "eps"):
+        if key in group and not 0.0 <= float(group[key]) < math.inf:
             raise ValueError(f"got {key}={group[key]}, expected a finite number of at least 0")
     if not 0.0 <= group["momentum"] < 1.0:
         raise ValueError(f"got momentum={group['momentum']}, expected 0 or more and less than 1")
@@ -335,6 +349,7 @@ def _check_group(group: dict[str, Any]) -> None:
     if group["geometry"] == "adamw":
         if not all(0.0 <= beta < 1.0 for beta in group["betas"]):
             raise ValueError(f"got betas={group['betas']}, expected both in [0, 1)")
+        group.pop("views", None)  # AdamW acts on entries
         return
     if group["geometry"] == "spectral":
         _geometry(group).direction(torch.zeros(1, 1))  # checks method, steps and dtype

@@ -293,3 +293,13 @@ def test_impossible_settings_get_a_sentence(text: Path, changes: dict[str, Any])
 def test_a_device_that_is_not_there_gets_a_sentence(tmp_path: Path, text: Path) -> None:
     with pytest.raises(InputError, match="not to be had here"):
         train(_config(text, device="nonsense"), tmp_path / "run")
+
+
+def test_a_compiled_model_trains_the_same_and_is_compiled_once(tmp_path: Path, text: Path) -> None:
+    from torch._dynamo.utils import counters
+
+    plain = train(_config(text, steps=6), tmp_path / "plain")
+    counters.clear()
+    compiled = train(_config(text, steps=6, compile=True), tmp_path / "compiled")
+    assert abs(compiled["validation_loss"] - plain["validation_loss"]) < 1e-3
+    assert counters["stats"]["unique_graphs"] == 1  # whatever the learning rate does

@@ -123,7 +123,7 @@ def learning_rates(summary: dict[str, Any]) -> Picture | None:
     ceiling = top + 1.5 * pad
     figure = go.Figure()
     for i, optimizer in enumerate(optimizers):
-        _sensitivity(figure, optimizer, colour[str(optimizer.get("name"))], i, top, ceiling)
+        _sensitivity(figure, optimizer, colour[str(optimizer.get("name"))], i, ceiling)
     finish(figure, "learning rate (logarithmic)", "final validation loss")
     ticks = _log_ticks([run.lr for run in every])
     exponents = [math.log10(run.lr) for run in every]
@@ -139,7 +139,7 @@ def learning_rates(summary: dict[str, Any]) -> Picture | None:
 
 
 def _sensitivity(
-    figure: go.Figure, optimizer: dict[str, Any], colour: str, i: int, top: float, ceiling: float
+    figure: go.Figure, optimizer: dict[str, Any], colour: str, i: int, ceiling: float
 ) -> None:
     """Add one optimizer to the learning-rate figure: line, ring at the best rate, runs.
 
@@ -154,9 +154,8 @@ def _sensitivity(
         if tuning or fresh:
             line.append((lr, fmean(tuning or fresh)))
     figure.add_scatter(
-        x=[p[0] for p in line], y=[p[1] for p in line], mode="lines+markers", hoverinfo="skip",
-        line={"color": colour, "width": 2}, marker={"symbol": symbol, "size": 6, "color": colour},
-        **group,
+        x=[p[0] for p in line], y=[p[1] for p in line], mode="lines", hoverinfo="skip",
+        line={"color": colour, "width": 2}, **group,
     )  # fmt: skip
     best = finite(optimizer.get("best_lr"))
     ring = [p for p in line if best is not None and math.isclose(p[0], best, rel_tol=1e-6)]
@@ -165,14 +164,14 @@ def _sensitivity(
         marker={"symbol": "circle-open", "size": 18, "color": colour, "line": {"width": 2}},
         showlegend=False, **group,
     )  # fmt: skip
-    marks = [r.mark(symbol, top) for r in runs]
+    marks = [r.mark(symbol, ceiling) for r in runs]
     figure.add_scatter(
         x=[r.lr for r in runs], mode="markers",
         y=[ceiling if r.loss is None else min(r.loss, ceiling) for r in runs],
         text=[r.about for r in runs], customdata=[rate(r.lr) for r in runs],
         hovertemplate="%{fullData.name}, learning rate %{customdata}<br>%{text}<extra></extra>",
         marker={"symbol": marks, "size": [7 if m.startswith(symbol) else 9 for m in marks],
-                "color": colour, "line": {"width": 1.5, "color": colour}},
+                "color": colour, "opacity": 1, "line": {"width": 1.5, "color": colour}},
         showlegend=False, **group,
     )  # fmt: skip
 
@@ -186,11 +185,11 @@ class _Run:
     tuning: bool
     about: str
 
-    def mark(self, symbol: str, top: float) -> str:
+    def mark(self, symbol: str, ceiling: float) -> str:
         """Plotly's name for its mark: filled for tuning, open for a fresh seed, x for diverged."""
         if self.loss is None:
             return "x-thin"
-        if self.loss > top:
+        if self.loss > ceiling:
             return "arrow-up"
         return symbol if self.tuning else f"{symbol}-open"
 

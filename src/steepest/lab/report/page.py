@@ -191,7 +191,7 @@ def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
                 "straddles": not own and wording.sign_of_gap(optimizer) == 0,
                 "forest": None if own else _forest(gap, span),
                 "lr": wording.rate(optimizer.get("best_lr")),
-                "reached": _reached(optimizer),
+                "reached": _reached(optimizer, own),
                 "step": (
                     number(None if step is None else 1000 * step),
                     "share not measured" if share is None else f"{number(100 * share, 2)}%",
@@ -207,10 +207,12 @@ def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _reached(optimizer: dict[str, Any]) -> tuple[str, str]:
+def _reached(optimizer: dict[str, Any], own: bool) -> tuple[str, str]:
     """Tokens and seconds until the baseline's final loss was reached, or why there are none."""
     tokens, seconds = (finite(optimizer.get(f"{key}_to_baseline")) for key in ("tokens", "seconds"))
     if tokens is None and seconds is None:
+        if own:
+            return "baseline", ""
         has_curve = any(curve.get("validation_loss") for curve in optimizer.get("curves") or [])
         return ("not reached" if has_curve else NOT_MEASURED), ""
     return wording.count(tokens), NOT_MEASURED if seconds is None else f"{number(seconds)} s"

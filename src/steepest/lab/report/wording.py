@@ -34,7 +34,8 @@ def fixed(value: float, decimals: int) -> str:
 def decimals(values: Sequence[float], digits: int) -> int:
     """How many decimals give the largest of `values` so many significant digits (at most 8)."""
     largest = max((abs(value) for value in values), default=0.0)
-    exponent = math.floor(math.log10(largest)) if largest > 0 else 0
+    rounded = float(f"{largest:.{digits - 1}e}")  # 0.9997 is 1.00
+    exponent = math.floor(math.log10(rounded)) if rounded > 0 else 0
     return min(8, max(0, digits - 1 - exponent))
 
 

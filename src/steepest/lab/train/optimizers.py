@@ -28,8 +28,8 @@ class Family:
 FAMILIES: dict[OptimizerName, Family] = {
     "adamw": Family("AdamW", "sign, adapted", "momentum and second moment", (4e-3, 8e-3, 1.6e-2)),
     "signsgd": Family("SignSGD", "sign", "none", (2.5e-4, 5e-4, 1e-3)),
-    "signum": Family("Signum", "sign", "momentum", (1e-3, 2e-3, 4e-3)),
-    "spectral-descent": Family("SpectralDescent", "spectral", "none", (0.08, 0.16, 0.32)),
+    "signum": Family("Signum", "sign", "momentum", (5e-4, 1e-3, 2e-3)),
+    "spectral-descent": Family("SpectralDescent", "spectral", "none", (0.04, 0.08, 0.16)),
     "muon": Family("Muon", "spectral", "momentum", (0.01, 0.02, 0.04)),
 }
 

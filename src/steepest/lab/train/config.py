@@ -1,0 +1,89 @@
+"""The settings of one training run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from steepest.lab.errors import InputError
+from steepest.lab.models import GPTConfig
+from steepest.lab.train.optimizers import FAMILIES, OptimizerName
+from steepest.lab.train.schedule import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run; equal settings give equal results, bit for bit, on the same machine."""
+
+    optimizer: OptimizerName = "muon"
+    """What updates the matrices; everything else gets AdamW."""
+    lr: float | None = None
+    """Learning rate of the matrices; by default the middle of the grid of `steepest study`."""
+    adamw_lr: float = 4e-3
+    """Learning rate of AdamW for embeddings, head and vectors, the same for every optimizer."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of the matrices."""
+    data: str = "stdlib"
+    """"stdlib", "reference", or a path to a text file, a folder or a .bin file of tokens."""
+    model: GPTConfig = field(default_factory=GPTConfig)
+    """The model's sizes."""
+    steps: int = 300
+    """Number of updates."""
+    batch: int = 8
+    """Sequences in each forward pass."""
+    accumulate: int = 1
+    """Forward passes in each update."""
+    warmup: int = 20
+    """Updates over which the learning rate rises linearly."""
+    schedule: Schedule = "linear"
+    """How the learning rate falls after the warm-up."""
+    final_lr: float = 0.0
+    """What it falls to, as a fraction of its peak."""
+    clip: float | None = None
+    """Largest norm of the raw gradient over all parameters; updates are never clipped."""
+    seed: int = 0
+    """Seed of initialization and data order."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs the forward pass under autocast."""
+    compile: bool = False
+    """Whether to compile the model; the optimizer is not, so no step recompiles."""
+    device: str = "auto"
+    """"cpu", "cuda", or "auto": the accelerator if there is one."""
+    threads: int | None = None
+    """Threads on the CPU; by default as many as PyTorch takes."""
+    validate_every: int = 50
+    """Updates between two measurements of the validation loss."""
+    validate_windows: int = 64
+    """Windows of the validation text in each of them, always the same."""
+    conditions_every: int = 0
+    """Updates between two measurements of the layerwise condition; 0 for none."""
+    checkpoint_every: int = 100
+    """Updates between two checkpoints; 0 for one at the end only."""
+    log_every: int = 10
+    """Updates between two lines of metrics."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "validate_every", "validate_windows"):
+            if getattr(self, name) < 1:
+                raise InputError(f"got {name}={getattr(self, name)}, expected at least 1")
+        for name in ("warmup", "conditions_every", "checkpoint_every", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"got {name}={getattr(self, name)}, expected at least 0")
+        for name in ("lr", "adamw_lr", "weight_decay", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"got {name}={value}, expected a finite number of at least 0")
+        if self.log_every < 1:
+            raise InputError(f"got log_every={self.log_every}, expected at least 1")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the matrices."""
+        rates = FAMILIES[self.optimizer].rates
+        return rates[len(rates) // 2] if self.lr is None else self.lr
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in each update."""
+        return self.batch * self.accumulate * self.model.context
