@@ -56,6 +56,8 @@ class StudyConfig:
     """The model's sizes."""
     batch: int = 8
     """Sequences in each update."""
+    momentum: float = 0.9
+    """How much of the past an update averages over, the same for all that have a memory."""
     adamw_lr: float = 4e-3
     """Learning rate of AdamW for embeddings, head and vectors, the same for every optimizer."""
     weight_decay: float = 0.0
@@ -217,6 +219,7 @@ class _Study:
         return TrainConfig(
             optimizer=name,
             lr=rate,
+            momentum=self.config.momentum,
             adamw_lr=self.config.adamw_lr,
             weight_decay=self.config.weight_decay,
             data=self.config.data,

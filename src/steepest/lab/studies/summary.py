@@ -83,6 +83,7 @@ def summarize(
 
 
 _SHOWN = (
+    "momentum",
     "adamw_lr",
     "weight_decay",
     "batch",

@@ -20,6 +20,8 @@ class TrainConfig:
     """What updates the matrices; everything else gets AdamW."""
     lr: float | None = None
     """Learning rate of the matrices; by default the middle of the grid of `steepest study`."""
+    momentum: float = 0.9
+    """How much of the past the matrices' updates average over; AdamW's first beta."""
     adamw_lr: float = 4e-3
     """Learning rate of AdamW for embeddings, head and vectors, the same for every optimizer."""
     weight_decay: float = 0.0
@@ -70,6 +72,8 @@ class TrainConfig:
         for name in ("warmup", "conditions_every", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"got {name}={getattr(self, name)}, expected at least 0")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"got momentum={self.momentum}, expected 0 or more and less than 1")
         for name in ("lr", "adamw_lr", "weight_decay", "clip"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:

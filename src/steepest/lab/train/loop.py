@@ -73,7 +73,14 @@ def _train(
     device = _prepare(config)
     torch.manual_seed(config.seed)
     model = GPT(config.model, corpus.vocabulary).to(device)
-    optimizer = build(config.optimizer, model, config.rate, config.adamw_lr, config.weight_decay)
+    optimizer = build(
+        config.optimizer,
+        model,
+        config.rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        adamw_lr=config.adamw_lr,
+    )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     forward = torch.compile(model.loss) if config.compile else model.loss
