@@ -11,16 +11,22 @@ from steepest import MatrixView, roles
 from steepest.parameter_roles import ParameterRole, Role, RoleTable
 
 transformers = pytest.importorskip("transformers")
-TINY = dict(
-    num_hidden_layers=2,
-    hidden_size=16,
-    intermediate_size=24,
-    num_attention_heads=4,
-    vocab_size=40,
-)
-TINY_GPT2 = dict(
-    n_layer=2, n_embd=16, n_head=2, vocab_size=40, n_positions=16, bos_token_id=0, eos_token_id=0
-)
+TINY = {
+    "num_hidden_layers": 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "vocab_size": 40,
+}
+TINY_GPT2 = {
+    "n_layer": 2,
+    "n_embd": 16,
+    "n_head": 2,
+    "vocab_size": 40,
+    "n_positions": 16,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 
 
 def _hugging(name: str, **config: Any) -> nn.Module:
@@ -105,11 +111,12 @@ def test_convolutions_of_any_dimension(dims: int) -> None:
 def test_recurrent_layers_split_into_gates(kind: type[nn.RNNBase], gates: int) -> None:
     table = roles(_with_head(core=kind(5, 6, bidirectional=True)))
     assert len(table.matrices) == 4 + 1
-    view = table["core.weight_ih_l0"].view
-    assert view is not None
-    assert view.splits == ((6,) * gates if gates > 1 else ())
-    matrices = view.matrices(table["core.weight_hh_l0_reverse"].parameter)
-    assert [tuple(W.shape) for W in matrices] == [(6, 6)] * gates
+    for name, inputs in (("weight_ih_l0", 5), ("weight_hh_l0_reverse", 6)):
+        row = table[f"core.{name}"]
+        assert row.view is not None
+        matrices = row.view.matrices(row.parameter)
+        assert [tuple(W.shape) for W in matrices] == [(6, inputs)] * gates
+        assert row.role == "hidden"
     assert table["core.bias_ih_l0"].role == "vector"
 
 
@@ -169,6 +176,7 @@ def test_tied_weights_are_one_embedding(head_first: bool) -> None:
     assert table[f"{first}.weight"].role == "embedding"
     assert f"tied to {second}.weight" in table[f"{first}.weight"].reason
     assert f"{second}.weight" not in _roles(table)
+    assert [row.name for row in table.matrices] == ["hidden.weight"]  # and no second head
 
 
 def test_a_shared_module_is_counted_once() -> None:
@@ -355,6 +363,20 @@ def test_encoder_and_decoder_of_t5(tied: bool) -> None:
     assert sum(row.role == "head" for row in table) == (0 if tied else 1)
 
 
+class Stating(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.last = nn.Linear(8, 30), nn.Linear(8, 8)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.out
+
+
+def test_the_head_that_a_model_states_is_believed() -> None:
+    table = roles(Stating())
+    assert (table["out.weight"].role, table["last.weight"].role) == ("head", "hidden")
+
+
 # ----------------------------------------------------------------------------------- overrides
 
 
@@ -398,7 +420,7 @@ def test_three_dimensional_parameters_can_be_called_experts() -> None:
 def test_unknown_pattern_names_similar_ones() -> None:
     with pytest.raises(ValueError, match=r"'hiden.weight', which matches no.*hidden\.weight"):
         roles(Language(), {"hiden.weight": "vector"})
-    with pytest.raises(ValueError, match="matches no parameter$"):
+    with pytest.raises(ValueError, match=r"matches no parameter$"):
         roles(Language(), {"@": "vector"})
 
 
@@ -410,7 +432,7 @@ def test_a_pattern_behind_another_is_no_error() -> None:
 def test_impossible_overrides() -> None:
     with pytest.raises(ValueError, match=r"got 'matrix' for 'hidden\.weight', expected a Matrix"):
         roles(Language(), {"hidden.weight": "matrix"})  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match="which is no matrix.*narrower pattern"):
+    with pytest.raises(ValueError, match=r"which is no matrix.*narrower pattern"):
         roles(Language(), {"hidden.*": "hidden"})
     with pytest.raises(ValueError, match=r"1 x \(3, 8\) for a parameter of shape \(8, 8\)"):
         roles(Language(), {"hidden.weight": MatrixView(1, 3, 8)})

@@ -270,9 +270,11 @@ def _head_module(model: nn.Module) -> nn.Module | None:
     if isinstance(stated, nn.Module):
         return stated
     linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    named = [m for n, m in linear if n and _HEAD.search(n.rpartition(".")[2])]
-    if named or not linear:
-        return None  # found by name
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    if any(id(m.weight) in tables or (n and _HEAD.search(n.rpartition(".")[2])) for n, m in linear):
+        return None  # found by its name, or as tied to an embedding
+    if not linear:
+        return None
     name, last = linear[-1]
     parts = name.split(".")
     ancestors = [model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]

@@ -192,6 +192,15 @@ def test_power_iteration_is_geometric_with_a_gap() -> None:
     assert ratio == pytest.approx(float(singular[1] / singular[0]) ** 40, rel=0.3)
 
 
+def test_power_iteration_is_the_rayleigh_quotient_of_the_last_vector() -> None:
+    A = torch.randn(7, 5, dtype=torch.float64)
+    v = torch.randn(5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for iterations in (2, 3, 6):
+        z = torch.linalg.matrix_power(A.mT @ A, iterations - 1) @ v
+        expected = (A @ z).norm() / z.norm()
+        assert float(spectral_norm(A, "power", iterations)) == pytest.approx(float(expected))
+
+
 def test_power_iteration_has_the_same_start_every_time_and_leaves_the_generator_alone() -> None:
     A = torch.randn(30, 20)
     state = torch.get_rng_state()

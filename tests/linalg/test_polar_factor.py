@@ -318,6 +318,23 @@ def test_dtype_is_that_of_the_computation() -> None:
 # ------------------------------------------------------------------------------------ the errors
 
 
+@pytest.mark.parametrize(
+    ("method", "errors"),
+    [
+        ("jordan", [0.965560, 0.881566, 0.599938, 0.318169, 0.318169]),
+        ("you", [0.959159, 0.839086, 0.617919, 0.146776, 0.031775]),
+        ("polar-express", [0.991713, 0.965966, 0.865724, 0.560417, 0.129737, 0.002562, 5e-6]),
+    ],
+)
+def test_coefficients_have_no_slip(method: PolarMethod, errors: list[float]) -> None:
+    """Worst error on [0.01, 1] after each step: a changed digit shows."""
+    x = torch.logspace(-2, 0, 20001, dtype=torch.float64)
+    x = x / 1.01 if method == "polar-express" else x
+    for (a, b, c), error in zip(polynomials(method, len(errors)), errors, strict=True):
+        x = a * x + b * x**3 + c * x**5
+        assert float((x - 1).abs().max()) == pytest.approx(error, abs=1e-6)
+
+
 def test_polynomials_repeat_or_end() -> None:
     assert polynomials("jordan", 7) == (JORDAN,) * 7
     assert len(polynomials("you")) == 5

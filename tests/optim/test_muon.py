@@ -38,13 +38,13 @@ def _theirs(params, **settings):
     return torch.optim.Muon(params, **settings)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "nesterov"),  # in bfloat16 without Nesterov torch overwrites its momentum, see below
+    [(torch.float32, True), (torch.float32, False), (torch.bfloat16, True)],
+)
 @pytest.mark.parametrize("scale", ["original", "match-rms-adamw"])
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES.keys())
 def test_it_is_torchs_muon_step_for_step(shapes, scale, nesterov, dtype):
-    if dtype == torch.bfloat16 and not nesterov:
-        pytest.skip("there torch overwrites its momentum, see below")
     ours, theirs = _pair(shapes, dtype)
     settings = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov}
     mine = Muon(ours, scale=scale, method="jordan", **settings)
@@ -58,7 +58,6 @@ def test_it_is_torchs_muon_step_for_step(shapes, scale, nesterov, dtype):
             assert ((p - q).abs() <= ulp + TOLERANCE).all()
             M, N = mine.state[p]["momentum_buffer"], reference.state[q]["momentum_buffer"]
             assert torch.equal(M, N)
-    assert any(not torch.equal(p, q) for p, q in zip(ours, _pair(shapes, dtype)[0], strict=True))
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
@@ -158,8 +157,9 @@ def test_nesterov_and_plain_momentum_differ_as_their_formulas():
     gradients = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])]
     for nesterov, weights in ((False, (0.25, 0.5)), (True, (0.125, 0.75))):
         W = nn.Parameter(torch.zeros(1, 2))
-        optimizer = Muon([W], lr=1.0, momentum=0.5, nesterov=nesterov, scale="none", method="svd",
-                         dtype=None)  # fmt: skip
+        optimizer = Muon(
+            [W], lr=1.0, momentum=0.5, nesterov=nesterov, scale="none", method="svd", dtype=None
+        )
         for G in gradients:
             before = W.detach().clone()
             W.grad = G

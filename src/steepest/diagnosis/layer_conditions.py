@@ -8,6 +8,7 @@ compares guarantees at the step sizes of the theory, not outcomes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -47,7 +48,7 @@ class LayerCondition:
     @property
     def ratio(self) -> float:
         """nr(G) / st(A): above 1 the condition favours a spectral step."""
-        return self.nuclear_rank / self.stable_rank
+        return self.nuclear_rank / self.stable_rank if self.stable_rank else math.inf
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as a plain dictionary."""

@@ -105,7 +105,8 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["steepest.lab.train"])
+    # torch.optim imports the second one at its first use, which takes seconds
+    context.set_forkserver_preload(["steepest.lab.train", "torch._dynamo"])
     return context
 
 

@@ -1,0 +1,939 @@
+"""What all optimizers of this package promise, whatever their geometry and memory."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
+
+import steepest
+from steepest import MatrixView, Muon, SignSGD, Signum, SpectralDescent
+from steepest.optim import steepest_descent, update_scale
+
+OPTIMIZERS = [SignSGD, Signum, SpectralDescent, Muon]
+EXACT = {"method": "svd", "dtype": None}
+every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
+with_memory = pytest.mark.parametrize("optimizer", [Signum, Muon])
+spectral = pytest.mark.parametrize("optimizer", [SpectralDescent, Muon])
+
+
+def exact(optimizer):
+    """The optimizer without approximation, so that float64 results can be compared."""
+    return (
+        functools.partial(optimizer, **EXACT) if optimizer in (SpectralDescent, Muon) else optimizer
+    )
+
+
+def parameter(*shape, **kwargs):
+    return nn.Parameter(torch.randn(shape, **kwargs))
+
+
+def equal(first, second):
+    assert len(first) == len(second) > 0
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def weights(optimizer):
+    return [p.detach() for group in optimizer.param_groups for p in group["params"]]
+
+
+# What `params` can be
+
+
+@every_optimizer
+def test_a_model_its_table_and_groups_written_by_hand_take_the_same_steps(
+    optimizer, network, set_gradients, snapshot
+):
+    by_hand = {
+        "stem.weight": MatrixView(2, 4, 18),
+        "conv.weight": MatrixView(1, 8, 72),
+        "qkv.weight": MatrixView(1, 24, 8, False, (8, 8, 8)),
+        "up.weight": MatrixView(1, 12, 8),
+        "down.weight": MatrixView(1, 8, 12),
+        "experts": MatrixView(3, 8, 8),
+    }
+
+    def groups(model):
+        named = dict(model.named_parameters())
+        others = [(name, p) for name, p in named.items() if name not in by_hand]
+        return [
+            {"params": [(n, named[n]) for n in by_hand], "views": list(by_hand.values())},
+            {"params": others, "geometry": "adamw"},
+        ]
+
+    results = []
+    for make in (lambda model: model, steepest.roles, groups):
+        model = network()
+        tested = optimizer(make(model), lr=0.02, weight_decay=0.1, adamw_lr=0.01)
+        names = [name for group in tested.param_groups for name in group["param_names"]]
+        for step in range(3):
+            set_gradients((p for _, p in sorted(model.named_parameters())), step)
+            tested.step()
+        results.append({name: model.get_parameter(name) for name in sorted(names)})
+    model, table, hand = (list(result.values()) for result in results)
+    assert len(model) == len(list(network().parameters()))
+    assert equal(model, table)
+    assert equal(model, hand)
+
+
+@every_optimizer
+def test_parameters_come_as_lists_generators_names_or_groups(optimizer):
+    W = parameter(3, 4)
+    for params in ([W], (p for p in [W]), [("W", W)], iter([("W", W)]), [{"params": W}]):
+        assert optimizer(params).param_groups[0]["params"] == [W]
+    assert optimizer([("W", W)]).param_groups[0]["param_names"] == ["W"]
+    assert optimizer(nn.ParameterDict({"W": W})).param_groups[0]["param_names"] == ["W"]
+
+
+@every_optimizer
+def test_groups_of_the_caller_can_be_used_again(optimizer):
+    groups = [{"params": [parameter(2, 3)]}, {"params": [parameter(3)], "geometry": "adamw"}]
+    keys = [set(group) for group in groups]
+    Muon(groups, lr=0.7)
+    assert [set(group) for group in groups] == keys
+    assert optimizer(groups, lr=0.3).param_groups[0]["lr"] == 0.3
+
+
+@every_optimizer
+def test_groups_have_their_own_settings(optimizer):
+    A, B, C, D = (nn.Parameter(torch.ones(4, 4, dtype=torch.float64)) for _ in range(4))
+    tested = exact(optimizer)(
+        [
+            {"params": [A]},
+            {"params": [B], "lr": 0.3},
+            {"params": [C], "lr": 0.3, "weight_decay": 0.5},
+            {"params": [D], "geometry": "adamw", "lr": 0.3, "betas": (0.0, 0.0), "eps": 0.0},
+        ],
+        lr=0.1,
+    )
+    for W in (A, B, C, D):
+        W.grad = torch.eye(4, dtype=torch.float64)  # its own polar factor, and its own sign
+    tested.step()
+    eye = torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(A.data, 1 - 0.1 * eye)
+    torch.testing.assert_close(B.data, 1 - 0.3 * eye)
+    torch.testing.assert_close(C.data, 0.85 - 0.3 * eye)
+    expected = torch.ones(4, 4, dtype=torch.float64).fill_diagonal_(0.7)
+    torch.testing.assert_close(D.data[eye.bool()], expected[eye.bool()])
+
+
+@every_optimizer
+def test_adamw_groups_take_the_adamw_settings_of_the_optimizer(optimizer):
+    settings = {"adamw_lr": 0.5, "adamw_betas": (0.1, 0.2), "adamw_eps": 1e-3}
+    tested = optimizer([parameter(2, 2)], lr=0.1, adamw_weight_decay=0.25, **settings)
+    tested.add_param_group({"params": [parameter(3)], "geometry": "adamw"})
+    tested.add_param_group({"params": [parameter(3)], "geometry": "adamw", "lr": 0.75})
+    _, first, second = tested.param_groups
+    assert (first["lr"], first["betas"], first["eps"]) == (0.5, (0.1, 0.2), 1e-3)
+    assert (first["weight_decay"], second["lr"]) == (0.25, 0.75)
+
+
+@every_optimizer
+def test_a_group_added_later_is_trained(optimizer):
+    A, B = parameter(3, 3), parameter(3, 3)
+    tested = optimizer([A])
+    A.grad = torch.randn(3, 3)
+    tested.step()
+    tested.add_param_group({"params": [B], "lr": 0.5})
+    before = B.detach().clone()
+    B.grad = torch.randn(3, 3)
+    tested.step()
+    assert not torch.equal(B, before)
+
+
+@every_optimizer
+def test_views_in_an_adamw_group_are_of_no_effect(optimizer):
+    A, B = parameter(2, 3, 3), parameter(2, 3, 3)
+    B.data.copy_(A.data)
+    views = [MatrixView(2, 3, 3)]
+    first = optimizer([{"params": [A], "geometry": "adamw", "views": views}])
+    second = optimizer([{"params": [B], "geometry": "adamw"}])
+    A.grad = torch.randn_like(A)
+    B.grad = A.grad.clone()
+    first.step()
+    second.step()
+    assert torch.equal(A, B)
+
+
+@every_optimizer
+def test_tied_weights_are_updated_once(optimizer, set_gradients):
+    def model(tied):
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False))
+        if tied:
+            layers[2].weight = layers[0].weight
+        layers.append(nn.Linear(4, 2))
+        return layers
+
+    tied, plain = model(True), model(False)
+    for layers in (tied, plain):
+        tested = optimizer(layers, lr=0.1)
+        set_gradients([layers[0].weight], 0)
+        tested.step()
+    assert sum(len(g["params"]) for g in optimizer(tied).param_groups) == 3
+    assert torch.equal(tied[0].weight, plain[0].weight)
+
+
+@every_optimizer
+def test_frozen_parameters_stay(optimizer, network, train):
+    model = network()
+    model.conv.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    tested = optimizer(model, lr=0.02, weight_decay=0.1)
+    train(model, tested, 2, seed=0)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    frozen = {"conv.weight", "conv.bias"}
+    assert moved == {name for name, _ in model.named_parameters()} - frozen
+    assert model.conv.weight not in tested.state
+
+
+# The step
+
+
+@every_optimizer
+def test_a_closure_is_evaluated_once_with_gradients_and_its_loss_returned(optimizer):
+    W = parameter(3, 3)
+    tested = optimizer([W], lr=0.1)
+    calls = []
+
+    def closure():
+        assert torch.is_grad_enabled()
+        tested.zero_grad()
+        loss = W.square().sum()
+        loss.backward()
+        calls.append(loss)
+        return loss
+
+    before = W.detach().clone()
+    assert tested.step(closure) is calls[0]
+    assert len(calls) == 1
+    assert not torch.equal(W, before)
+    assert tested.step() is None
+
+
+@every_optimizer
+def test_parameters_without_a_gradient_are_left_alone(optimizer, network, set_gradients):
+    model = network()
+    tested = optimizer(model, weight_decay=0.5, adamw_weight_decay=0.5)
+    before = copy.deepcopy(model.state_dict())
+    assert tested.step() is None
+    set_gradients([model.up.weight, model.up.bias], 0)
+    tested.step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"up.weight", "up.bias"}
+    assert {id(p) for p in tested.state} <= {id(model.up.weight), id(model.up.bias)}
+
+
+@every_optimizer
+def test_gradients_are_never_modified(optimizer, network, set_gradients):
+    model = network()
+    tested = optimizer(model, weight_decay=0.1)
+    for step in range(2):
+        set_gradients(model.parameters(), step)
+        gradients = [p.grad for p in model.parameters()]
+        copies = [G.clone() for G in gradients]
+        tested.step()
+        assert all(p.grad is G for p, G in zip(model.parameters(), gradients, strict=True))
+        assert equal(gradients, copies)
+
+
+@every_optimizer
+def test_a_zero_gradient_moves_neither_weights_nor_memory(
+    optimizer, network, set_gradients, snapshot
+):
+    model = network()
+    tested = optimizer(model, weight_decay=0.5, adamw_weight_decay=0.5)
+    set_gradients(model.parameters(), 0)
+    tested.step()
+    before = snapshot(tested)
+    for p in model.parameters():
+        p.grad.zero_()
+    tested.step()
+    assert equal(snapshot(tested), before)
+
+
+@every_optimizer
+def test_an_idle_expert_rests_while_the_others_learn(optimizer):
+    view = MatrixView(3, 4, 5)
+    W, alone = parameter(3, 4, 5), parameter(3, 4, 5)
+    alone.data.copy_(W.data)
+    settings = {"lr": 0.1, "weight_decay": 0.5}
+    tested = optimizer([{"params": [W], "views": [view]}], **settings)
+    busy = optimizer([{"params": [alone], "views": [view]}], **settings)
+    for step in range(3):
+        W.grad, alone.grad = torch.randn(3, 4, 5), torch.zeros(3, 4, 5)
+        W.grad[1] *= step != 1
+        alone.grad.copy_(W.grad)
+        before = W.detach().clone(), copy.deepcopy(tested.state[W])
+        tested.step()
+        if step == 1:
+            assert torch.equal(W[1], before[0][1])
+            assert not torch.equal(W[0], before[0][0])
+            for key, M in before[1].items():
+                assert torch.equal(tested.state[W][key][1], M[1])
+        else:
+            busy.step()  # sees the steps in which the second expert is busy
+    assert torch.equal(W[1], alone[1])
+
+
+@every_optimizer
+def test_a_step_of_zero_gradients_and_rate_makes_the_memory(optimizer, network):
+    # So do torch.distributed.checkpoint and torchtitan, to have tensors to load into.
+    model, other = network(), network()
+    tested, trained = optimizer(model), optimizer(other)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    for group in tested.param_groups:
+        group["lr"] = torch.tensor(0.0)
+    before = copy.deepcopy(model.state_dict())
+    tested.step()
+    for p in other.parameters():
+        p.grad = torch.ones_like(p)
+    trained.step()
+    made, expected = tested.state_dict()["state"], trained.state_dict()["state"]
+    assert {i: set(s) for i, s in made.items()} == {i: set(s) for i, s in expected.items()}
+    assert all((t == 0).all() for state in made.values() for t in state.values())
+    assert equal(list(model.state_dict().values()), list(before.values()))
+
+
+@every_optimizer
+@pytest.mark.parametrize("shape", [(), (1,)], ids=["0-dim", "1-element"])
+def test_the_rate_can_be_a_tensor_that_changes(optimizer, shape, network, set_gradients):
+    results = []
+    for tensor in (False, True):
+        model = network()
+        # values that float32 holds exactly
+        rates = [0.03125, 0.0078125]
+        lr = torch.full(shape, rates[0]) if tensor else rates[0]
+        adamw_lr = torch.full(shape, rates[1]) if tensor else rates[1]
+        tested = optimizer(model, lr=lr, adamw_lr=adamw_lr, weight_decay=0.25)
+        for step in range(4):
+            if step == 2:
+                for group in tested.param_groups:
+                    if tensor:
+                        group["lr"].mul_(0.5)
+                    else:
+                        group["lr"] *= 0.5
+            set_gradients(model.parameters(), step)
+            tested.step()
+        results.append([p.detach() for p in model.parameters()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@every_optimizer
+def test_a_tensor_rate_survives_a_state_dict(optimizer):
+    W = parameter(3, 3)
+    tested = optimizer([W], lr=torch.tensor(0.25))
+    other = optimizer([parameter(3, 3)], lr=torch.tensor(0.5))
+    other.load_state_dict(tested.state_dict())
+    assert other.param_groups[0]["lr"] == torch.tensor(0.25)
+
+
+@every_optimizer
+@pytest.mark.parametrize("tensor", [False, True], ids=["float", "tensor"])
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lambda optimizer: LambdaLR(optimizer, lambda step: 1 / (step + 2)),
+        lambda optimizer: CosineAnnealingLR(optimizer, T_max=10),
+        lambda optimizer: OneCycleLR(optimizer, [0.2, 0.1], total_steps=10, cycle_momentum=False),
+    ],
+    ids=["LambdaLR", "CosineAnnealingLR", "OneCycleLR"],
+)
+def test_schedulers_set_the_rate_of_every_group(
+    optimizer, scheduler, tensor, network, set_gradients
+):
+    def make(model):
+        rates = {"lr": 0.2, "adamw_lr": 0.1}
+        rates = (
+            {k: torch.tensor(v, dtype=torch.float64) for k, v in rates.items()} if tensor else rates
+        )
+        return optimizer(model, **rates)
+
+    scheduled, by_hand = network(), network()
+    tested, plain = make(scheduled), optimizer(by_hand)
+    sgd = torch.optim.SGD(
+        [{"params": [parameter(1)], "lr": 0.2}, {"params": [parameter(1)], "lr": 0.1}]
+    )
+    schedule, expected = scheduler(tested), scheduler(sgd)
+    seen = set()
+    for step in range(6):
+        rates = [group["lr"] for group in sgd.param_groups]
+        assert [float(g["lr"]) for g in tested.param_groups] == pytest.approx(rates, rel=1e-6)
+        seen.add(tuple(rates))
+        for group, lr in zip(plain.param_groups, rates, strict=True):
+            group["lr"] = lr
+        for model, each in ((scheduled, tested), (by_hand, plain)):
+            set_gradients(model.parameters(), step)
+            each.step()
+        sgd.step()
+        schedule.step()
+        expected.step()
+    assert len(seen) == 6
+    for p, q in zip(scheduled.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+# AdamW for everything else
+
+
+@every_optimizer
+@pytest.mark.parametrize("tensor", [False, True], ids=["float", "tensor"])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_adamw_group_is_torchs_adamw_bit_for_bit(optimizer, fused, dtype, tensor):
+    shapes = [(7,), (5, 3), (2, 3, 4)]
+    ours = [parameter(*shape, dtype=dtype) for shape in shapes]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    lr = torch.tensor(0.01) if tensor else 0.01
+    settings = {"betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.3, "fused": fused}
+    tested = optimizer([{"params": ours, "geometry": "adamw", "lr": lr, **settings}])
+    reference = torch.optim.AdamW(theirs, lr=lr, **settings)
+    for _ in range(10):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        tested.step()
+        reference.step()
+    assert equal(ours, theirs)
+    for p, q in zip(ours, theirs, strict=True):
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(tested.state[p][key], reference.state[q][key])
+
+
+# Memory layouts and precisions
+
+LAYOUTS = {
+    "channels last": lambda: torch.randn(6, 3, 4, 4).to(memory_format=torch.channels_last),
+    "transposed": lambda: torch.randn(5, 6).t(),
+    "every other column": lambda: torch.randn(6, 10)[:, ::2],
+    "permuted": lambda: torch.randn(4, 5, 3, 2).permute(3, 1, 0, 2),
+}
+
+
+@every_optimizer
+@pytest.mark.parametrize("geometry", ["matrix", "adamw"])
+@pytest.mark.parametrize("gradient", ["as the weights", "contiguous"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_the_memory_layout_of_weights_and_gradients_does_not_matter(
+    optimizer, layout, gradient, geometry
+):
+    W = nn.Parameter(layout())
+    plain = nn.Parameter(W.detach().clone(memory_format=torch.contiguous_format))
+    assert not W.is_contiguous()
+    assert plain.is_contiguous()
+    strides, address = W.stride(), W.data_ptr()
+    group = {"geometry": "adamw"} if geometry == "adamw" else {}
+    settings = {"lr": 0.1, "weight_decay": 0.1}
+    tested = optimizer([{"params": [W], **group}], **settings)
+    reference = optimizer([{"params": [plain], **group}], **settings)
+    for _ in range(3):
+        plain.grad = torch.randn_like(plain)
+        W.grad = plain.grad.clone()
+        if gradient == "as the weights":
+            W.grad = W.detach().clone().copy_(plain.grad)
+        tested.step()
+        reference.step()
+    assert (W.stride(), W.data_ptr()) == (strides, address)
+    torch.testing.assert_close(W.data, plain.data, rtol=1e-6, atol=1e-6)
+
+
+@every_optimizer
+def test_memory_saved_in_one_layout_continues_in_another(optimizer):
+    runs = []
+    for convert in (False, True):
+        torch.manual_seed(0)
+        W, V = parameter(6, 3, 4, 4), parameter(6, 3, 4, 4)
+        make = functools.partial(optimizer, lr=0.1)
+        tested = make([{"params": [W]}, {"params": [V], "geometry": "adamw"}])
+        for step in range(4):
+            if step == 2 and convert:
+                state = copy.deepcopy(tested.state_dict())
+                W, V = (
+                    nn.Parameter(p.detach().to(memory_format=torch.channels_last)) for p in (W, V)
+                )
+                tested = make([{"params": [W]}, {"params": [V], "geometry": "adamw"}])
+                for saved in state["state"].values():
+                    for key, M in saved.items():
+                        if M.ndim == 4:
+                            saved[key] = M.to(memory_format=torch.channels_last)
+                tested.load_state_dict(state)
+            W.grad, V.grad = (torch.empty_like(p).copy_(torch.randn(p.shape)) for p in (W, V))
+            tested.step()
+        runs += [W.detach(), V.detach()]
+    torch.testing.assert_close(runs[0], runs[2], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(runs[1], runs[3], rtol=1e-6, atol=1e-6)
+
+
+@spectral
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("method", ["polar-express", "jordan", "svd"])
+def test_matrices_in_a_batch_take_the_steps_they_take_alone(
+    optimizer, method, dtype, monkeypatch, set_gradients
+):
+    shapes = [(8, 8)] * 5 + [(24, 6)] * 4 + [(6, 24)] * 3
+    results = []
+    for entries in (0, 100, 2**18):  # one by one, a few at once, all at once
+        monkeypatch.setitem(steepest_descent._ENTRIES_PER_BATCH, "cpu", entries)
+        torch.manual_seed(0)
+        params = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes]
+        precision = None if method == "svd" else torch.float32
+        tested = optimizer(params, lr=0.1, method=method, dtype=precision)
+        for step in range(3):
+            set_gradients(params, step)
+            tested.step()
+        results.append(params)
+    rounding = 4 * torch.finfo(dtype).eps if dtype == torch.bfloat16 else 1e-5
+    for alone, few, many in zip(*results, strict=True):
+        torch.testing.assert_close(few, alone, rtol=rounding, atol=rounding)
+        torch.testing.assert_close(many, alone, rtol=rounding, atol=rounding)
+
+
+def test_matrices_of_equal_shape_are_handled_together(monkeypatch):
+    batches = []
+    direction = steepest_descent.Spectral.direction
+
+    def spy(self, G):
+        batches.append(tuple(G.shape))
+        return direction(self, G)
+
+    params = [parameter(4, 4) for _ in range(5)] + [parameter(4, 6), parameter(6, 4)]
+    tested = Muon(params)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    monkeypatch.setattr(steepest_descent.Spectral, "direction", spy)
+    tested.step()
+    assert sorted(batches) == [(1, 4, 6), (1, 6, 4), (5, 4, 4)]
+    batches.clear()
+    monkeypatch.setitem(steepest_descent._ENTRIES_PER_BATCH, "cpu", 2 * 16 + 5)
+    tested.step()
+    assert sorted(batches) == [(1, 4, 4), (1, 4, 6), (1, 6, 4), (2, 4, 4), (2, 4, 4)]
+
+
+@every_optimizer
+def test_a_group_may_mix_precisions(optimizer, set_gradients):
+    dtypes = [torch.float32, torch.bfloat16, torch.float64, torch.float32, torch.bfloat16]
+
+    def params():
+        torch.manual_seed(0)
+        return [nn.Parameter(torch.randn(6, 4).to(dtype)) for dtype in dtypes]
+
+    for geometry in ({}, {"geometry": "adamw"}):
+        together, apart = params(), params()
+        settings = {"lr": 0.1, "weight_decay": 0.1}
+        many = [optimizer([{"params": together, **geometry}], **settings)]
+        single = [optimizer([{"params": [p], **geometry}], **settings) for p in apart]
+        for step in range(3):
+            set_gradients(together, step)
+            set_gradients(apart, step)
+            for each in many + single:
+                each.step()
+        for p, q in zip(together, apart, strict=True):
+            assert p.dtype == q.dtype
+            tolerance = 4 * torch.finfo(p.dtype).eps
+            torch.testing.assert_close(p, q, rtol=tolerance, atol=max(tolerance, 1e-6))
+
+
+@every_optimizer
+def test_bfloat16_weights_follow_float32_weights(optimizer, set_gradients):
+    half, single = parameter(16, 8, dtype=torch.bfloat16), parameter(16, 8)
+    single.data.copy_(half.data)
+    start = single.detach().clone()
+    tested, reference = optimizer([half], lr=0.25), optimizer([single], lr=0.25)
+    for step in range(4):
+        set_gradients([half], step)
+        single.grad = half.grad.float()
+        tested.step()
+        reference.step()
+    assert all(t.dtype == torch.bfloat16 for t in tested.state[half].values())
+    moved, difference = (single - start).norm(), (single - half.float()).norm()
+    assert difference < 0.05 * moved
+
+
+@every_optimizer
+@pytest.mark.parametrize("geometry", ["matrix", "adamw"])
+def test_empty_parameters_are_no_obstacle(optimizer, geometry):
+    W, empty = parameter(3, 3), parameter(0, 3)
+    if geometry == "matrix" and optimizer in (SpectralDescent, Muon):
+        with pytest.raises(ValueError, match="shape"):
+            optimizer([empty])
+        return
+    group = {"geometry": "adamw"} if geometry == "adamw" else {}
+    tested = optimizer([{"params": [empty, W], "lr": 0.1, **group}])
+    W.grad, empty.grad = torch.ones_like(W), torch.ones_like(empty)
+    before = W.detach().clone()
+    tested.step()
+    torch.testing.assert_close(W.data, before - 0.1)
+
+
+# Mixed precision and clipping
+
+
+@every_optimizer
+def test_it_works_with_clipped_and_scaled_gradients(optimizer, network):
+    def loss(model):
+        images = torch.ones(2, 4, 5, 5)
+        return model(images, torch.tensor([0, 1])).square().mean()
+
+    plain, scaled = network(), network()
+    reference, tested = optimizer(plain, lr=0.01), optimizer(scaled, lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+    for _ in range(4):
+        reference.zero_grad()
+        loss(plain).backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+        reference.step()
+
+        tested.zero_grad()
+        scaler.scale(loss(scaled)).backward()
+        scaler.unscale_(tested)
+        nn.utils.clip_grad_norm_(scaled.parameters(), 0.1)
+        scaler.step(tested)
+        scaler.update()
+    assert equal(list(plain.parameters()), list(scaled.parameters()))
+
+
+@every_optimizer
+def test_an_overflow_under_a_scaler_is_left_out_by_the_scaler(optimizer):
+    W = parameter(3, 3)
+    before = W.detach().clone()
+    tested = optimizer([W])
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale((W * torch.inf).sum()).backward()
+    scaler.step(tested)
+    scaler.update()
+    assert torch.equal(W, before)
+    assert scaler.get_scale() == 2.0
+
+
+# Gradients that are not finite
+
+
+@every_optimizer
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("where", ["stem.weight", "qkv.weight", "experts", "head.bias"])
+def test_a_gradient_that_is_not_finite_raises_before_anything_changes(
+    optimizer, where, value, network, set_gradients, snapshot
+):
+    model = network()
+    tested = optimizer(model, weight_decay=0.1)
+    set_gradients(model.parameters(), 0)
+    tested.step()
+    before, keys = snapshot(tested), len(tested.state)
+    set_gradients(model.parameters(), 1)
+    model.get_parameter(where).grad.view(-1)[-1] = value
+    with pytest.raises(FloatingPointError, match=rf"parameter {where}; nothing was updated"):
+        tested.step()
+    assert equal(snapshot(tested), before)
+    assert len(tested.state) == keys
+    set_gradients(model.parameters(), 1)
+    tested.step()  # and training can go on
+    assert not equal(snapshot(tested), before)
+
+
+@every_optimizer
+def test_the_first_step_can_be_refused_too(optimizer):
+    first, last = parameter(3, 3), parameter(2, 2)
+    tested = optimizer([{"params": [first]}, {"params": [last], "geometry": "adamw"}])
+    before = first.detach().clone()
+    first.grad, last.grad = torch.randn(3, 3), torch.full((2, 2), torch.nan)
+    with pytest.raises(FloatingPointError, match=r"1 of 2 gradients.*of shape \(2, 2\)"):
+        tested.step()
+    assert torch.equal(first, before)
+    assert not tested.state
+
+
+@every_optimizer
+def test_steps_that_are_not_finite_can_be_skipped_and_are_counted(
+    optimizer, network, set_gradients, snapshot
+):
+    models = network(), network()
+    skipping, clean = optimizer(models[0], nonfinite="skip"), optimizer(models[1])
+    for step in range(5):
+        set_gradients(models[0].parameters(), step)
+        if step in (0, 3):
+            models[0].head.bias.grad[0] = torch.nan
+            before = snapshot(skipping)
+            assert skipping.step(lambda: 1.5) == 1.5
+            assert equal(snapshot(skipping), before)
+            continue
+        set_gradients(models[1].parameters(), step)
+        skipping.step()
+        clean.step()
+    assert skipping.skipped_steps == 2
+    assert clean.skipped_steps == 0
+    assert equal(snapshot(skipping), snapshot(clean))
+
+
+@every_optimizer
+@pytest.mark.parametrize("size", [1e-40, 1e-30, 1e30, 1e37])
+def test_large_and_small_gradients_are_finite(optimizer, size):
+    W = parameter(4, 4)
+    tested = optimizer([W], lr=0.1)
+    for _ in range(3):
+        before = W.detach().clone()
+        W.grad = torch.randn(4, 4) * size
+        tested.step()
+        assert W.isfinite().all()
+        assert (W - before).norm() > 0.1
+
+
+# Saving and continuing
+
+
+def _torch_save(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@every_optimizer
+@pytest.mark.parametrize("before", [0, 3], ids=["empty", "trained"])
+@pytest.mark.parametrize("through", [copy.deepcopy, _torch_save], ids=["memory", "torch.save"])
+def test_training_continues_bit_for_bit_from_a_state_dict(
+    optimizer, through, before, network, train, snapshot
+):
+    model, other = network(), network()
+    tested = optimizer(model, lr=0.02, weight_decay=0.1)
+    train(model, tested, before, seed=1)
+    state = through({"model": model.state_dict(), "optimizer": tested.state_dict()})
+    other.load_state_dict(state["model"])
+    resumed = optimizer(other, lr=0.5, weight_decay=0.3)
+    resumed.load_state_dict(state["optimizer"])
+    assert resumed.param_groups[0]["lr"] == 0.02
+    for group, own in zip(resumed.param_groups, tested.param_groups, strict=True):
+        assert {k: v for k, v in group.items() if k != "params"} == {
+            k: v for k, v in own.items() if k != "params"
+        }
+    train(model, tested, 3, seed=2)
+    train(other, resumed, 3, seed=2)
+    assert equal(snapshot(tested), snapshot(resumed))
+
+
+@every_optimizer
+@pytest.mark.parametrize("before", [0, 3], ids=["empty", "trained"])
+@pytest.mark.parametrize(
+    "through",
+    [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))],
+    ids=["deepcopy", "pickle"],
+)
+def test_training_continues_bit_for_bit_in_a_copy(
+    optimizer, through, before, network, set_gradients, snapshot
+):
+    model = network()
+    tested = optimizer(model, lr=0.02, weight_decay=0.1, nonfinite="skip")
+    for step in range(before):
+        set_gradients(model.parameters(), step)
+        tested.step()
+    tested.skipped_steps = 4
+    params, twin = through((list(model.parameters()), tested))
+    assert (twin.nonfinite, twin.skipped_steps) == ("skip", 4)
+    for step in range(3):
+        set_gradients(model.parameters(), 10 + step)
+        set_gradients(params, 10 + step)
+        tested.step()
+        twin.step()
+    assert equal(snapshot(tested), snapshot(twin))
+    twin.add_param_group({"params": [("new", parameter(3))], "geometry": "adamw"})
+    assert twin.param_groups[-1]["betas"] == tested.param_groups[-1]["betas"]
+
+
+@every_optimizer
+@pytest.mark.parametrize("flat", [False, True])
+def test_training_continues_bit_for_bit_from_a_distributed_checkpoint(
+    optimizer, flat, network, train, snapshot, tmp_path
+):
+    model, other = network(), network()
+    tested, resumed = optimizer(model, lr=0.02), optimizer(other, lr=0.02)
+    train(model, tested, 3, seed=1)
+    # By default the library insists on a state for every parameter; these two have none to save.
+    memoryless = optimizer in (SignSGD, SpectralDescent)
+    options = StateDictOptions(flatten_optimizer_state_dict=flat, strict=not memoryless)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is no process group, which is meant
+        saved = dict(zip("mo", get_state_dict(model, tested, options=options), strict=True))
+        dcp.save(saved, checkpoint_id=tmp_path)
+        loaded = dict(zip("mo", get_state_dict(other, resumed, options=options), strict=True))
+        dcp.load(loaded, checkpoint_id=tmp_path)
+        set_state_dict(
+            other,
+            resumed,
+            model_state_dict=loaded["m"],
+            optim_state_dict=loaded["o"],
+            options=options,
+        )
+    train(model, tested, 3, seed=2)
+    train(other, resumed, 3, seed=2)
+    assert equal(snapshot(tested), snapshot(resumed))
+
+
+@every_optimizer
+def test_loading_keeps_the_views_of_the_optimizer(optimizer):
+    shape = (6, 6)
+    saved = optimizer([{"params": [parameter(*shape)], "views": [MatrixView(1, 6, 6)]}])
+    own = [(1, 6, 6, False, (2, 2, 2))]
+    tested = optimizer([{"params": [parameter(*shape)], "views": own}])
+    tested.load_state_dict(saved.state_dict())
+    assert tested.param_groups[0]["views"] == own
+
+
+@every_optimizer
+def test_loading_other_groups_raises_and_changes_nothing(
+    optimizer, network, set_gradients, snapshot
+):
+    model = network()
+    tested = optimizer(model)
+    set_gradients(model.parameters(), 0)
+    tested.step()
+    before = snapshot(tested)
+    groups = copy.deepcopy(tested.param_groups)
+    good = copy.deepcopy(tested.state_dict())
+    for state in good["state"].values():
+        for value in state.values():
+            value.fill_(9.0)
+    one_group = {**good, "param_groups": good["param_groups"][:1]}
+    too_short = copy.deepcopy(good)
+    too_short["param_groups"][1]["params"].pop()
+    other_geometry = copy.deepcopy(good)
+    other_geometry["param_groups"][1]["geometry"] = "sign"
+    foreign = torch.optim.AdamW(
+        [{"params": weights(tested)[:6]}, {"params": weights(tested)[6:]}]
+    ).state_dict()
+    for state, message in (
+        (one_group, "number of parameter groups"),
+        (too_short, "size"),
+        (other_geometry, "group 1 has the geometry 'sign', expected 'adamw'"),
+        (foreign, "group 0 has the geometry None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tested.load_state_dict(state)
+        assert equal(snapshot(tested), before)
+        for group, old in zip(tested.param_groups, groups, strict=True):
+            assert {k: v for k, v in group.items() if k != "params"} == {
+                k: v for k, v in old.items() if k != "params"
+            }
+    tested.load_state_dict(good)
+    assert not equal(snapshot(tested), before)
+
+
+# Errors, each a sentence
+
+WRONG_SETTINGS = [
+    ({"lr": -0.1}, "got lr=-0.1, expected a finite number"),
+    ({"lr": float("nan")}, "got lr=nan"),
+    ({"lr": float("inf")}, "got lr=inf"),
+    ({"lr": torch.tensor([0.1, 0.2])}, r"learning rate of shape \(2,\), expected one number"),
+    ({"weight_decay": -1.0}, "got weight_decay=-1.0"),
+    ({"momentum": 1.0}, "got momentum=1.0, expected 0 or more and less than 1"),
+    ({"momentum": -0.1}, "got momentum=-0.1"),
+    ({"scale": "moonlight"}, "got scale='moonlight', expected \"spectral\""),
+    ({"geometry": "euclidean"}, "got geometry='euclidean'"),
+    ({"geometry": "adamw", "betas": (0.9, 1.0)}, r"got betas=\(0.9, 1.0\)"),
+    ({"geometry": "adamw", "betas": (-0.9, 0.9)}, r"got betas=\(-0.9, 0.9\)"),
+    ({"geometry": "adamw", "eps": -1e-8}, "got eps=-1e-08"),
+    ({"geometry": "adamw", "lr": -1.0}, "got lr=-1.0"),
+    ({"geometry": "spectral", "method": "newton"}, "got method='newton'"),
+    ({"geometry": "spectral", "steps": 0}, "got steps=0, expected at least 1"),
+    ({"geometry": "spectral", "method": "you", "steps": 6}, "got steps=6"),
+    ({"geometry": "spectral", "method": "svd", "steps": 3}, "got steps=3"),
+    ({"views": []}, None),  # no views is as if not given
+    ({"views": [MatrixView(1, 2, 2)] * 2}, "got 2 views for 1 parameters"),
+    (
+        {"views": [MatrixView(1, 3, 3)]},
+        r"got the view 1 x \(3, 3\) for a parameter of shape \(2, 2\)",
+    ),
+    ({"views": [MatrixView(1, 2, 2, False, (1, 2))]}, r"got splits \(1, 2\)"),
+]
+
+
+@every_optimizer
+@pytest.mark.parametrize(("settings", "message"), WRONG_SETTINGS, ids=lambda value: str(value)[:40])
+def test_wrong_settings_are_refused_and_leave_the_optimizer_as_it_was(optimizer, settings, message):
+    tested = optimizer([parameter(3, 3)])
+    before = [dict(group) for group in tested.param_groups]
+    group = {"params": [parameter(2, 2)], **settings}
+    if message is None:
+        tested.add_param_group(group)
+        assert len(tested.param_groups) == 2
+        return
+    with pytest.raises(ValueError, match=message):
+        tested.add_param_group(group)
+    assert [dict(group) for group in tested.param_groups] == before
+    with pytest.raises(ValueError, match=message):
+        optimizer([group])
+    tested.add_param_group({"params": group["params"]})  # it is not half inside
+
+
+@spectral
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((), "got a 0-dimensional parameter"),
+        ((5,), r"got a 1-dimensional parameter of shape \(5,\).*pass the model itself"),
+        ((2, 3, 4), "unclear whether it is a convolution or a batch of experts"),
+    ],
+    ids=str,
+)
+def test_parameters_that_are_no_matrices_are_refused(optimizer, shape, message):
+    tested = optimizer([parameter(3, 3)])
+    with pytest.raises(ValueError, match=message):
+        optimizer([parameter(3, 3), parameter(*shape)])
+    with pytest.raises(ValueError, match=message):
+        tested.add_param_group({"params": [parameter(*shape)]})
+    assert len(tested.param_groups) == 1
+
+
+@every_optimizer
+def test_complex_parameters_are_refused_with_the_remedy(optimizer):
+    W = nn.Parameter(torch.zeros(2, 2, dtype=torch.complex64))
+    with pytest.raises(ValueError, match="view_as_real"):
+        optimizer([W])
+    with pytest.raises(ValueError, match="view_as_real"):
+        optimizer([{"params": [W], "geometry": "adamw"}])
+
+
+@every_optimizer
+def test_sparse_gradients_are_refused_before_anything_changes(optimizer):
+    embedding = nn.Embedding(4, 3, sparse=True)
+    W = parameter(3, 3)
+    tested = optimizer([{"params": [W]}, {"params": embedding.weight, "geometry": "adamw"}])
+    before = W.detach().clone()
+    (embedding(torch.tensor([1, 2])) @ W).sum().backward()
+    with pytest.raises(ValueError, match="sparse=False"):
+        tested.step()
+    assert torch.equal(W, before)
+    assert not tested.state
+
+
+@every_optimizer
+def test_unknown_names_and_empty_lists_are_refused(optimizer):
+    with pytest.raises(ValueError, match='got nonfinite=\'ignore\', expected "raise" or "skip"'):
+        optimizer([parameter(2, 2)], nonfinite="ignore")
+    with pytest.raises(ValueError, match="empty"):
+        optimizer([])
+    with pytest.raises(TypeError, match="iterable"):
+        optimizer(parameter(2, 2))
+    with pytest.raises(ValueError, match="without parameters"):
+        optimizer(nn.ReLU())
+    with pytest.raises(ValueError, match="scale='rms'"):
+        update_scale("rms", 1, 1)
+
+
+@every_optimizer
+def test_a_parameter_cannot_be_in_two_groups(optimizer):
+    W = parameter(2, 2)
+    tested = optimizer([W])
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        tested.add_param_group({"params": [W], "geometry": "adamw"})
+    assert len(tested.param_groups) == 1
