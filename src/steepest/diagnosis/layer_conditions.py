@@ -80,21 +80,21 @@ class LayerConditions:
         self._model: nn.Module = getattr(model, "_orig_mod", model)
         self._grams: dict[str, tuple[_Gram, _Gram]] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._owners: list[tuple[ParameterRole, nn.Module, str]] = []
+        self._owners: list[tuple[ParameterRole, nn.Module]] = []
         self.not_covered: list[str] = []
         for row in roles(self._model):
             module = self._model.get_submodule(row.name.rpartition(".")[0])
             if row.view is None or row.view.is_vector:
                 continue
             if _is_covered(module):
-                self._owners.append((row, module, row.name))
+                self._owners.append((row, module))
             else:
                 self.not_covered.append(row.name)
 
     def __enter__(self) -> LayerConditions:
-        self._grams = {row.name: (_Gram(), _Gram()) for row, _, _ in self._owners}
-        for row, module, name in self._owners:
-            hook = self._hook(row, name)
+        self._grams = {row.name: (_Gram(), _Gram()) for row, _ in self._owners}
+        for row, module in self._owners:
+            hook = self._hook(*self._grams[row.name])
             self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
         return self
 
@@ -105,14 +105,13 @@ class LayerConditions:
         self._grams.clear()
 
     def _hook(
-        self, row: ParameterRole, name: str
+        self, entering: _Gram, leaving: _Gram
     ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
         def hook(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
             if not torch.is_grad_enabled():
                 return  # an evaluation in between
-            entering, leaving = self._grams[name]
             given = args[0] if args else next(iter(kwargs.values()))
             # The sums stay in full precision where the model runs under autocast.
             with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
@@ -141,7 +140,8 @@ class LayerConditions:
                 "model that ran before does not call hooks, so run the uncompiled one"
             )
         measured = []
-        for row, _, name in self._owners:
+        for row, _ in self._owners:
+            name = row.name
             entering, leaving = self._grams[name]
             gradient = row.parameter.grad
             if not entering.tokens or gradient is None:
@@ -223,20 +223,12 @@ def _patches(module: nn.modules.conv._ConvNd, images: Tensor) -> Tensor:
     """What a convolution multiplies: one row of `in * kh * kw` entries for each output position."""
     dims = len(module.kernel_size)
     images = images if images.ndim == dims + 2 else images[None]  # the batch axis is optional
-    if module.padding_mode != "zeros" or isinstance(module.padding, str):
-        pads = module._reversed_padding_repeated_twice
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        images, padding = F.pad(images, pads, mode=mode), (0,) * dims
-    else:
-        padding = tuple(module.padding)
-    images = F.pad(images, [p for each in reversed(padding) for p in (each, each)])
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    images = F.pad(images, module._reversed_padding_repeated_twice, mode=mode)
     for axis in range(dims):
-        size, dilation = module.kernel_size[axis], module.dilation[axis]
-        span = dilation * (size - 1) + 1
-        images = images.unfold(2 + axis, span, module.stride[axis])
-    for axis in range(dims):
-        picks = torch.arange(0, images.shape[2 + dims + axis], module.dilation[axis])
-        images = images.index_select(2 + dims + axis, picks.to(images.device))
+        dilation = module.dilation[axis]
+        span = dilation * (module.kernel_size[axis] - 1) + 1
+        images = images.unfold(2 + axis, span, module.stride[axis])[..., ::dilation]
     # (batch, channels, *positions, *kernel) -> (batch, *positions, channels, *kernel)
     images = images.movedim(1, 1 + dims)
     return images.flatten(1 + dims).flatten(0, dims)
