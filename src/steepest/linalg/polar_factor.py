@@ -163,7 +163,7 @@ def _by_polynomials(X: Tensor, schedule: tuple[Coefficients, ...], method: Polar
     precise = torch.promote_types(X.dtype, torch.float32)
     norm = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True, dtype=precise)
     norm = norm.to(X.dtype).clamp(min=1.0)
-    X = X / (norm * SAFETY if method == "polar-express" else norm)
+    X = X.div_(norm * SAFETY if method == "polar-express" else norm)  # X is a copy already
     shape = X.shape
     X = X.reshape(-1, *shape[-2:])
     X = X[0] if len(X) == 1 else X
