@@ -257,3 +257,23 @@ def test_two_processes_take_the_steps_of_one_with_both_batches(tmp_path):
         for p, q, r in zip(model.parameters(), first[name], second[name], strict=True):
             assert torch.equal(q, r)
             assert torch.equal(p, q)
+
+
+@every_optimizer
+def test_sharded_parameters_are_refused_and_not_updated_wrongly(optimizer):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = fully_shard(small_model(), mesh=init_device_mesh("cpu", (1,)))
+        tested = optimizer(model, lr=0.02)
+        model(torch.ones(2, 4)).sum().backward()
+        with pytest.raises(NotImplementedError, match=r"parameter 0\.weight.*DistributedDataPara"):
+            tested.step()
+        start = small_model().parameters()
+        for p, q in zip(model.parameters(), start, strict=True):
+            assert torch.equal(p.full_tensor(), q)
+    finally:
+        torch.distributed.destroy_process_group()

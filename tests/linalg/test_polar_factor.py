@@ -395,3 +395,11 @@ def test_no_matrix(shape: tuple[int, ...]) -> None:
 def test_svd_in_half_precision_is_refused(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=r'"svd" needs torch\.float32 or torch\.float64'):
         polar(torch.eye(3), "svd", dtype=dtype)
+
+
+@pytest.mark.parametrize("method", ["svd", "polar-express"])
+def test_autocast_around_it_changes_nothing(method):
+    G = torch.randn(24, 24)
+    expected = polar(G, method)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(polar(G, method), expected)

@@ -182,3 +182,21 @@ def test_the_fast_methods_take_nearly_the_exact_step(method):
     difference = torch.linalg.matrix_norm(fast - exact, 2)
     assert (difference < error).all()
     assert (difference > 0).all()  # the method was used
+
+
+def test_no_scheduler_can_give_it_a_memory():
+    W = torch.nn.Parameter(torch.zeros(3, 3))
+    optimizer = SpectralDescent([W])
+    with pytest.raises(ValueError, match="momentum"):
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=5)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=5, cycle_momentum=False)
+
+
+@pytest.mark.parametrize("scale", ["spectral", "match-rms-adamw"])
+def test_groups_do_not_share_a_tensor_learning_rate(scale):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    optimizer = SpectralDescent(model, torch.tensor(0.1), scale=scale)
+    first, second = (group["lr"] for group in optimizer.param_groups)
+    before = float(second)
+    first.mul_(3)
+    assert float(second) == before

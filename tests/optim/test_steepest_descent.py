@@ -501,7 +501,7 @@ def test_matrices_in_a_batch_take_the_steps_they_take_alone(
 
 def test_matrices_of_equal_shape_are_handled_together(monkeypatch):
     batches = []
-    direction = steepest_descent.Spectral.direction
+    direction = steepest.geometry.Spectral.direction
 
     def spy(self, G):
         batches.append(tuple(G.shape))
@@ -511,7 +511,7 @@ def test_matrices_of_equal_shape_are_handled_together(monkeypatch):
     tested = Muon(params)
     for p in params:
         p.grad = torch.randn_like(p)
-    monkeypatch.setattr(steepest_descent.Spectral, "direction", spy)
+    monkeypatch.setattr(steepest.geometry.Spectral, "direction", spy)
     tested.step()
     assert sorted(batches) == [(1, 4, 6), (1, 6, 4), (5, 4, 4)]
     batches.clear()
@@ -639,6 +639,20 @@ def test_a_gradient_that_is_not_finite_raises_before_anything_changes(
     set_gradients(model.parameters(), 1)
     tested.step()  # and training can go on
     assert not equal(snapshot(tested), before)
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_single_broken_entry_is_found_wherever_it_is(optimizer, value, dtype):
+    W = parameter(33, 65, dtype=dtype)
+    tested = optimizer([{"params": [W], "views": [MatrixView.of((33, 65), transposed=True)]}])
+    for row, column in ((0, 0), (32, 64), (17, 40), (0, 64)):
+        W.grad = torch.randn_like(W)
+        W.grad[row, column] = value
+        with pytest.raises(FloatingPointError):
+            tested.step()
+    assert not tested.state
 
 
 @every_optimizer

@@ -49,10 +49,11 @@ def spectral_norm(
     start = torch.randn(scaled.shape[-1], 1, generator=generator, dtype=torch.float64)
     v = start.to(scaled).expand(*scaled.shape[:-2], -1, -1)
     tiny = torch.finfo(scaled.dtype).tiny
-    for _ in range(iterations):
-        v = v / torch.linalg.vector_norm(v, dim=-2, keepdim=True).clamp(min=tiny)
-        w = scaled @ v
-        v = scaled.mT @ w
+    with torch.autocast(scaled.device.type, enabled=False):
+        for _ in range(iterations):
+            v = v / torch.linalg.vector_norm(v, dim=-2, keepdim=True).clamp(min=tiny)
+            w = scaled @ v
+            v = scaled.mT @ w
     return torch.linalg.vector_norm(w, dim=(-2, -1)) * unit
 
 

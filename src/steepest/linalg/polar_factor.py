@@ -132,8 +132,9 @@ def polar(
     mantissa, _ = torch.frexp(largest)
     scale = torch.where(largest > 0, largest / (2 * mantissa), 1.0).masked_fill(broken, torch.nan)
     work = dtype or (torch.float32 if G.dtype.itemsize < 4 else G.dtype)
-    X = G.div(scale).to(work)
-    Q = _by_svd(X, broken) if method == "svd" else _by_polynomials(X, schedule, method)
+    with torch.autocast(G.device.type, enabled=False):
+        X = G.div(scale).to(work)
+        Q = _by_svd(X, broken) if method == "svd" else _by_polynomials(X, schedule, method)
     return Q.to(G.dtype)
 
 

@@ -6,12 +6,8 @@ import torch
 from torch import Tensor
 
 from steepest.linalg.polar_factor import PolarMethod
-from steepest.optim.steepest_descent import OnNonfinite, Parameters, Scale, SteepestDescent
-
-
-def default_adamw_lr(lr: float | Tensor, scale: Scale) -> float | Tensor:
-    """Return the rate of the AdamW group for a rate of the spectral updates."""
-    return lr if scale == "match-rms-adamw" else 0.15 * lr
+from steepest.optim.scales import Scale, default_adamw_lr
+from steepest.optim.steepest_descent import OnNonfinite, Parameters, SteepestDescent
 
 
 class Muon(SteepestDescent):
@@ -35,7 +31,7 @@ class Muon(SteepestDescent):
         dtype: precision of that computation, `torch.bfloat16` by default; `None` for the
             parameters' own.
         adamw_lr, adamw_betas, adamw_eps, adamw_weight_decay: AdamW for all other parameters of a
-            model; unless given, its rate is ADAMW_RULE.
+            model; unless given, its rate is 0.15 lr, or lr with "match-rms-adamw".
         nonfinite: "raise" (default) or "skip" a step whose gradients are not finite.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from steepest.linalg.polar_factor import PolarMethod
-from steepest.optim.muon import default_adamw_lr
-from steepest.optim.steepest_descent import OnNonfinite, Parameters, Scale, SteepestDescent
+from steepest.optim.scales import Scale, default_adamw_lr
+from steepest.optim.steepest_descent import OnNonfinite, Parameters, SteepestDescent
 
 
 class SpectralDescent(SteepestDescent):
@@ -26,7 +26,7 @@ class SpectralDescent(SteepestDescent):
         dtype: precision of that computation, `torch.bfloat16` by default; `None` for the
             parameters' own.
         adamw_lr, adamw_betas, adamw_eps, adamw_weight_decay: AdamW for all other parameters of a
-            model; unless given, its rate is ADAMW_RULE.
+            model; unless given, its rate is 0.15 lr, or lr with "match-rms-adamw".
         nonfinite: "raise" (default) or "skip" a step whose gradients are not finite.
 
     >>> W = torch.nn.Parameter(torch.zeros(2, 2))
