@@ -27,10 +27,11 @@ from rich.table import Table
 
 from steepest import __version__
 from steepest.lab.errors import InputError
+from steepest.lab.files import read_json
 from steepest.lab.studies.optimizer_study import StudyConfig, study
 from steepest.lab.sweep import Run
 from steepest.lab.train import TrainConfig, train
-from steepest.lab.train.run_folder import read_json, sentences_for_os_errors
+from steepest.lab.train.run_folder import sentences_for_os_errors
 
 screen = Console(stderr=True)
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from steepest.lab.errors import InputError
+from steepest.lab.files import write_json
 from steepest.lab.models import GPTConfig
 from steepest.lab.studies import optimizer_study
 from steepest.lab.studies.optimizer_study import StudyConfig, study
 from steepest.lab.sweep import Run
-from steepest.lab.train.checkpoint import write_json
 
 
 class Quiet:

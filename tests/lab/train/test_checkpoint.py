@@ -8,6 +8,7 @@ from torch import nn
 
 import steepest
 from steepest.lab.errors import InputError
+from steepest.lab.files import write_json
 from steepest.lab.train import checkpoint
 
 
@@ -94,8 +95,8 @@ def test_only_damaged_checkpoints_are_an_error_and_nothing_is_half_read(tmp_path
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    checkpoint.write_json(tmp_path / "a.json", {"old": 1})
+    write_json(tmp_path / "a.json", {"old": 1})
     with pytest.raises(TypeError):
-        checkpoint.write_json(tmp_path / "a.json", {"new": object()})
+        write_json(tmp_path / "a.json", {"new": object()})
     assert (tmp_path / "a.json").read_text() == '{\n "old": 1\n}'
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import tempfile
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -17,6 +15,7 @@ from markupsafe import Markup
 from plotly.io import to_json
 from plotly.offline import get_plotlyjs
 
+from steepest.lab.files import write_atomically
 from steepest.lab.report import wording
 from steepest.lab.report.condition_map import colour_limit, condition_map, condition_share
 from steepest.lab.report.figures import Picture, colours, learning_rates, loss_curves, ranked
@@ -76,19 +75,8 @@ def write(summary: dict[str, Any], path: Path) -> Path:
     """Write the page for a summary to `path`, whole or not at all, and return the path."""
     # A file name that is no valid text (a lone surrogate) may be in the summary: keep it readable.
     page = render(summary).encode("utf-8", "xmlcharrefreplace")
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    write_atomically(path, page)
     return path
 
 

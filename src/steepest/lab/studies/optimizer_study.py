@@ -19,15 +19,14 @@ import torch
 
 from steepest.lab.data import Corpus, load
 from steepest.lab.errors import InputError
+from steepest.lab.files import read_json, write_json
 from steepest.lab.models import GPTConfig
 from steepest.lab.studies.summary import summarize
 from steepest.lab.sweep import Run, run_all
 from steepest.lab.train import FAMILIES, OptimizerName, TrainConfig
-from steepest.lab.train.checkpoint import write_json
 from steepest.lab.train.run_folder import (
     locked,
     open_folder,
-    read_json,
     sentences_for_os_errors,
 )
 

@@ -45,7 +45,7 @@ def summarize(
     return {
         "kind": "study",
         "title": "Which optimizer, at its own best learning rate?",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": "steepest study",
         "settings": {
             **{k: v for k, v in asdict(sample.config).items() if k in _SHOWN},

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from steepest.lab.errors import Diverged, InputError
+from steepest.lab.files import read_json, write_json
 from steepest.lab.train import TrainConfig, train
-from steepest.lab.train.checkpoint import write_json
-from steepest.lab.train.run_folder import read_json
 
 
 @dataclass(frozen=True)

@@ -15,31 +15,13 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from steepest.lab.errors import InputError
+from steepest.lab.files import write_json
 
 KEEP = 2
 
 
 class TornFile(Exception):
     """A file of a checkpoint is missing or is not what was written."""
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one piece: a reader sees the old one or the new one."""
-    write_atomically(path, json.dumps(content, indent=1).encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place, force it to disk, and rename it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def save(

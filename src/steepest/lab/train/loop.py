@@ -16,6 +16,7 @@ import torch
 from steepest.diagnosis import LayerConditions
 from steepest.lab.data import Corpus, Sampler, load, validation_batches
 from steepest.lab.errors import Diverged, InputError
+from steepest.lab.files import read_json, write_json
 from steepest.lab.models import GPT
 from steepest.lab.train import checkpoint
 from steepest.lab.train.config import TrainConfig
@@ -25,7 +26,6 @@ from steepest.lab.train.run_folder import (
     Metrics,
     locked,
     open_folder,
-    read_json,
     sentences_for_os_errors,
 )
 from steepest.lab.train.schedule import factor
@@ -156,7 +156,7 @@ def _train(
         "peak_memory_bytes": peak_memory(device),
         **clock.totals(),
     }
-    checkpoint.write_json(out / "result.json", result)
+    write_json(out / "result.json", result)
     return result
 
 

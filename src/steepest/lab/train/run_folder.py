@@ -25,7 +25,7 @@ import filelock
 import torch
 
 from steepest.lab.errors import InputError
-from steepest.lab.train.checkpoint import write_json
+from steepest.lab.files import read_json, write_json
 
 
 def open_folder(path: Path, config: dict[str, Any]) -> None:
@@ -72,17 +72,6 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
     return flat
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file, or say that it is damaged."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(
-            f"{path} is damaged: it is not JSON ({error}). Delete {path.parent} to start again, or "
-            "choose another --out"
-        ) from error
 
 
 @contextmanager
