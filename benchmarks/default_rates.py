@@ -105,7 +105,7 @@ def main(settings: Settings) -> None:
         for key in ("y_train", "y_test"):
             images[key] = images[key].long().flatten()
         tasks["CNN"] = lambda scale, lr: cnn(images, scale, lr, settings.steps)
-    console = Console()
+    console = Console(width=110)
     with Progress(console=Console(stderr=True)) as bars:
         bar = bars.add_task("training", total=len(tasks) * sum(map(len, GRIDS.values())))
         for name, task in tasks.items():

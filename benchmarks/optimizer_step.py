@@ -154,7 +154,7 @@ def main(settings: Settings) -> None:
             f"{ratios[0]:.3f} to {ratios[-1]:.3f}",
             *(f"{each[s]:.3f}" if s in each else "-" for s in ("gaussian", "power law")),
         )
-    Console().print(table)
+    Console(width=110).print(table)
     settings.out.mkdir(parents=True, exist_ok=True)
     place = settings.out / f"optimizer_step_{settings.device}.json"
     where = {**environment(), "threads": torch.get_num_threads(), "layers": settings.layers}

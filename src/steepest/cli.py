@@ -28,7 +28,8 @@ from rich.table import Table
 from steepest import __version__
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json
-from steepest.lab.studies.optimizer_study import StudyConfig, study
+from steepest.lab.studies.optimizer_study import study
+from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.sweep import Run
 from steepest.lab.train import TrainConfig, train
 from steepest.lab.train.run_folder import sentences_for_os_errors

@@ -11,7 +11,8 @@ from steepest.lab.errors import InputError
 from steepest.lab.files import write_json
 from steepest.lab.models import GPTConfig
 from steepest.lab.studies import optimizer_study
-from steepest.lab.studies.optimizer_study import StudyConfig, study
+from steepest.lab.studies.optimizer_study import study
+from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.sweep import Run
 
 

@@ -8,10 +8,9 @@ fresh seeds, which the rate was not chosen on.
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ from steepest.lab.data import Corpus, load
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_json
 from steepest.lab.models import GPTConfig
+from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.studies.summary import summarize
 from steepest.lab.sweep import Run, run_all
 from steepest.lab.train import FAMILIES, OptimizerName, TrainConfig
@@ -35,52 +35,6 @@ MEASUREMENTS = 10  # of the validation loss, and of the condition, in each run
 FEWEST_STEPS = 120  # below this the model shrinks instead
 CALIBRATION_STEPS = 12
 RESERVE = 0.85  # share of the budget that is planned for; machines have moods
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyConfig:
-    """Compare optimizers on one text, each at its own best learning rate."""
-
-    optimizers: tuple[OptimizerName, ...] = ("adamw", "signum", "spectral-descent", "muon")
-    """What to compare; the first is what the others are compared with."""
-    minutes: float = 4.0
-    """Time for everything; the number of steps, and if need be the model, follow from it."""
-    steps: int | None = None
-    """Updates in each run; by default as many as the time allows. If given, time is no limit."""
-    seeds: int = 3
-    """Fresh seeds for each optimizer at its best rate."""
-    data: str = "stdlib"
-    """"stdlib", "reference", or a path to a text file, a folder or a .bin file of tokens."""
-    model: GPTConfig = field(default_factory=lambda: GPTConfig(width=64))
-    """The model's sizes."""
-    batch: int = 8
-    """Sequences in each update."""
-    momentum: float = 0.9
-    """How much of the past an update averages over, the same for all that have a memory."""
-    adamw_lr: float = 4e-3
-    """Learning rate of AdamW for embeddings, head and vectors, the same for every optimizer."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of the matrices."""
-    workers: int | None = None
-    """Runs at the same time, one thread each; by default one for each core, or one on a GPU."""
-    device: str = "auto"
-    """"cpu", "cuda", or "auto": the accelerator if there is one."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.minutes < math.inf:
-            raise InputError(f"got minutes={self.minutes}, expected more than 0")
-        for name in ("seeds", "batch", "steps", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"got {name}={value}, expected at least 1")
-        if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
-            raise InputError(f"got optimizers {self.optimizers}, expected each of them once")
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The settings that every run shares; all others may change when a study goes on."""
-        free = ("optimizers", "minutes", "seeds", "workers")
-        return {key: value for key, value in asdict(self).items() if key not in free}
 
 
 class Progress(Protocol):

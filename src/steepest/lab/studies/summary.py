@@ -7,19 +7,17 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from steepest.lab.data import Corpus
 from steepest.lab.models import GPTConfig
 from steepest.lab.studies.statistics import first_reach, interval
+from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.sweep import Run
 from steepest.lab.train import FAMILIES, OptimizerName
 from steepest.lab.train.run_folder import read_metrics
-
-if TYPE_CHECKING:
-    from steepest.lab.studies.optimizer_study import StudyConfig
 
 
 def summarize(
