@@ -84,7 +84,8 @@ class _Study:
             for name, rate in best.items()
             if rate is not None
         }
-        self.perform("fresh seeds", [run for runs in fresh.values() for run in runs])
+        turns = zip(*fresh.values(), strict=True)  # a slow moment of the machine hits all of them
+        self.perform("fresh seeds", [run for turn in turns for run in turn])
         summary = summarize(
             config=self.config,
             steps=self.state["steps"],
