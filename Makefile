@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LIBRARY := steepest steepest.geometry steepest.matrix_view steepest.parameter_roles \
+  steepest.optim steepest.optim.scales steepest.optim.steepest_descent steepest.diagnosis
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -29,7 +31,7 @@ bench: $(VENV)/dev ## Time the optimizers beside torch's own
 	$(BIN)/python benchmarks/optimizer_step.py
 
 docs: $(VENV)/dev ## Build the reference into site/
-	$(BIN)/pdoc --math --output-directory site steepest '!steepest.lab' '!steepest.cli'
+	$(BIN)/pdoc --math --docformat google --output-directory site $(LIBRARY)
 
 clean: ## Remove everything that can be made again, but no runs
 	rm -rf $(VENV) site build .mypy_cache .pytest_cache .ruff_cache .hypothesis
