@@ -39,7 +39,7 @@ class Signum(SteepestDescent):
         params: Parameters,
         lr: float | Tensor = 1e-3,
         *,
-        momentum: float = 0.95,
+        momentum: float = 0.9,
         weight_decay: float = 0.0,
         adamw_lr: float | Tensor | None = None,
         adamw_betas: tuple[float, float] = (0.9, 0.95),
