@@ -254,8 +254,8 @@ def _results(summary: dict[str, Any]) -> Table:
     row("nats/token", lambda e: _with_half(e["validation_loss"]))
     row("bits/byte", lambda e: _with_half(e["bits_per_byte"]))
     row(f"gap to {baseline}", lambda e: _with_half(e["gap_to_baseline"], "+.3f"))
-    row("tokens to reach it", lambda e: _number(e["tokens_to_baseline"], ",.0f"))
-    row("seconds to reach it", lambda e: _number(e["seconds_to_baseline"], ".1f"))
+    row("tokens to reach", lambda e: _number(e["tokens_to_baseline"], ",.0f"))
+    row("seconds to reach", lambda e: _number(e["seconds_to_baseline"], ".1f"))
     row("ms per step", lambda e: _number(e["step_seconds"], ".1f", 1e3))
     row("optimizer share", lambda e: _number(e["optimizer_share"], ".0%"))
     row("peak MB", lambda e: _number(e["peak_memory_bytes"], ".0f", 1e-6))
@@ -271,7 +271,7 @@ def _with_half(value: dict[str, Any] | None, form: str = ".3f") -> str:
     if value is None:
         return "-"
     mean = format(value["mean"], form)
-    return mean if value["low"] is None else f"{mean} ±{value['mean'] - value['low']:.3f}"
+    return mean if value["low"] is None else f"{mean}±{value['mean'] - value['low']:.3f}"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class StudyConfig:
     """Time for everything; the number of steps, and if need be the model, follow from it."""
     steps: int | None = None
     """Updates in each run; by default as many as the time allows. If given, time is no limit."""
-    seeds: int = 3
+    seeds: int = 4
     """Fresh seeds for each optimizer at its best rate."""
     data: str = "stdlib"
     """"stdlib", "reference", or a path to a text file, a folder or a .bin file of tokens."""

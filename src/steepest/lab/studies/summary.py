@@ -114,7 +114,10 @@ def _optimizer(
     gaps = [(losses[seed] - baseline[seed]) * unit for seed in losses if seed in baseline]
     values = list(losses.values())
     finished = [run for run in fresh if run.config.seed in losses]
-    curves = [_curve(run) for run in finished]
+    # The least disturbed seed tells what a step costs; the others had more company.
+    steps = [run.result for run in finished if run.result.get("step_seconds")]
+    cost = min(steps, key=lambda result: result["step_seconds"], default={})
+    curves = [_curve(run, cost.get("step_seconds")) for run in finished]
     reached = _reached(curves, level)
     if len(losses) < len(fresh):
         verdict = "inconclusive", f"{len(fresh) - len(losses)} of {len(fresh)} fresh seeds diverged"
@@ -146,8 +149,8 @@ def _optimizer(
         "gap_to_baseline": interval(gaps),
         "tokens_to_baseline": reached[0],
         "seconds_to_baseline": reached[1],
-        "step_seconds": median("step_seconds"),
-        "optimizer_share": median("optimizer_share"),
+        "step_seconds": cost.get("step_seconds"),
+        "optimizer_share": cost.get("optimizer_share"),
         "peak_memory_bytes": median("peak_memory_bytes"),
         "optimizer_state_bytes": median("optimizer_state_bytes"),
         "curves": curves,
@@ -167,12 +170,13 @@ def _point(run: Run, purpose: str, to_bits: float | None) -> dict[str, Any]:
     }
 
 
-def _curve(run: Run) -> dict[str, Any]:
+def _curve(run: Run, step_seconds: float | None) -> dict[str, Any]:
+    """The validation losses of a run; seconds are steps times what a step costs."""
     rows = [row for row in read_metrics(run.out) if row["kind"] == "validation"]
     return {
         "seed": run.config.seed,
         "tokens": [row["tokens"] for row in rows],
-        "seconds": [row["seconds"] for row in rows],
+        "seconds": [row["step"] * step_seconds if step_seconds else None for row in rows],
         "validation_loss": [row["loss"] for row in rows],
     }
 
@@ -184,8 +188,9 @@ def _reached(
     if not curves or level is None:
         return None, None
     loss = np.mean([curve["validation_loss"] for curve in curves], axis=0)
-    seconds = np.mean([curve["seconds"] for curve in curves], axis=0)
-    return first_reach(curves[0]["tokens"], loss, level), first_reach(seconds, loss, level)
+    tokens, seconds = curves[0]["tokens"], curves[0]["seconds"]
+    known = None not in seconds
+    return first_reach(tokens, loss, level), first_reach(seconds, loss, level) if known else None
 
 
 def _conditions(run: Run) -> list[dict[str, Any]]:
