@@ -96,7 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
         elif isinstance(command, Train):
             _train(command)
         else:
-            _report(command)
+            with sentences_for_os_errors(command.path):
+                _report(command)
     except InputError as error:
         screen.print("[bold red]error:[/] ", end="")
         screen.print(str(error), markup=False, highlight=False, soft_wrap=True)
@@ -137,7 +138,8 @@ def _study(command: Study) -> None:
     settings = asdict(command)
     del settings["out"]
     config = StudyConfig(**{**settings, "model": command.model})
-    out = command.out or _folder("study", config.identity)
+    # the length of the runs follows from the minutes, so other minutes are another study
+    out = command.out or _folder("study", config.identity | {"minutes": config.minutes})
     with _bars() as bars:
         summary = study(config, out, _StudyProgress(bars))
     with sentences_for_os_errors(out):
@@ -160,14 +162,14 @@ def _report(command: Report) -> None:
                 f"{path} has no summary.json, so no study was finished there; run the same "
                 "`steepest study` command to finish it"
             )
-        summary, out = read_json(path / "summary.json"), path / "report.html"
+        remedy = "Run the same `steepest study` command to write it again; no run is lost"
+        summary, out = read_json(path / "summary.json", remedy), path / "report.html"
     else:
         try:
             summary, out = report.read(path), path
         except ValueError as error:
             raise InputError(str(error)) from error
-    with sentences_for_os_errors(out):
-        page = report.write(summary, command.out or out)
+    page = report.write(summary, command.out or out)
     print(f"report: {page.resolve().as_uri()}")
 
 
@@ -241,7 +243,8 @@ def _results(summary: dict[str, Any]) -> Table:
     """One column for each optimizer, so that the table fits a narrow terminal."""
     entries = summary["optimizers"]
     baseline = next(e["label"] for e in entries if e["name"] == summary["baseline"])
-    caption = "± is half a 95% interval over fresh seeds"
+    unit = "bits/byte" if any(e["bits_per_byte"] for e in entries) else "nats/token"
+    caption = f"± is half a 95% interval over fresh seeds; the gap is in {unit}"
     table = Table(title=summary["title"], caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True)
     for e in entries:

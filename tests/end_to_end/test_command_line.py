@@ -105,6 +105,8 @@ BAD: list[tuple[list[str], str]] = [
     (["report", "missing"], "does not exist"),
     (["report", "."], "no summary.json"),
     (["report", "short.txt"], "short.txt"),
+    (["report", "odd"], "cannot use odd/summary.json"),
+    (["report", "torn"], "Run the same `steepest study` command to write it again"),
     (["train", "--data", "good.txt", "--out", "good.txt"], "not a folder"),
     (["train", "--data", "good.txt", "--out", "."], "no config.json"),
     (["train", "--data", "good.txt", "--out", "/dev/null/run"], "not a folder"),
@@ -128,6 +130,9 @@ def test_bad_input_gets_a_sentence_and_exit_code_2(
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     (tmp_path / "short.txt").write_text("short")
     (tmp_path / "good.txt").write_text("good " * 1000)
+    (tmp_path / "odd" / "summary.json").mkdir(parents=True)
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "summary.json").write_text('{"kind": ')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
@@ -151,10 +156,13 @@ def test_a_loss_that_is_not_finite_is_a_sentence_and_exit_code_2(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("files", "count"), [("plan.json", 1), ("runs/*/metrics.jsonl", 2)], ids=["start", "training"]
+)
 def test_ctrl_c_in_a_study_says_how_to_go_on_and_leaves_nothing_running(
-    tmp_path: Path, text: Path
+    tmp_path: Path, text: Path, files: str, count: int
 ) -> None:
-    """In a real terminal, with its progress bars."""
+    """In a real terminal, with its progress bars; at the start while helpers import torch."""
     master, slave = pty.openpty()
     arguments = ["study", "--data", str(text), "--steps", "3000", "--out", "out", *SMALL]
     process = subprocess.Popen(
@@ -162,9 +170,10 @@ def test_ctrl_c_in_a_study_says_how_to_go_on_and_leaves_nothing_running(
         start_new_session=True,
     )  # fmt: skip
     os.close(slave)
-    while len(list(tmp_path.glob("out/runs/*/metrics.jsonl"))) < 2:
+    while len(list(tmp_path.glob(f"out/{files}"))) < count:
         assert process.poll() is None
         time.sleep(0.05)
+    time.sleep(0.3)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal sends: to all of the group
     printed = b""
     try:
@@ -187,6 +196,26 @@ def test_ctrl_c_in_a_study_says_how_to_go_on_and_leaves_nothing_running(
         time.sleep(0.05)
     else:
         pytest.fail("a process of the study is still there")
+
+
+def test_studies_of_other_minutes_have_other_folders(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the minutes decide how long the runs are: one of four is no answer to one of thirty."""
+    from steepest import cli
+    from steepest.lab.errors import InputError
+
+    folders: list[Path] = []
+
+    def study(config: object, out: Path, progress: object) -> None:
+        folders.append(out)
+        raise InputError("enough")
+
+    monkeypatch.setattr(cli, "study", study)
+    for minutes in ("4", "30", "4"):
+        with pytest.raises(SystemExit):
+            cli.main(["study", "--data", str(text), "--minutes", minutes])
+    assert folders[0] == folders[2] != folders[1]
 
 
 def test_help_teaches(tmp_path: Path) -> None:

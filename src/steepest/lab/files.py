@@ -29,12 +29,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file, or say that it is damaged."""
+def read_json(path: Path, remedy: str | None = None) -> dict[str, Any]:
+    """Read a JSON object, or say that the file is damaged, and the remedy."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"got {content!r:.40}")
     except ValueError as error:
+        remedy = remedy or f"Delete {path.parent} to start again, or choose another --out"
         raise InputError(
-            f"{path} is damaged: it is not JSON ({error}). Delete {path.parent} to start again, or "
-            "choose another --out"
+            f"{path} is damaged: it is not a JSON object ({error}). {remedy}"
         ) from error
+    return content

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,24 @@ def test_files_of_a_folder_that_are_no_text_are_left_out_and_counted(tmp_path: P
     assert b"secret" not in bytes(corpus.train) + bytes(corpus.validation)
 
 
+def test_a_link_or_a_copy_does_not_bring_training_text_into_validation(tmp_path: Path) -> None:
+    _folder(tmp_path, {"a.txt": "a" * 900, "b.txt": "b" * 100, "copy/a.txt": "a" * 900})
+    (tmp_path / "z.txt").symlink_to("b.txt")
+    corpus = load(str(tmp_path))
+    assert corpus.documents == 2
+    assert "2 files left out: copies" in corpus.description
+    assert not set(bytes(corpus.train)) & set(bytes(corpus.validation))
+
+
+def test_names_may_be_any_bytes(tmp_path: Path) -> None:
+    for i in range(3):
+        try:
+            (tmp_path / os.fsdecode(b"\xff%d.txt" % i)).write_text(f"{i}" * 500)
+        except OSError:
+            pytest.skip("this file system wants names in UTF-8")
+    assert load(str(tmp_path)).documents == 3
+
+
 @pytest.mark.parametrize("header", [False, True])
 def test_token_files_with_and_without_a_header(tmp_path: Path, header: bool) -> None:
     tokens = np.arange(2000, dtype="<u2")
@@ -95,6 +114,7 @@ def test_token_files_with_and_without_a_header(tmp_path: Path, header: bool) -> 
         ("binary.txt", b"abc\0def", "binary"),
         ("latin.txt", "café".encode("latin-1"), "not UTF-8"),
         ("odd.bin", b"\1\2\3\4\5", "expected 16-bit tokens"),
+        ("bare.bin", np.array([20240520, 1, 0] + 253 * [0], "<i4").tobytes(), "no tokens"),
     ],
 )
 def test_bad_files_get_a_sentence(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
@@ -109,6 +129,17 @@ def test_a_torn_token_file_is_detected(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(front.tobytes() + b"\0" * 100)
     with pytest.raises(InputError, match="torn"):
         load(str(tmp_path / "a.bin"))
+
+
+def test_a_token_file_shorter_than_a_header_is_bare_tokens(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(np.array([20240520], "<i4").tobytes())
+    assert len(load(str(tmp_path / "a.bin")).train) == 1
+
+
+@pytest.mark.parametrize("source", ["", "~nobody-of-that-name/text", "x" * 5000])
+def test_paths_that_cannot_be_get_a_sentence(source: str) -> None:
+    with pytest.raises(InputError, match=r"existing path|could not read"):
+        load(source)
 
 
 def test_missing_data_and_empty_folders_get_a_sentence(tmp_path: Path) -> None:

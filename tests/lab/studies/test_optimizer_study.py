@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from steepest.lab.data import load
 from steepest.lab.errors import InputError
 from steepest.lab.files import write_json
 from steepest.lab.models import GPTConfig
@@ -14,6 +15,7 @@ from steepest.lab.studies import optimizer_study
 from steepest.lab.studies.optimizer_study import study
 from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.sweep import Run
+from steepest.lab.train import FAMILIES
 
 
 class Quiet:
@@ -133,13 +135,29 @@ def test_a_grid_grows_until_the_best_rate_lies_inside(
         assert all(b / a == pytest.approx(2) for a, b in itertools.pairwise(rates))
 
 
+def test_a_grid_that_diverges_everywhere_grows_without_a_hole(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lowest = {name: min(FAMILIES[name].rates) for name in config.optimizers}
+    _pretend(monkeypatch, lambda name, rate, seed: None if rate > lowest[name] / 3 else 2 - rate)
+    summary = study(config, tmp_path / "study", Quiet())
+    for entry in summary["optimizers"]:
+        rates = [rate["lr"] for rate in entry["rates"]]
+        assert entry["verdict"] == "tuned"
+        assert entry["best_lr"] == lowest[entry["name"]] / 4
+        assert all(b / a == pytest.approx(2) for a, b in itertools.pairwise(rates))
+
+
 def test_an_optimum_out_of_reach_is_inconclusive(
     config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _pretend(monkeypatch, lambda name, rate, seed: 3.0 - rate if name == "muon" else 2.0 + rate)
     summary = study(config, tmp_path / "study", Quiet())
     assert [entry["verdict"] for entry in summary["optimizers"]] == ["inconclusive"] * 2
-    assert "lies at the edge" in _entry(summary, "muon")["reason"]
+    assert "lies at the edge, and a grid grows no further" in _entry(summary, "muon")["reason"]
+    monkeypatch.setattr(optimizer_study._Study, "time_for", lambda *_: False)
+    summary = study(config, tmp_path / "hurried", Quiet())
+    assert "lies at the edge, and the time was spent" in _entry(summary, "muon")["reason"]
 
 
 def test_divergence_everywhere_or_of_a_seed_is_inconclusive(
@@ -196,6 +214,57 @@ def test_the_plan_keeps_to_the_budget_and_shrinks_the_model_before_the_safeguard
     assert _entry(tight, "muon")["validation_loss"]["n"] == 2
     with pytest.raises(InputError, match="give more minutes"):
         study(replace(planned, minutes=0.01), tmp_path / "c", quiet)
+
+
+def test_more_minutes_after_too_few_make_a_plan_of_their_own(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pretend(monkeypatch, _bowl(0.02))
+    planned = replace(config, steps=None, minutes=1.0, model=GPTConfig(width=64, heads=2))
+    with pytest.raises(InputError, match="give more minutes"):
+        study(replace(planned, minutes=0.01), tmp_path / "study", Quiet())
+    summary = study(planned, tmp_path / "study", Quiet())
+    assert summary["settings"]["model width"] == 64
+    assert summary["plan"]["notes"] == []
+
+
+def test_other_minutes_say_that_the_plan_stays(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pretend(monkeypatch, _bowl(0.02))
+    planned = replace(config, steps=None, minutes=1.0)
+    first, same, longer = Quiet(), Quiet(), Quiet()
+    study(planned, tmp_path / "study", first)
+    study(planned, tmp_path / "study", same)
+    study(replace(planned, minutes=5.0), tmp_path / "study", longer)
+    assert not any("the plan of" in said for said in first.said + same.said)
+    assert any("the plan of 1 minutes" in said and "stays" in said for said in longer.said)
+
+
+def test_runs_that_diverged_early_do_not_make_the_others_look_short(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    planned = replace(config, steps=None, minutes=20 / 60)
+    for name, result in [
+        ("a", {"status": "finished", "wall_seconds": 10.0}),
+        ("b", {"status": "diverged", "validation_loss": None}),
+    ]:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        write_json(tmp_path / "runs" / name / "result.json", result)
+    plan = {"spent": 0.0, "notes": [], "steps": 5, "model": asdict(planned.model)}
+    write_json(tmp_path / "plan.json", plan)
+    conducted = optimizer_study._Study(planned, tmp_path, load(planned.data), Quiet())
+    assert not conducted.time_for("muon", 0.5)  # five more runs by two workers: 25 seconds of 20
+
+
+def test_a_finished_run_that_lost_measurements_is_an_error(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    study(config, tmp_path / "study", Quiet())
+    path = next((tmp_path / "study" / "runs").glob("muon-*-seed2")) / "metrics.jsonl"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(InputError, match=r"has 0 validation losses, expected 5 .* Delete"):
+        study(config, tmp_path / "study", Quiet())
 
 
 def test_other_settings_in_the_same_folder_are_refused(

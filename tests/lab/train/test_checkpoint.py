@@ -10,6 +10,7 @@ import steepest
 from steepest.lab.errors import InputError
 from steepest.lab.files import write_json
 from steepest.lab.train import checkpoint
+from steepest.lab.train.run_folder import sentences_for_os_errors
 
 
 def _trained(steps: int) -> tuple[nn.Module, steepest.Muon]:
@@ -92,6 +93,23 @@ def test_only_damaged_checkpoints_are_an_error_and_nothing_is_half_read(tmp_path
     with pytest.raises(InputError, match=r"every checkpoint .* is damaged"):
         checkpoint.load_latest(tmp_path, model, optimizer)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("largest", [300, 1500])  # bytes; model.safetensors has 900, state.pt more
+def test_a_disk_that_fills_up_gets_a_sentence_and_leaves_nothing(
+    tmp_path: Path, largest: int
+) -> None:
+    resource = pytest.importorskip("resource")
+    model, optimizer = _trained(1)
+    checkpoint.save(tmp_path, 1, model, optimizer, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, limits[1]))
+    try:
+        with pytest.raises(InputError, match="no space left"), sentences_for_os_errors(tmp_path):
+            checkpoint.save(tmp_path, 2, model, optimizer, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

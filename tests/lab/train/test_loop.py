@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -209,9 +210,10 @@ def test_folders_that_cannot_be_used_get_a_sentence(tmp_path: Path, text: Path) 
         train(config, tmp_path / "mine")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
     (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "config.json").write_text('{"steps": 1')
-    with pytest.raises(InputError, match="is damaged: it is not JSON"):
-        train(config, tmp_path / "half")
+    for damaged in ('{"steps": 1', "null", ""):
+        (tmp_path / "half" / "config.json").write_text(damaged)
+        with pytest.raises(InputError, match="is damaged: it is not a JSON object"):
+            train(config, tmp_path / "half")
 
 
 def test_a_folder_has_one_writer(tmp_path: Path, text: Path) -> None:
@@ -266,6 +268,62 @@ def _losses_of_a_whole_run(config: TrainConfig, tmp_path: Path) -> list[tuple[st
     return _losses(tmp_path / "whole")
 
 
+def test_a_damaged_line_within_the_metrics_is_an_error(tmp_path: Path, text: Path) -> None:
+    config = _config(text)
+    with pytest.raises(Stop):
+        train(config, tmp_path / "run", on_step=_stop_after(8))
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"step": 2', b"\xff", 1))
+    with pytest.raises(InputError, match=r"metrics.jsonl is damaged: line \d of \d+ is not JSON"):
+        train(config, tmp_path / "run")
+
+
+def test_metrics_are_whole_while_lines_beyond_the_checkpoint_are_dropped(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(text)
+    with pytest.raises(Stop):
+        train(config, tmp_path / "run", on_step=_stop_after(8))
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+
+    def killed(*_: Any) -> None:
+        raise Stop
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(Stop):
+        train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_a_start_killed_before_its_settings_were_written_is_no_strangers_folder(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from steepest.lab.train import run_folder
+
+    def killed(path: Path, content: Any) -> None:
+        if path.name == "config.json":
+            raise Stop
+        run_folder.write_atomically(path, b"{}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder, "write_json", killed)
+        with pytest.raises(Stop):
+            train(_config(text), tmp_path / "run")
+    assert train(_config(text), tmp_path / "run")["status"] == "finished"
+
+
+def test_a_run_that_goes_on_shows_a_loss_at_once(tmp_path: Path, text: Path) -> None:
+    config = _config(text, log_every=10)
+    shown: list[float] = []
+    with pytest.raises(Stop):
+        train(config, tmp_path / "run", on_step=_stop_after(4))
+    train(config, tmp_path / "run", on_step=lambda step, values: shown.append(values["loss"]))
+    assert len(shown) == 9
+    assert not any(math.isnan(loss) for loss in shown)
+    train(config, tmp_path / "whole")
+    assert _losses(tmp_path / "run") == _losses(tmp_path / "whole")
+
+
 def test_every_line_of_metrics_is_json_and_in_order(tmp_path: Path, text: Path) -> None:
     train(_config(text), tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -283,16 +341,20 @@ def test_autocast_trains_in_bfloat16(tmp_path: Path, text: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [{"steps": 0}, {"batch": 0}, {"lr": -1.0}, {"lr": float("nan")}, {"warmup": -1},
-     {"clip": float("inf")}, {"log_every": 0}],
+     {"clip": float("inf")}, {"log_every": 0}, {"threads": -1}, {"threads": 0}, {"seed": 2**63},
+     {"final_lr": -0.1}, {"final_lr": float("nan")}],
 )  # fmt: skip
 def test_impossible_settings_get_a_sentence(text: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="expected"):
         _config(text, **changes)
 
 
-def test_a_device_that_is_not_there_gets_a_sentence(tmp_path: Path, text: Path) -> None:
+@pytest.mark.parametrize("device", ["nonsense", "meta"])
+def test_a_device_that_is_not_there_gets_a_sentence(
+    tmp_path: Path, text: Path, device: str
+) -> None:
     with pytest.raises(InputError, match="not to be had here"):
-        train(_config(text, device="nonsense"), tmp_path / "run")
+        train(_config(text, device=device), tmp_path / "run")
 
 
 def test_a_compiled_model_trains_the_same_and_is_compiled_once(tmp_path: Path, text: Path) -> None:

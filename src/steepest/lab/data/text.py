@@ -7,6 +7,7 @@ Embedded: the interpreter's own standard library ("stdlib") and its language ref
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -61,13 +62,13 @@ def load(source: str) -> Corpus:
         )
     if source == "reference":
         return _from_documents(source, "Python's language reference, as prose", _reference())
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise InputError(
-            f"got data {source!r}, which is neither {' nor '.join(map(repr, EMBEDDED))} nor an "
-            "existing path; give one of these, or a text file, a folder or a .bin file"
-        )
+    path = Path(os.path.expanduser(source))
     try:
+        if not source or not path.exists():  # Path("") would be the current folder
+            raise InputError(
+                f"got data {source!r}, which is neither {' nor '.join(map(repr, EMBEDDED))} nor an "
+                "existing path; give one of these, or a text file, a folder or a .bin file"
+            )
         if path.suffix == ".bin":
             return _from_bin(source, [path])
         if path.is_dir():
@@ -119,20 +120,24 @@ def _from_folder(source: str, folder: Path) -> Corpus:
     bins = [p for p in files if p.suffix == ".bin"]
     if bins:
         return _from_bin(source, bins)
-    documents, rejected = [], []
+    names: dict[bytes, str] = {}  # by text: of a link or a copy, one part must not know the other
+    rejected = 0
     for file in files:
         try:
-            documents.append((file.relative_to(folder).as_posix(), _text(file)))
+            names.setdefault(_text(file), file.relative_to(folder).as_posix())
         except InputError:
-            rejected.append(file)
-    if not documents:
+            rejected += 1
+    if not names:
         raise InputError(
             f"found no UTF-8 text among the {len(files)} files in {folder}; expected text files or "
             ".bin token files"
         )
-    left_out = f"; {len(rejected)} files left out: not UTF-8 text" if rejected else ""
-    what = f"the folder {folder.name}, {len(documents)} files{left_out}"
-    return _from_documents(source, what, documents)
+    what = f"the folder {folder.name}, {len(names)} files"
+    if rejected:
+        what += f"; {rejected} files left out: not UTF-8 text"
+    if copies := len(files) - rejected - len(names):
+        what += f"; {copies} files left out: copies of others"
+    return _from_documents(source, what, [(name, text) for text, name in names.items()])
 
 
 def _from_documents(source: str, what: str, documents: list[tuple[str, bytes]]) -> Corpus:
@@ -155,7 +160,7 @@ def _from_documents(source: str, what: str, documents: list[tuple[str, bytes]]) 
 def _held_out(documents: list[tuple[str, bytes]]) -> set[str]:
     """Documents for validation: in the order of their names' hashes, a twentieth of all bytes."""
     total = sum(len(text) for _, text in documents)
-    order = sorted(documents, key=lambda each: hashlib.sha256(each[0].encode()).digest())
+    order = sorted(documents, key=lambda each: _hash_of_name(each[0]))
     chosen: set[str] = set()
     size = 0
     for name, text in order:
@@ -168,6 +173,10 @@ def _held_out(documents: list[tuple[str, bytes]]) -> set[str]:
         return chosen
     enough = [each for each in documents if len(each[1]) >= VALIDATION_SHARE * total / 2]
     return {min(enough, key=lambda each: len(each[1]))[0]}
+
+
+def _hash_of_name(name: str) -> bytes:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()  # names may be any bytes
 
 
 def _from_bin(source: str, files: list[Path]) -> Corpus:
@@ -196,10 +205,12 @@ def _read_bin(path: Path) -> NDArray[np.uint16]:
     if size < 4 or size % 2:
         raise InputError(f"{path} has {size} bytes, expected 16-bit tokens")
     header = np.fromfile(path, dtype="<i4", count=3)
-    if header[0] != 20240520:
+    if len(header) < 3 or header[0] != 20240520:
         return np.memmap(path, dtype="<u2", mode="r")
     if size != 1024 + 2 * int(header[2]):
         raise InputError(f"{path} is torn: its header promises {header[2]} tokens")
+    if size == 1024:
+        raise InputError(f"{path} has a header and no tokens, expected 16-bit tokens")
     return np.memmap(path, dtype="<u2", mode="r", offset=1024)
 
 

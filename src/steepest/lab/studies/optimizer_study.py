@@ -69,13 +69,20 @@ class _Study:
         self.started = time.monotonic()
         self.state: dict[str, Any] = {"spent": 0.0, "notes": []}
         if (out / "plan.json").exists():
-            self.state = read_json(out / "plan.json")
+            self.state |= read_json(out / "plan.json")
             progress.say(f"going on with the study in {out}")
         self.earlier: float = self.state["spent"]
 
     def conduct(self) -> dict[str, Any]:
         if "steps" not in self.state:
             self.plan()
+        planned_for = self.state.get("minutes", self.config.minutes)
+        if self.config.steps is None and self.config.minutes != planned_for:
+            self.progress.say(
+                f"the plan of {planned_for:g} minutes, {self.state['steps']} steps a run, stays; "
+                f"with {self.config.minutes:g} minutes only the grids may grow further. For runs "
+                "of another length choose another --out"
+            )
         grids = {name: sorted(FAMILIES[name].rates) for name in self.config.optimizers}
         self.tune(grids)
         best = {name: self.best(name, rates) for name, rates in grids.items()}
@@ -111,7 +118,7 @@ class _Study:
         """Fix the number of steps, and the model, so that all runs fit into the budget."""
         runs = {n: len(FAMILIES[n].rates) + 1 + self.config.seeds for n in self.config.optimizers}
         model, steps = self.config.model, self.config.steps
-        notes: list[str] = self.state["notes"]
+        notes: list[str] = []
         while steps is None:
             steps = self.affordable(model, runs)
             smaller = _smaller(model)
@@ -128,7 +135,8 @@ class _Study:
                 f"the model shrinks to width {smaller.width} and depth {smaller.depth}"
             )
             model, steps = smaller, None
-        self.state |= {"steps": steps, "model": asdict(model), "runs": sum(runs.values())}
+        self.state |= {"minutes": self.config.minutes, "steps": steps, "model": asdict(model)}
+        self.state |= {"runs": sum(runs.values()), "notes": notes}
         self.save()
         for note in notes:
             self.progress.say(note)
@@ -214,9 +222,7 @@ class _Study:
     def beyond(self, name: OptimizerName, rates: list[float]) -> float | None:
         """The next rate past the edge that the best one lies at, if it does."""
         best = self.best(name, rates)
-        if best is None:
-            return rates[0] / 4  # all diverged
-        if best == rates[0]:
+        if best is None or best == rates[0]:  # None: all diverged
             return rates[0] / 2
         return rates[-1] * 2 if best == rates[-1] else None
 
@@ -231,7 +237,9 @@ class _Study:
         if best is None:
             return "inconclusive", f"every one of {grid} diverged"
         if best in (rates[0], rates[-1]):
-            return "inconclusive", f"the best of {grid} lies at the edge, and the time was spent"
+            grown = len(rates) - len(FAMILIES[name].rates)
+            why = "a grid grows no further" if grown >= GROWTH else "the time was spent"
+            return "inconclusive", f"the best of {grid} lies at the edge, and {why}"
         return "tuned", f"the best of {grid} lies inside"
 
     # time
@@ -241,8 +249,9 @@ class _Study:
         run = self.run(name, rate, 0)
         if self.config.steps is not None or run.finished:
             return True
-        walls = [r.get("wall_seconds") for r in map(_result, (self.out / "runs").iterdir()) if r]
-        usual = sum(w for w in walls if w) / max(1, len(walls))
+        results = filter(None, map(_result, (self.out / "runs").iterdir()))
+        walls = [r["wall_seconds"] for r in results if r["status"] == "finished"]
+        usual = sum(walls) / max(1, len(walls))
         ahead = 1 + len(self.config.optimizers) * self.config.seeds
         return self.spent() + usual * ahead / self.workers < 60 * self.config.minutes
 

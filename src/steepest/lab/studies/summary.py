@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from steepest.lab.data import Corpus
+from steepest.lab.errors import InputError
 from steepest.lab.models import GPTConfig
 from steepest.lab.studies.statistics import first_reach, interval
 from steepest.lab.studies.study_config import StudyConfig
@@ -117,7 +118,7 @@ def _optimizer(
     # The least disturbed seed tells what a step costs; the others had more company.
     steps = [run.result for run in finished if run.result.get("step_seconds")]
     cost = min(steps, key=lambda result: result["step_seconds"], default={})
-    curves = [_curve(run, cost.get("step_seconds")) for run in finished]
+    curves = _curves(finished, cost.get("step_seconds"))
     reached = _reached(curves, level)
     if len(losses) < len(fresh):
         verdict = "inconclusive", f"{len(fresh) - len(losses)} of {len(fresh)} fresh seeds diverged"
@@ -170,6 +171,20 @@ def _point(run: Run, purpose: str, to_bits: float | None) -> dict[str, Any]:
     }
 
 
+def _curves(runs: list[Run], step_seconds: float | None) -> list[dict[str, Any]]:
+    """Validation curves, which are averaged point by point and so must have the same points."""
+    curves = [_curve(run, step_seconds) for run in runs]
+    points: list[int] = max((curve["tokens"] for curve in curves), key=len, default=[])
+    for run, curve in zip(runs, curves, strict=True):
+        if curve["tokens"] != points:
+            raise InputError(
+                f"{run.out / 'metrics.jsonl'} has {len(curve['tokens'])} validation losses, "
+                f"expected {len(points)} as in the other seeds. Delete {run.out} and run the same "
+                "command to make this run again"
+            )
+    return curves
+
+
 def _curve(run: Run, step_seconds: float | None) -> dict[str, Any]:
     """The validation losses of a run; seconds are steps times what a step costs."""
     rows = [row for row in read_metrics(run.out) if row["kind"] == "validation"]
@@ -187,7 +202,9 @@ def _reached(
     """Tokens and seconds at which the mean curve first reaches the level."""
     if not curves or level is None:
         return None, None
-    loss = np.mean([curve["validation_loss"] for curve in curves], axis=0)
+    losses = zip(*(curve["validation_loss"] for curve in curves), strict=True)
+    # means as in `interval`, to the last bit: the first optimizer must reach its own level
+    loss = [float(np.mean(point)) for point in losses]
     tokens, seconds = curves[0]["tokens"], curves[0]["seconds"]
     known = None not in seconds
     return first_reach(tokens, loss, level), first_reach(seconds, loss, level) if known else None

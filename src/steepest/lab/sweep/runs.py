@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -34,7 +35,7 @@ class Run:
     @property
     def result(self) -> dict[str, Any]:
         """The result; "status" is "finished" or "diverged"."""
-        return dict(read_json(self.out / "result.json"))
+        return read_json(self.out / "result.json")
 
 
 OnProgress = Callable[[dict[Path, int]], None]
@@ -46,8 +47,8 @@ def run_all(
     """Bring every run to its result, `workers` of them at a time, each in a process of its own.
 
     A run that diverges gets a result that says so. Interrupting ends all processes at once; their
-    checkpoints let the next call go on. `on_progress` is called about four times a second with the
-    steps that the running ones have done.
+    checkpoints let the next call go on. `on_progress` is called about twenty times a second with
+    the steps that the running ones have done.
 
     Raises:
         InputError: what a run raised; the others are stopped.
@@ -106,6 +107,15 @@ def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
     # torch.optim imports the second one at its first use, which takes seconds
     context.set_forkserver_preload(["steepest.lab.train", "torch._dynamo"])
+    # Ctrl-C goes to all processes of a terminal. The clean one and its forks are born deaf to it,
+    # or they would die of it while they import, with a traceback each: the parent decides. (The
+    # tracker is started first because its start would let the signal in again.)
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     return context
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,16 @@ def save(
     }
     try:
         safetensors.torch.save_model(model, str(aside / "model.safetensors"))
-        torch.save(state, aside / "state.pt")
+        with open(aside / "state.pt", "wb") as file:
+            torch.save(state, file)
         (aside / "progress.json").write_text(json.dumps(progress))
         hashes = {p.name: _sha256(p) for p in sorted(aside.iterdir())}
         write_json(aside / "manifest.json", {"step": step, "sha256": hashes})
         os.rename(aside, place)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if (reason := _os_error(error)) is not None:
+            raise reason from error
         raise
     for old in _places(folder)[:-KEEP]:
         shutil.rmtree(old)
@@ -92,6 +96,14 @@ def load_latest(
             "start this run again"
         )
     return 0, {}, []
+
+
+def _os_error(error: BaseException) -> OSError | None:
+    """What the system said, such as that the disk is full: both writers hide it in their own."""
+    if isinstance(error.__context__, OSError):  # torch
+        return error.__context__
+    said = re.search(r"os error (\d+)", str(error))  # safetensors
+    return OSError(int(said[1]), os.strerror(int(said[1]))) if said else None
 
 
 def _places(folder: Path) -> list[Path]:

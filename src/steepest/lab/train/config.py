@@ -66,20 +66,24 @@ class TrainConfig:
     """Updates between two lines of metrics."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "validate_every", "validate_windows"):
-            if getattr(self, name) < 1:
-                raise InputError(f"got {name}={getattr(self, name)}, expected at least 1")
+        counts = ("steps", "batch", "accumulate", "validate_every", "validate_windows", "log_every")
+        for name in (*counts, "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"got {name}={value}, expected at least 1")
         for name in ("warmup", "conditions_every", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"got {name}={getattr(self, name)}, expected at least 0")
+        if self.seed >= 2**63:
+            raise InputError(f"got seed={self.seed}, expected less than 2**63")
+        if not 0 <= self.final_lr <= 1:
+            raise InputError(f"got final_lr={self.final_lr}, expected a fraction from 0 to 1")
         if not 0 <= self.momentum < 1:
             raise InputError(f"got momentum={self.momentum}, expected 0 or more and less than 1")
         for name in ("lr", "adamw_lr", "weight_decay", "clip"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise InputError(f"got {name}={value}, expected a finite number of at least 0")
-        if self.log_every < 1:
-            raise InputError(f"got log_every={self.log_every}, expected at least 1")
 
     @property
     def rate(self) -> float:

@@ -56,20 +56,25 @@ def train(
         Diverged: if the loss or a gradient is no longer finite.
         InputError: for data, sizes or folders that cannot work.
     """
+    began = time.perf_counter()
     corpus = corpus or load(config.data)
     with sentences_for_os_errors(out):
         open_folder(out, {**asdict(config), "data_sha256": corpus.sha256})
         with locked(out):
             if (out / "result.json").exists():
                 say(f"{out} is finished already; nothing to do")
-                return dict(read_json(out / "result.json"))
-            return _train(config, out, corpus, on_step, say)
+                return read_json(out / "result.json")
+            return _train(config, out, corpus, on_step, say, began)
 
 
 def _train(
-    config: TrainConfig, out: Path, corpus: Corpus, on_step: OnStep, say: Callable[[str], None]
+    config: TrainConfig,
+    out: Path,
+    corpus: Corpus,
+    on_step: OnStep,
+    say: Callable[[str], None],
+    began: float,
 ) -> dict[str, Any]:
-    began = time.perf_counter()
     device = _prepare(config)
     torch.manual_seed(config.seed)
     model = GPT(config.model, corpus.vocabulary).to(device)
@@ -123,9 +128,11 @@ def _train(
             done = step + 1
             last = done == config.steps
             tokens = done * config.tokens_per_step
-            if last or done % config.log_every == 0 or done == 1:
+            logged = last or done % config.log_every == 0 or done == 1
+            if logged or done == start + 1:  # a run that goes on has a loss to show at once
                 loss_now = loss.item()
                 _check_finite(loss_now, done, out)
+            if logged:
                 lr = optimizer.param_groups[0]["lr"]
                 metrics.write("train", done, tokens=tokens, loss=loss_now, lr=lr, **clock.totals())
             for row in rows:
@@ -166,7 +173,7 @@ def _prepare(config: TrainConfig) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # which "meta" cannot
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"got device {config.device!r}, which is not to be had here; expected cpu, cuda or auto"

@@ -25,7 +25,7 @@ import filelock
 import torch
 
 from steepest.lab.errors import InputError
-from steepest.lab.files import read_json, write_json
+from steepest.lab.files import read_json, write_atomically, write_json
 
 
 def open_folder(path: Path, config: dict[str, Any]) -> None:
@@ -40,7 +40,8 @@ def open_folder(path: Path, config: dict[str, Any]) -> None:
         raise InputError(f"{path} is not a folder; choose another --out") from error
     known = path / "config.json"
     if not known.exists():
-        strangers = [p.name for p in path.iterdir() if not p.name.startswith(".")]
+        ours = {"environment.json"}  # of a start that was killed before config.json
+        strangers = [p.name for p in path.iterdir() if p.name[0] != "." and p.name not in ours]
         if strangers:
             raise InputError(
                 f"{path} has files in it ({', '.join(sorted(strangers)[:3])}) but no config.json, "
@@ -115,7 +116,8 @@ class Metrics:
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] <= step]
         if not self.path.exists() or self.path.is_file():
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            lines = "".join(json.dumps(row) + "\n" for row in kept)
+            write_atomically(self.path, lines.encode())
         self._file: IO[str] = open(self.path, "a", buffering=1)  # noqa: SIM115
 
     def write(self, kind: str, step: int, **values: Any) -> None:
@@ -128,16 +130,25 @@ class Metrics:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the measurements of a run; a torn last line is left out."""
+    """Return the measurements of a run; a torn last line is left out.
+
+    Raises:
+        InputError: if another line is damaged.
+    """
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    lines = path.read_text(errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
-            break
+        except ValueError as error:
+            if number < len(lines):
+                raise InputError(
+                    f"{path} is damaged: line {number} of {len(lines)} is not JSON. Delete "
+                    f"{folder} and run the same command to make this run again"
+                ) from error
     return rows
 
 
