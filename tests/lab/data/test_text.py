@@ -123,6 +123,13 @@ def test_bad_files_get_a_sentence(tmp_path: Path, name: str, content: bytes, sen
         load(str(tmp_path / name))
 
 
+def test_what_only_sounds_like_validation_is_for_training(tmp_path: Path) -> None:
+    for name in ("interval.bin", "medieval.bin", "fineweb_val_000.bin"):
+        np.arange(500, dtype="<u2").tofile(tmp_path / name)
+    corpus = load(str(tmp_path))
+    assert (len(corpus.train), len(corpus.validation)) == (1000, 500)
+
+
 def test_a_torn_token_file_is_detected(tmp_path: Path) -> None:
     front = np.zeros(256, dtype="<i4")
     front[:3] = 20240520, 1, 5000

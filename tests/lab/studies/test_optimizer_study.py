@@ -267,6 +267,22 @@ def test_a_finished_run_that_lost_measurements_is_an_error(
         study(config, tmp_path / "study", Quiet())
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"device": "nonsense"}, "not to be had here"),
+        ({"momentum": 3.0}, "got momentum"),
+        ({"model": GPTConfig(context=10**6)}, "more than the context"),
+    ],
+)
+def test_what_cannot_begin_leaves_no_folder(
+    config: StudyConfig, tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        study(replace(config, **changes), tmp_path / "study", Quiet())
+    assert not (tmp_path / "study").exists()
+
+
 def test_other_settings_in_the_same_folder_are_refused(
     config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

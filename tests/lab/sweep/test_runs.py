@@ -109,5 +109,5 @@ def test_a_killed_sweep_leaves_no_process_behind_and_goes_on(tmp_path: Path, tex
 
     with pytest.raises(Stop):
         train(config, tmp_path / "run", on_step=stop, say=said.append)
-    assert "going on from step" in said[0]
+    assert any("going on from step" in sentence for sentence in said)
     assert read_metrics(tmp_path / "run")

@@ -135,7 +135,7 @@ def test_measuring_the_conditions_changes_nothing(tmp_path: Path, text: Path) ->
 
 
 def test_accumulated_batches_count_as_one(tmp_path: Path, text: Path) -> None:
-    config = _config(text, batch=2, accumulate=3, steps=1, checkpoint_every=0)
+    config = _config(text, batch=2, accumulate=3, steps=1, warmup=0, checkpoint_every=0)
     train(config, tmp_path / "run")
     row = next(row for row in read_metrics(tmp_path / "run") if row["kind"] == "train")
     assert row["tokens"] == 2 * 3 * 16
@@ -210,10 +210,25 @@ def test_folders_that_cannot_be_used_get_a_sentence(tmp_path: Path, text: Path) 
         train(config, tmp_path / "mine")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
     (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "metrics.jsonl").write_text("")
     for damaged in ('{"steps": 1', "null", ""):
         (tmp_path / "half" / "config.json").write_text(damaged)
         with pytest.raises(InputError, match="is damaged: it is not a JSON object"):
             train(config, tmp_path / "half")
+
+
+def test_a_start_that_came_to_nothing_binds_nobody(tmp_path: Path, text: Path) -> None:
+    with pytest.raises(InputError, match="not to be had here"):
+        train(_config(text, device="nonsense"), tmp_path / "run")
+    assert train(_config(text), tmp_path / "run")["status"] == "finished"
+    assert '"device": "auto"' in (tmp_path / "run" / "config.json").read_text()
+
+
+def test_short_runs_warm_up_over_a_part_of_them(text: Path) -> None:
+    assert _config(text, steps=10, warmup=None).warmup_steps == 2
+    assert _config(text, steps=1000, warmup=None).warmup_steps == 20
+    with pytest.raises(InputError, match="fewer than all"):
+        _config(text, steps=12, warmup=12)
 
 
 def test_a_folder_has_one_writer(tmp_path: Path, text: Path) -> None:

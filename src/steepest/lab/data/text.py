@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -181,7 +182,7 @@ def _hash_of_name(name: str) -> bytes:
 
 def _from_bin(source: str, files: list[Path]) -> Corpus:
     """Files of 16-bit tokens: bare, or behind a header of 256 integers (magic number 20240520)."""
-    validation = [p for p in files if "val" in p.stem]
+    validation = [p for p in files if re.search(r"(^|[^a-z])val(id|idation)?([^a-z]|$)", p.stem)]
     train = [p for p in files if p not in validation]
     if not train:
         raise InputError(f"got only validation files in {source}, expected training tokens too")

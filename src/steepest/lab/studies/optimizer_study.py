@@ -24,6 +24,7 @@ from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.studies.summary import summarize
 from steepest.lab.sweep import Run, run_all
 from steepest.lab.train import FAMILIES, OptimizerName, TrainConfig
+from steepest.lab.train.loop import check
 from steepest.lab.train.run_folder import (
     locked,
     open_folder,
@@ -57,6 +58,7 @@ def study(config: StudyConfig, out: Path, progress: Progress) -> dict[str, Any]:
         InputError: for settings, data or folders that cannot work, or a budget that is too small.
     """
     corpus = load(config.data)
+    check(config.first_run, corpus)  # before there is a folder
     with sentences_for_os_errors(out):
         open_folder(out, {**config.identity, "data_sha256": corpus.sha256})
         with locked(out):
@@ -74,6 +76,8 @@ class _Study:
         self.earlier: float = self.state["spent"]
 
     def conduct(self) -> dict[str, Any]:
+        tokens = f"{len(self.corpus.train):,} tokens to train on"
+        self.progress.say(f"data: {self.corpus.description}; {tokens}")
         if "steps" not in self.state:
             self.plan()
         planned_for = self.state.get("minutes", self.config.minutes)
@@ -178,20 +182,13 @@ class _Study:
         self, name: OptimizerName, rate: float, seed: int, model: GPTConfig, steps: int
     ) -> TrainConfig:
         every = max(1, steps // MEASUREMENTS)
-        return TrainConfig(
+        return replace(
+            self.config.first_run,
             optimizer=name,
             lr=rate,
-            momentum=self.config.momentum,
-            adamw_lr=self.config.adamw_lr,
-            weight_decay=self.config.weight_decay,
-            data=self.config.data,
             model=model,
             steps=steps,
-            batch=self.config.batch,
-            warmup=min(20, steps // 5),
             seed=seed,
-            device=self.config.device,
-            threads=1,
             validate_every=every,
             conditions_every=every if seed == 1 else 0,
             checkpoint_every=max(50, steps // 4),

@@ -8,7 +8,7 @@ from typing import Any
 
 from steepest.lab.errors import InputError
 from steepest.lab.models import GPTConfig
-from steepest.lab.train import OptimizerName
+from steepest.lab.train import OptimizerName, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,21 @@ class StudyConfig:
                 raise InputError(f"got {name}={value}, expected at least 1")
         if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
             raise InputError(f"got optimizers {self.optimizers}, expected each of them once")
+
+    @property
+    def first_run(self) -> TrainConfig:
+        """A run of this study; the others change optimizer, rate, seed, and what is planned."""
+        return TrainConfig(
+            optimizer=self.optimizers[0],
+            momentum=self.momentum,
+            adamw_lr=self.adamw_lr,
+            weight_decay=self.weight_decay,
+            data=self.data,
+            model=self.model,
+            batch=self.batch,
+            device=self.device,
+            threads=1,
+        )
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def summarize(
         "command": "steepest study",
         "settings": {
             **{k: v for k, v in asdict(sample.config).items() if k in _SHOWN},
+            "warmup": sample.config.warmup_steps,
             **{f"model {k}": v for k, v in asdict(model).items()},
             "steps": steps,
             "tokens in each run": steps * sample.config.tokens_per_step,
@@ -86,7 +87,6 @@ _SHOWN = (
     "adamw_lr",
     "weight_decay",
     "batch",
-    "warmup",
     "schedule",
     "final_lr",
     "clip",

@@ -36,8 +36,8 @@ class TrainConfig:
     """Sequences in each forward pass."""
     accumulate: int = 1
     """Forward passes in each update."""
-    warmup: int = 20
-    """Updates over which the learning rate rises linearly."""
+    warmup: int | None = None
+    """Updates over which the learning rate rises linearly; by default 20, or a fifth of fewer."""
     schedule: Schedule = "linear"
     """How the learning rate falls after the warm-up."""
     final_lr: float = 0.0
@@ -71,7 +71,12 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"got {name}={value}, expected at least 1")
-        for name in ("warmup", "conditions_every", "checkpoint_every", "seed"):
+        if self.warmup is not None and not 0 <= self.warmup < self.steps:
+            raise InputError(
+                f"got warmup={self.warmup} of {self.steps} steps, expected at least 0 and fewer "
+                "than all"
+            )
+        for name in ("conditions_every", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"got {name}={getattr(self, name)}, expected at least 0")
         if self.seed >= 2**63:
@@ -90,6 +95,11 @@ class TrainConfig:
         """The learning rate of the matrices."""
         rates = FAMILIES[self.optimizer].rates
         return rates[len(rates) // 2] if self.lr is None else self.lr
+
+    @property
+    def warmup_steps(self) -> int:
+        """Updates over which the learning rate rises."""
+        return min(20, self.steps // 5) if self.warmup is None else self.warmup
 
     @property
     def tokens_per_step(self) -> int:

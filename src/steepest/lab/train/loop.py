@@ -92,6 +92,7 @@ def _train(
     sampler = Sampler(corpus.train, config.batch, config.model.context, config.seed)
     evaluate = _evaluator(config, model, corpus, device)
 
+    say(f"data: {corpus.description}; {len(corpus.train):,} tokens to train on")
     start, progress, damaged = checkpoint.load_latest(out / "checkpoints", model, optimizer)
     for sentence in damaged:
         say(f"{sentence}; going on from step {start}")
@@ -106,7 +107,7 @@ def _train(
             clock.start()
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor(
-                    step, config.steps, config.warmup, config.schedule, config.final_lr
+                    step, config.steps, config.warmup_steps, config.schedule, config.final_lr
                 )
             loss = torch.zeros((), device=device)
             with _probe(config, model, step) as probe:
@@ -165,6 +166,14 @@ def _train(
     }
     write_json(out / "result.json", result)
     return result
+
+
+def check(config: TrainConfig, corpus: Corpus) -> None:
+    """Raise an `InputError` if such a run could not begin."""
+    _prepare(config)
+    context = config.model.context
+    Sampler(corpus.train, config.batch, context, config.seed)
+    next(validation_batches(corpus.validation, config.batch, context, config.validate_windows))
 
 
 def _prepare(config: TrainConfig) -> torch.device:

@@ -39,17 +39,17 @@ def open_folder(path: Path, config: dict[str, Any]) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{path} is not a folder; choose another --out") from error
     known = path / "config.json"
-    if not known.exists():
-        ours = {"environment.json"}  # of a start that was killed before config.json
-        strangers = [p.name for p in path.iterdir() if p.name[0] != "." and p.name not in ours]
-        if strangers:
-            raise InputError(
-                f"{path} has files in it ({', '.join(sorted(strangers)[:3])}) but no config.json, "
-                "so it is not a run to go on with; choose another --out"
-            )
+    ours = {"config.json", "environment.json"}
+    measured = [p.name for p in path.iterdir() if p.name[0] != "." and p.name not in ours]
+    if not measured:  # a start that came to nothing binds nobody
         write_json(path / "environment.json", environment())
         write_json(known, config)
         return
+    if not known.exists():
+        raise InputError(
+            f"{path} has files in it ({', '.join(sorted(measured)[:3])}) but no config.json, "
+            "so it is not a run to go on with; choose another --out"
+        )
     before = read_json(known)
     wanted = json.loads(json.dumps(config))
     if before != wanted:
