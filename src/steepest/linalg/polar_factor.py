@@ -129,11 +129,12 @@ def polar(
             'expected finite ones; look for the cause upstream, or pass nonfinite="nan"'
         )
     # Dividing by a power of two is exact, so no entry is too small or too large for the norms.
-    mantissa, _ = torch.frexp(largest)
-    scale = torch.where(largest > 0, largest / (2 * mantissa), 1.0).masked_fill(broken, torch.nan)
+    wide = largest.to(torch.promote_types(G.dtype, torch.float32))
+    mantissa, _ = torch.frexp(wide)
+    scale = torch.where(wide > 0, wide / (2 * mantissa), 1.0).masked_fill(broken, torch.nan)
     work = dtype or (torch.float32 if G.dtype.itemsize < 4 else G.dtype)
     with torch.autocast(G.device.type, enabled=False):
-        X = G.div(scale).to(work)
+        X = G.div(scale.to(G.dtype)).to(work)
         Q = _by_svd(X, broken) if method == "svd" else _by_polynomials(X, schedule, method)
     return Q.to(G.dtype)
 

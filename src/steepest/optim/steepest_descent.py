@@ -182,9 +182,8 @@ class SteepestDescent(Optimizer):
             torch._foreach_lerp_(M, G, 1 - beta)
             update = list(torch._foreach_lerp(G, M, beta)) if group["nesterov"] else M
         if group["weight_decay"]:
-            # On a CPU, foreach rounds a plain number to the weights' precision: 0.99 to 0.9883.
-            keep = torch.tensor(1 - lr * group["weight_decay"], dtype=torch.float64, device="cpu")
-            torch._foreach_mul_(W, keep)
+            for matrix in W:  # foreach would round the factor: in bfloat16, 0.99 to 0.9883
+                matrix.mul_(1 - lr * group["weight_decay"])
         geometry = geometry_of(group)
         for batch in _batches(update):
             matrices = [update[i] for i in batch]

@@ -162,7 +162,7 @@ def environment() -> dict[str, Any]:
         "steepest": steepest,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "platform": platform.platform(terse=True),
+        "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
