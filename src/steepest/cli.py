@@ -124,7 +124,7 @@ def _train(command: Train) -> None:
                 spent = time.monotonic() - began
                 screen.print(f"step {step} of {config.steps}  {detail}  {spent:.0f} s")
 
-        result = train(config, out, on_step=on_step, say=lambda text: _say(text))
+        result = train(config, out, on_step=on_step, say=_say)
     if result["status"] != "finished":
         raise InputError(f"{out} is a run that diverged: {result.get('reason')}")
     loss = result["validation_loss"]

@@ -10,6 +10,16 @@ from torch import nn
 from steepest import MatrixView, SignSGD, Signum
 
 
+def _step_alike(first, A, second, B):
+    """Give both the same gradients, and expect the same weights, bit for bit."""
+    for _ in range(5):
+        A.grad = torch.randn_like(A)
+        B.grad = A.grad.clone()
+        first.step()
+        second.step()
+    assert torch.equal(A, B)
+
+
 def test_sign_sgd_is_the_sign_of_the_gradient():
     W = nn.Parameter(torch.randn(6, 4, dtype=torch.float64))
     expected = W.detach().numpy().copy()
@@ -39,12 +49,7 @@ def test_signum_without_momentum_is_sign_sgd():
     A = nn.Parameter(torch.randn(3, 5))
     B = nn.Parameter(A.detach().clone())
     first, second = Signum([A], lr=0.01, momentum=0.0), SignSGD([B], lr=0.01)
-    for _ in range(5):
-        A.grad = torch.randn_like(A)
-        B.grad = A.grad.clone()
-        first.step()
-        second.step()
-    assert torch.equal(A, B)
+    _step_alike(first, A, second, B)
 
 
 @pytest.mark.parametrize("optimizer", [SignSGD, Signum])
@@ -72,12 +77,7 @@ def test_the_view_decides_nothing_but_what_is_idle(optimizer):
     viewed = nn.Parameter(plain.detach().clone())
     first = optimizer([plain], lr=0.1)
     second = optimizer([{"params": [viewed], "views": [MatrixView.of((2, 3, 4), batch=2)]}], lr=0.1)
-    for _ in range(3):
-        plain.grad = torch.randn_like(plain)
-        viewed.grad = plain.grad.clone()
-        first.step()
-        second.step()
-    assert torch.equal(plain, viewed)
+    _step_alike(first, plain, second, viewed)
 
 
 @pytest.mark.parametrize("optimizer", [SignSGD, Signum])

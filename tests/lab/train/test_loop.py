@@ -246,6 +246,11 @@ def test_a_folder_has_one_writer(tmp_path: Path, text: Path) -> None:
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(InputError, match="another process is writing"):
             train(config, tmp_path / "run")
+        (tmp_path / "run" / "metrics.jsonl").unlink()  # as if the holder had just begun
+        settings = (tmp_path / "run" / "config.json").read_text()
+        with pytest.raises(InputError, match="another process is writing"):
+            train(replace(config, lr=0.5), tmp_path / "run")
+        assert (tmp_path / "run" / "config.json").read_text() == settings
         holder.kill()
     with locked(tmp_path / "run"):  # a killed holder holds nothing
         pass

@@ -50,6 +50,10 @@ class Corpus:
     sha256: str
     is_bytes: bool
 
+    def __str__(self) -> str:
+        """Return what it is, what was left out of it, and how much it is."""
+        return f"{self.description}; {len(self.train):,} tokens to train on"
+
 
 def load(source: str) -> Corpus:
     """Load "stdlib", "reference", or the file or folder at a path.

@@ -25,11 +25,7 @@ from steepest.lab.studies.summary import summarize
 from steepest.lab.sweep import Run, run_all
 from steepest.lab.train import FAMILIES, OptimizerName, TrainConfig
 from steepest.lab.train.loop import check
-from steepest.lab.train.run_folder import (
-    locked,
-    open_folder,
-    sentences_for_os_errors,
-)
+from steepest.lab.train.run_folder import opened, sentences_for_os_errors
 
 GROWTH = 4  # most rates added to a grid
 MEASUREMENTS = 10  # of the validation loss, and of the condition, in each run
@@ -59,10 +55,9 @@ def study(config: StudyConfig, out: Path, progress: Progress) -> dict[str, Any]:
     """
     corpus = load(config.data)
     check(config.first_run, corpus)  # before there is a folder
-    with sentences_for_os_errors(out):
-        open_folder(out, {**config.identity, "data_sha256": corpus.sha256})
-        with locked(out):
-            return _Study(config, out, corpus, progress).conduct()
+    settings = {**config.identity, "data_sha256": corpus.sha256}
+    with sentences_for_os_errors(out), opened(out, settings):
+        return _Study(config, out, corpus, progress).conduct()
 
 
 class _Study:
@@ -76,8 +71,7 @@ class _Study:
         self.earlier: float = self.state["spent"]
 
     def conduct(self) -> dict[str, Any]:
-        tokens = f"{len(self.corpus.train):,} tokens to train on"
-        self.progress.say(f"data: {self.corpus.description}; {tokens}")
+        self.progress.say(f"data: {self.corpus}")
         if "steps" not in self.state:
             self.plan()
         planned_for = self.state.get("minutes", self.config.minutes)

@@ -45,7 +45,6 @@ def summarize(
         "kind": "study",
         "title": "Which optimizer, at its own best learning rate?",
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": "steepest study",
         "settings": {
             **{k: v for k, v in asdict(sample.config).items() if k in _SHOWN},
             "warmup": sample.config.warmup_steps,

@@ -24,8 +24,7 @@ from steepest.lab.train.cost import Clock, peak_memory, state_bytes
 from steepest.lab.train.optimizers import build
 from steepest.lab.train.run_folder import (
     Metrics,
-    locked,
-    open_folder,
+    opened,
     sentences_for_os_errors,
 )
 from steepest.lab.train.schedule import factor
@@ -58,13 +57,12 @@ def train(
     """
     began = time.perf_counter()
     corpus = corpus or load(config.data)
-    with sentences_for_os_errors(out):
-        open_folder(out, {**asdict(config), "data_sha256": corpus.sha256})
-        with locked(out):
-            if (out / "result.json").exists():
-                say(f"{out} is finished already; nothing to do")
-                return read_json(out / "result.json")
-            return _train(config, out, corpus, on_step, say, began)
+    settings = {**asdict(config), "data_sha256": corpus.sha256}
+    with sentences_for_os_errors(out), opened(out, settings):
+        if (out / "result.json").exists():
+            say(f"{out} is finished already; nothing to do")
+            return read_json(out / "result.json")
+        return _train(config, out, corpus, on_step, say, began)
 
 
 def _train(
@@ -92,7 +90,7 @@ def _train(
     sampler = Sampler(corpus.train, config.batch, config.model.context, config.seed)
     evaluate = _evaluator(config, model, corpus, device)
 
-    say(f"data: {corpus.description}; {len(corpus.train):,} tokens to train on")
+    say(f"data: {corpus}")
     start, progress, damaged = checkpoint.load_latest(out / "checkpoints", model, optimizer)
     for sentence in damaged:
         say(f"{sentence}; going on from step {start}")

@@ -28,32 +28,39 @@ from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_atomically, write_json
 
 
-def open_folder(path: Path, config: dict[str, Any]) -> None:
-    """Make the folder, or check that the one that is there belongs to the same settings.
+@contextmanager
+def opened(path: Path, config: dict[str, Any]) -> Iterator[None]:
+    """Hold the folder of a run with these settings; make it if it is not there.
 
     Raises:
-        InputError: for a path that is no folder, somebody else's folder, one of other settings.
+        InputError: for a path that is no folder, somebody else's folder, one of other settings, or
+            one that another process holds.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{path} is not a folder; choose another --out") from error
     known = path / "config.json"
-    ours = {"config.json", "environment.json"}
-    measured = [p.name for p in path.iterdir() if p.name[0] != "." and p.name not in ours]
-    if not measured:  # a start that came to nothing binds nobody
-        write_json(path / "environment.json", environment())
-        write_json(known, config)
-        return
-    if not known.exists():
+    if not known.exists() and (strangers := _measured(path)):
         raise InputError(
-            f"{path} has files in it ({', '.join(sorted(measured)[:3])}) but no config.json, "
+            f"{path} has files in it ({', '.join(strangers[:3])}) but no config.json, "
             "so it is not a run to go on with; choose another --out"
         )
-    before = read_json(known)
-    wanted = json.loads(json.dumps(config))
-    if before != wanted:
-        raise InputError(f"{path} holds a run with other settings: {_difference(before, wanted)}")
+    with locked(path):
+        wanted = json.loads(json.dumps(config))
+        if not _measured(path):  # a start that came to nothing binds nobody
+            write_json(path / "environment.json", environment())
+            write_json(known, wanted)
+        elif (before := read_json(known)) != wanted:
+            difference = _difference(before, wanted)
+            raise InputError(f"{path} holds a run with other settings: {difference}")
+        yield
+
+
+def _measured(path: Path) -> list[str]:
+    """What is in a folder besides what every start writes."""
+    ours = {"config.json", "environment.json"}
+    return sorted(p.name for p in path.iterdir() if p.name[0] != "." and p.name not in ours)
 
 
 def _difference(before: dict[str, Any], wanted: dict[str, Any]) -> str:
