@@ -88,7 +88,6 @@ _SHOWN = (
     "batch",
     "schedule",
     "final_lr",
-    "clip",
     "precision",
 )
 
