@@ -2,8 +2,29 @@
 
 from steepest import linalg
 from steepest.matrix_view import MatrixView
-from steepest.optim import Muon, SignSGD, Signum, SpectralDescent
+from steepest.optim import (
+    SOAP,
+    TEON,
+    KLShampoo,
+    Muon,
+    Shampoo,
+    SignSGD,
+    Signum,
+    SpectralDescent,
+)
 from steepest.parameter_roles import roles
 
 __version__ = "0.1.0"
-__all__ = ["MatrixView", "Muon", "SignSGD", "Signum", "SpectralDescent", "linalg", "roles"]
+__all__ = [
+    "SOAP",
+    "TEON",
+    "KLShampoo",
+    "MatrixView",
+    "Muon",
+    "Shampoo",
+    "SignSGD",
+    "Signum",
+    "SpectralDescent",
+    "linalg",
+    "roles",
+]

@@ -2,19 +2,21 @@
 
 The direction D of a gradient G has norm 1 and the largest inner product with G that any matrix of
 norm 1 has; that inner product is the dual norm: ⟨G, D⟩ = ‖G‖_dual. Everything acts on a batch of
-matrices `(..., m, n)`.
+matrices `(..., m, n)`, the last two on a batch of stacks of K layers, `(..., K, m, n)`.
 
-| geometry  | norm                   | dual norm                 | direction  |
-|-----------|------------------------|---------------------------|------------|
-| Euclidean | Frobenius              | Frobenius                 | G / ‖G‖_F  |
-| sign      | largest entry          | sum of absolute entries   | sign(G)    |
-| spectral  | largest singular value | sum of singular values    | polar(G)   |
+| geometry           | norm                     | dual norm               | direction              |
+|--------------------|--------------------------|-------------------------|------------------------|
+| Euclidean          | Frobenius                | Frobenius               | G / ‖G‖_F              |
+| sign               | largest entry            | sum of absolute entries | sign(G)                |
+| spectral           | largest singular value   | sum of singular values  | polar(G)               |
+| layerwise spectral | the same, of any layer   | the same, of all layers | polar(G_k), each layer |
+| stacked spectral   | spectral of [G₁ ... G_K] | the same, its dual      | polar([G₁ ... G_K])    |
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -111,3 +113,65 @@ class Spectral:
     def direction(self, G: Tensor) -> Tensor:
         """Return the polar factor of G; a matrix with non-finite entries gives NaN."""
         return polar(G, self.method, self.steps, dtype=self.dtype, nonfinite="nan")
+
+
+@dataclass(frozen=True)
+class LayerwiseSpectral:
+    """The largest singular value of any layer of a stack `(..., K, m, n)`: Muon on K layers.
+
+    TEON's theory calls it the MUON norm (arXiv 2601.23261, section 4).
+
+    >>> stack = torch.stack([torch.eye(2), 3 * torch.eye(2)])
+    >>> float(LayerwiseSpectral().norm(stack)), float(LayerwiseSpectral().dual_norm(stack))
+    (3.0, 8.0)
+    """
+
+    spectral: Spectral = Spectral()
+
+    def norm(self, W: Tensor) -> Tensor:
+        """Return the largest spectral norm of a layer, of shape `(...)`."""
+        return self.spectral.norm(W).amax(-1)
+
+    def dual_norm(self, G: Tensor) -> Tensor:
+        """Return the sum of the nuclear norms of the layers."""
+        return self.spectral.dual_norm(G).sum(-1)
+
+    def direction(self, G: Tensor) -> Tensor:
+        """Return the polar factor of each layer."""
+        return self.spectral.direction(G)
+
+
+@dataclass(frozen=True)
+class StackedSpectral:
+    """The largest singular value of a stack `(..., K, m, n)` written as one matrix: TEON.
+
+    In mode 1 the layers stand side by side, `(m, K n)`; in mode 2 below each other, `(K m, n)`.
+    With `LayerwiseSpectral` it is within layerwise <= stacked <= sqrt(K) layerwise, and the duals
+    within layerwise / sqrt(K) <= stacked <= layerwise (arXiv 2601.23261, section 4).
+
+    >>> stack = torch.stack([torch.eye(2), torch.eye(2)])
+    >>> round(float(StackedSpectral().norm(stack)), 4), StackedSpectral(2).matrix(stack).shape
+    (1.4142, torch.Size([4, 2]))
+    """
+
+    mode: Literal[1, 2] = 1
+    spectral: Spectral = Spectral()
+
+    def matrix(self, X: Tensor) -> Tensor:
+        """Return the stack as one matrix."""
+        return X.movedim(-3, -2).flatten(-2) if self.mode == 1 else X.flatten(-3, -2)
+
+    def norm(self, W: Tensor) -> Tensor:
+        """Return the spectral norm of the matrix, of shape `(...)`."""
+        return self.spectral.norm(self.matrix(W))
+
+    def dual_norm(self, G: Tensor) -> Tensor:
+        """Return the nuclear norm of the matrix."""
+        return self.spectral.dual_norm(self.matrix(G))
+
+    def direction(self, G: Tensor) -> Tensor:
+        """Return the polar factor of the matrix, cut into layers again."""
+        Q = self.spectral.direction(self.matrix(G))
+        if self.mode == 1:
+            return Q.unflatten(-1, (G.shape[-3], G.shape[-1])).movedim(-2, -3)
+        return Q.unflatten(-2, (G.shape[-3], G.shape[-2]))

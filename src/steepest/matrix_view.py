@@ -67,6 +67,11 @@ class MatrixView(NamedTuple):
         return self.rows if self.transposed else self.columns
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is one matrix, stored as it is."""
+        return self.batch == 1 and not self.transposed and not self.splits
+
+    @property
     def is_vector(self) -> bool:
         """Whether the matrices have a single row or column, so that no matrix norm differs."""
         return min(self.rows, self.columns) == 1
@@ -83,18 +88,42 @@ class MatrixView(NamedTuple):
                 f"got splits {self.splits}, expected sizes that add up to {self.outputs} outputs"
             )
 
-    def matrices(self, tensor: Tensor) -> list[Tensor]:
+    def matrices(self, tensor: Tensor, block: int | None = None) -> list[Tensor]:
         """Return the matrices of `tensor` as `(out, in)`; writing to them writes to `tensor`.
 
-        The tensor must be contiguous; a `ValueError` or `RuntimeError` says if it does not fit.
+        With `block`, each is cut into equal parts of at most `block` rows and columns. The tensor
+        must be contiguous; a `ValueError` or `RuntimeError` says if it does not fit.
         """
+        if tensor.ndim == 2 and block is None and self.is_plain:
+            return [tensor]
         matrices = tensor.view(self.batch, self.rows, self.columns)
         if self.transposed:
             matrices = matrices.mT
-        return [
-            block
+        whole = [
+            part
             for matrix in matrices.unbind(0)
-            for block in (matrix.split(list(self.splits)) if self.splits else (matrix,))
+            for part in (matrix.split(list(self.splits)) if self.splits else (matrix,))
+        ]
+        return whole if block is None else [part for W in whole for part in _cut(W, block)]
+
+    def sizes(self, block: int | None = None) -> list[tuple[int, int]]:
+        """Return `(out, in)` of what `matrices` returns, of whole matrices also for their parts."""
+        if block is None and self.is_plain:
+            return [(self.rows, self.columns)]
+        each = [(outputs, self.inputs) for outputs in self.splits or (self.outputs,)] * self.batch
+        if block is None:
+            return each
+        return [size for size in each for _ in range(math.prod(-(-n // block) for n in size))]
+
+    def block_shapes(self, block: int | None = None) -> list[tuple[int, int]]:
+        """Return the shape of each of what `matrices` returns."""
+        if block is None:
+            return self.sizes()
+        return [
+            (rows, columns)
+            for outputs, inputs in self.sizes()
+            for rows in _parts(outputs, block)
+            for columns in _parts(inputs, block)
         ]
 
     def __str__(self) -> str:
@@ -106,3 +135,14 @@ class MatrixView(NamedTuple):
             out = f"{len(self.splits)} x {self.splits[0]}" if equal else sizes
         matrix = f"({out}, {self.inputs})"
         return matrix if self.batch == 1 else f"{self.batch} x {matrix}"
+
+
+def _parts(size: int, block: int) -> list[int]:
+    """Sizes of the fewest equal parts of at most `block`; the first may be longer by one."""
+    count = -(-size // block)
+    return [size // count + (i < size % count) for i in range(count)]
+
+
+def _cut(matrix: Tensor, block: int) -> list[Tensor]:
+    rows, columns = (_parts(n, block) for n in matrix.shape)
+    return [part for band in matrix.split(rows) for part in band.split(columns, dim=1)]

@@ -24,10 +24,17 @@ from steepest.matrix_view import MatrixView
 Role = Literal["hidden", "conv", "qkv", "experts", "embedding", "head", "vector"]
 MATRIX_ROLES: tuple[Role, ...] = ("hidden", "conv", "qkv", "experts")
 
-_HEAD = re.compile(r"(lm_?head|head|classifier|embed_out|unembed\w*|score|output_layer)$")
+_HEAD = re.compile(
+    r"(?<!pre_)(?<![^\W_])(lm_?head|head|classifier|embed_out|unembed\w*|score|output_layer)$"
+)
 _EMBEDDING = re.compile(r"(^|[._])(\w*emb(ed\w*|edding\w*)?s?|wte|wpe|pos|\w*_token|query_tokens)$")
 _QKV = re.compile(r"(^|[._])(\w*qkv\w*|c_attn)$", re.IGNORECASE)
+_QUERY_KEY_VALUE = re.compile(
+    r"(^|[.])(w|to_)?_?(?P<kind>q|k|v|query|queries|keys?|values?)(_proj|_lin|_layer|_weight)?$",
+    re.IGNORECASE,
+)
 _EXPERTS = re.compile(r"expert|moe", re.IGNORECASE)
+_ADAPTER = re.compile(r"(^|[._])lora_(embedding_)?[AB]\b")
 _BIAS = re.compile(r"(^|_)bias(es|_table)?$")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head")
@@ -42,6 +49,8 @@ class ParameterRole:
     role: Role
     view: MatrixView | None
     reason: str
+    attention: tuple[str, ...] = ()
+    """What each matrix is in an attention layer: "q", "k" or "v"; empty for all else."""
 
     @property
     def is_matrix(self) -> bool:
@@ -166,7 +175,8 @@ def roles(model: nn.Module, overrides: Mapping[str, Role | MatrixView] | None = 
                 reason += f"; tied to {', '.join(names[1:])}"
                 if role in ("hidden", "head"):  # the embedding came second
                     role = "embedding" if _is_embedding_too(model, names) else role
-            rows.append(ParameterRole(name, parameter, role, view, reason))
+            attention = _attention(name, role, view)
+            rows.append(ParameterRole(name, parameter, role, view, reason, attention))
     if not rows:
         raise ValueError(f"got a {type(model).__name__} without parameters, expected some")
     table = RoleTable(rows)
@@ -246,10 +256,20 @@ def _qkv_splits(view: MatrixView, attention: nn.Module) -> tuple[int, ...]:
     return (view.outputs // 3,) * 3 if view.outputs == 3 * view.inputs else ()
 
 
+def _attention(name: str, role: Role, view: MatrixView | None) -> tuple[str, ...]:
+    """Which of query, key and value the matrices are, if any."""
+    if view is None or view.batch != 1:
+        return ()
+    if role == "qkv" and len(view.splits) == 3:
+        return ("q", "k", "v")
+    match = _QUERY_KEY_VALUE.search(name.removesuffix("weight").rstrip("._"))
+    return (match["kind"][0].lower(),) if match and role == "hidden" and not view.splits else ()
+
+
 def _bare(name: str, shape: tuple[int, ...], kind: str) -> tuple[Role, MatrixView | None, str]:
     """Judge a parameter of an unknown module by its name and shape."""
     last = name.removesuffix(".weight").rpartition(".")[2]
-    if _EMBEDDING.search(last):
+    if _EMBEDDING.search(last) or "lora_embedding" in name:
         return "embedding", MatrixView.of(shape), f"named {last!r}"
     if _HEAD.search(last):
         return "head", MatrixView.of(shape), f"named {last!r}"
@@ -269,7 +289,11 @@ def _head_module(model: nn.Module) -> nn.Module | None:
         stated = None
     if isinstance(stated, nn.Module):
         return stated
-    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    linear = [
+        (n, m)
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Linear) and not _ADAPTER.search(n)
+    ]
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     if any(id(m.weight) in tables or (n and _HEAD.search(n.rpartition(".")[2])) for n, m in linear):
         return None  # found by its name, or as tied to an embedding

@@ -47,7 +47,7 @@ def _theirs(params, **settings):
 def test_it_is_torchs_muon_step_for_step(shapes, scale, nesterov, dtype):
     ours, theirs = _pair(shapes, dtype)
     settings = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov}
-    mine = Muon(ours, scale=scale, method="jordan", **settings)
+    mine = Muon(ours, scale=scale, method="jordan", dtype=torch.bfloat16, **settings)
     reference = _theirs(theirs, adjust_lr_fn=scale.replace("-", "_"), **settings)
     for _ in range(12):
         _same_gradients(ours, theirs)
@@ -64,7 +64,7 @@ def test_it_is_torchs_muon_step_for_step(shapes, scale, nesterov, dtype):
 def test_without_batches_it_is_torchs_muon_bit_for_bit(nesterov):
     ours, theirs = _pair([(32, 32), (64, 16), (16, 64), (200, 150)])
     settings = {"lr": 0.02, "weight_decay": 0.1, "nesterov": nesterov}
-    mine = Muon(ours, scale="original", method="jordan", **settings)
+    mine = Muon(ours, scale="original", method="jordan", dtype=torch.bfloat16, **settings)
     reference = _theirs(theirs, **settings)
     for _ in range(12):
         _same_gradients(ours, theirs)
@@ -76,7 +76,9 @@ def test_without_batches_it_is_torchs_muon_bit_for_bit(nesterov):
 
 def test_in_bfloat16_without_nesterov_the_momentum_is_the_average_of_gradients():
     ours, theirs = _pair([(32, 16)], torch.bfloat16)
-    mine = Muon(ours, lr=0.01, method="jordan", scale="original", nesterov=False)
+    mine = Muon(
+        ours, lr=0.01, method="jordan", dtype=torch.bfloat16, scale="original", nesterov=False
+    )
     reference = _theirs(theirs, lr=0.01, weight_decay=0.0, nesterov=False)
     average = torch.zeros(32, 16)
     for _ in range(5):
@@ -96,7 +98,7 @@ def test_the_scale_of_the_gradients_does_not_matter(scale):
     ours, theirs = _pair([(32, 16), (16, 16)])
     plain = [nn.Parameter(p.detach().clone()) for p in ours]
     start = [p.detach().clone() for p in ours]
-    settings = {"lr": 0.02, "scale": "original", "method": "jordan"}
+    settings = {"lr": 0.02, "scale": "original", "method": "jordan", "dtype": torch.bfloat16}
     mine, same = Muon(ours, **settings), Muon(plain, **settings)
     reference = _theirs(theirs, lr=0.02, weight_decay=0.0)
     for _ in range(5):
@@ -181,4 +183,4 @@ def test_its_adamw_rate_follows_from_the_scale():
 
 def test_svd_in_bfloat16_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match="float32"):
-        Muon([nn.Parameter(torch.zeros(2, 2))], method="svd")
+        Muon([nn.Parameter(torch.zeros(2, 2))], method="svd", dtype=torch.bfloat16)

@@ -1,12 +1,18 @@
 """Pure functions on tensors of matrices `(..., m, n)`: the polar factor, norms, soft ranks."""
 
 from steepest.linalg.matrix_norms import nuclear_norm, nuclear_rank, spectral_norm, stable_rank
-from steepest.linalg.polar_factor import polar, polynomials
+from steepest.linalg.newton_schulz import polynomials
+from steepest.linalg.planner import PolarPlan, polar_plan
+from steepest.linalg.polar_factor import polar
+from steepest.linalg.products import fast_products
 
 __all__ = [
+    "PolarPlan",
+    "fast_products",
     "nuclear_norm",
     "nuclear_rank",
     "polar",
+    "polar_plan",
     "polynomials",
     "spectral_norm",
     "stable_rank",

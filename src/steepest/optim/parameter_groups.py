@@ -1,109 +1,74 @@
-"""Parameter groups: made from roles, checked, and seen as matrices during a step."""
+"""Parameter groups: made from roles, and checked."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from steepest.geometry import Geometry, Sign, Spectral
+from steepest.geometry import Spectral
 from steepest.matrix_view import MatrixView
 from steepest.optim.scales import update_scale
-from steepest.parameter_roles import RoleTable
+from steepest.optim.settings import Decay, Rounding
+from steepest.parameter_roles import ParameterRole, Role, RoleTable
 
 
-class Work:
-    """The parameters of a group that have gradients, and those gradients as matrices."""
+def groups_of(
+    table: RoleTable, settings: Mapping[Role, Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """A group of matrices and an AdamW group, and one for each role with settings of its own.
 
-    def __init__(self, group: Mapping[str, Any]):
-        views = group.get("views") or [None] * len(group["params"])
-        names = group.get("param_names") or [f"of shape {tuple(p.shape)}" for p in group["params"]]
-        self.params: list[Tensor] = []
-        self.views: list[MatrixView | None] = []
-        self.gradients: list[Tensor] = []
-        self.names: list[str] = []
-        self._copies: list[tuple[Tensor, Tensor]] = []
-        for p, view, name in zip(group["params"], views, names, strict=True):
-            if p.grad is None or p.numel() == 0:
-                continue
-            if p.grad.is_sparse:
-                raise ValueError(
-                    f"got a sparse gradient for the parameter {name}, expected a dense one; build "
-                    "the embedding with sparse=False"
-                )
-            if hasattr(p.grad, "full_tensor"):  # a DTensor, whose blocks would be copies
-                raise NotImplementedError(
-                    f"got a gradient sharded over processes for the parameter {name}, expected the "
-                    "whole one; use DistributedDataParallel instead of fully_shard"
-                )
-            view = None if view is None else MatrixView(*view)
-            matrices = [p.grad] if view is None else view.matrices(p.grad.contiguous())
-            self.params.append(p)
-            self.views.append(view)
-            self.gradients += matrices
-            self.names += [f"parameter {name}"] * len(matrices)
-
-    def matrices(self) -> list[Tensor]:
-        """The parameters as matrices to write to; `write_back` ends the writing."""
-        matrices: list[Tensor] = []
-        for p, view in zip(self.params, self.views, strict=True):
-            dense = p.contiguous()
-            if dense is not p:  # a layout such as channels_last, which cannot be seen as a matrix
-                self._copies.append((p, dense))
-            matrices += _seen(view, dense)
-        return matrices
-
-    def write_back(self) -> None:
-        """Copy what was written to the parameters that are no matrices in memory."""
-        for p, dense in self._copies:
-            p.copy_(dense)
-
-    def buffers(self, state: dict[Tensor, Any]) -> list[Tensor]:
-        """The momentum as matrices; made of zeros where there is none."""
-        matrices: list[Tensor] = []
-        for p, view in zip(self.params, self.views, strict=True):
-            buffer = state[p].get("momentum_buffer")
-            if buffer is None:
-                buffer = torch.zeros_like(p, memory_format=torch.contiguous_format)
-            state[p]["momentum_buffer"] = buffer.contiguous()
-            matrices += _seen(view, state[p]["momentum_buffer"])
-        return matrices
+    Tied parameters are in the table once.
+    """
+    settings = dict(settings or {})
+    if unknown := set(settings) - set(get_args(Role)):
+        raise ValueError(f"got settings for the roles {sorted(unknown)}, expected {get_args(Role)}")
+    groups = [
+        _group([row for row in table.matrices if row.role not in settings]),
+        _group([row for row in table.others if row.role not in settings], geometry="adamw"),
+    ]
+    for role, own in settings.items():
+        rows = [row for row in table if row.role == role]
+        if not rows:
+            raise ValueError(f"got settings for the role {role!r}, which no parameter has")
+        others = {} if rows[0].is_matrix else {"geometry": "adamw"}
+        groups.append(_group(rows, **{**others, **own}))
+    return [group for group in groups if group["params"]]
 
 
-def _seen(view: MatrixView | None, tensor: Tensor) -> list[Tensor]:
-    return [tensor] if view is None else view.matrices(tensor)
+def _group(rows: list[ParameterRole], **settings: Any) -> dict[str, Any]:
+    group = {"params": [(row.name, row.parameter) for row in rows], **settings}
+    return group if group.get("geometry") == "adamw" else group | {"views": [r.view for r in rows]}
 
 
-def groups_of(table: RoleTable) -> list[dict[str, Any]]:
-    """A matrix group and an AdamW group; tied parameters are in the table once."""
-    matrices = {
-        "params": [(row.name, row.parameter) for row in table.matrices],
-        "views": [row.view for row in table.matrices],
-    }
-    others = {
-        "params": [(row.name, row.parameter) for row in table.others],
-        "geometry": "adamw",
-    }
-    return [group for group in (matrices, others) if group["params"]]
-
-
-def complete(group: dict[str, Any]) -> None:
+def complete(group: dict[str, Any], geometries: tuple[str, ...]) -> None:
     """Check the settings and fill in how each parameter is a matrix."""
-    if group["geometry"] not in ("sign", "spectral", "adamw"):
-        raise ValueError(
-            f'got geometry={group["geometry"]!r}, expected "sign", "spectral" or "adamw"'
-        )
+    _one_of(group, "geometry", geometries)
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"got a learning rate of shape {tuple(lr.shape)}, expected one number")
     for key in ("lr", "weight_decay", "eps"):
         if key in group and not 0.0 <= float(group[key]) < math.inf:
             raise ValueError(f"got {key}={group[key]}, expected a finite number of at least 0")
-    if not 0.0 <= group.get("momentum", 0.0) < 1.0:
-        raise ValueError(f"got momentum={group['momentum']}, expected 0 or more and less than 1")
+    for key in ("momentum", "beta2"):
+        if not 0.0 <= group.get(key, 0.0) < 1.0:
+            raise ValueError(f"got {key}={group[key]}, expected 0 or more and less than 1")
+    for key in ("interval", "block"):
+        if group.get(key) is not None and not (isinstance(group[key], int) and group[key] >= 1):
+            raise ValueError(f"got {key}={group[key]!r}, expected a whole number of at least 1")
+    _one_of(group, "decay", get_args(Decay))
+    _one_of(group, "rounding", get_args(Rounding))
+    if group["heavy_ball"] and "momentum" not in group and group["geometry"] != "adamw":
+        raise ValueError("got heavy_ball=True for an optimizer without momentum, expected False")
+    state_dtype = group["state_dtype"]
+    if state_dtype is not None and not state_dtype.is_floating_point:
+        raise ValueError(f"got state_dtype={state_dtype}, expected a real floating-point type")
+    if state_dtype is not None and state_dtype.itemsize < 4:
+        raise ValueError(f"got state_dtype={state_dtype}, expected torch.float32 or torch.float64")
     update_scale(group["scale"], 1, 1)
     for p in group["params"]:
         if not p.is_floating_point():
@@ -111,19 +76,40 @@ def complete(group: dict[str, Any]) -> None:
                 f"got a parameter of {p.dtype}, expected a real floating-point type; for complex "
                 "weights optimize torch.view_as_real(parameter)"
             )
+        if getattr(p, "_fsdp_flattened", False):
+            raise NotImplementedError(
+                "got a parameter of FullyShardedDataParallel, which is a piece of a long vector, "
+                "expected matrices; use DistributedDataParallel"
+            )
+    if any(p.is_meta for p in group["params"]):
+        warnings.warn(
+            "got parameters on the meta device: if the model gets new ones when it is filled, as "
+            "with to_empty(), this optimizer will train nothing; build it after filling the model",
+            UserWarning,
+            stacklevel=4,
+        )
+    group.setdefault("base_lr", float(lr))
+    group.setdefault("step_count", 0)
     if group["geometry"] == "adamw":
         if not all(0.0 <= beta < 1.0 for beta in group["betas"]):
             raise ValueError(f"got betas={group['betas']}, expected both in [0, 1)")
         group.pop("views", None)  # AdamW acts on entries
         return
-    if group["geometry"] == "spectral":
-        geometry_of(group).direction(torch.zeros(1, 1))  # checks method, steps and dtype
+    if "method" in group:  # checks method, steps and dtype
+        Spectral(group["method"], group["steps"], group["dtype"]).direction(torch.zeros(1, 1))
     views = group.get("views") or [None] * len(group["params"])
     if len(views) != len(group["params"]):
         raise ValueError(f"got {len(views)} views for {len(group['params'])} parameters")
     group["views"] = [
         _view(p, view, group["geometry"]) for p, view in zip(group["params"], views, strict=True)
     ]
+
+
+def _one_of(group: Mapping[str, Any], key: str, values: tuple[str, ...]) -> None:
+    if group[key] not in values:
+        *most, last = (f'"{value}"' for value in values)
+        expected = f"{', '.join(most)} or {last}" if most else last
+        raise ValueError(f"got {key}={group[key]!r}, expected {expected}")
 
 
 def _view(p: Tensor, view: tuple[Any, ...] | None, geometry: str) -> tuple[Any, ...] | None:
@@ -136,7 +122,7 @@ def _view(p: Tensor, view: tuple[Any, ...] | None, geometry: str) -> tuple[Any, 
         return None  # the sign of an entry does not depend on the matrix it is in
     if p.ndim < 2:
         raise ValueError(
-            f"got a {p.ndim}-dimensional parameter of shape {shape} for a spectral update, "
+            f"got a {p.ndim}-dimensional parameter of shape {shape} for a {geometry} update, "
             "expected matrices; pass the model itself so that roles are found, or put it in a "
             'group of its own with "geometry": "adamw"'
         )
@@ -147,10 +133,3 @@ def _view(p: Tensor, view: tuple[Any, ...] | None, geometry: str) -> tuple[Any, 
             'with "views": [MatrixView.of(shape, ...)]'
         )
     return tuple(MatrixView.of(shape))
-
-
-def geometry_of(group: Mapping[str, Any]) -> Geometry:
-    """Return the geometry that a group names, with its settings."""
-    if group["geometry"] == "sign":
-        return Sign()
-    return Spectral(group["method"], group["steps"], group["dtype"])

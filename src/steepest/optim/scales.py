@@ -7,6 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from steepest.optim.settings import Settings
+
 Scale = Literal["spectral", "original", "match-rms-adamw", "none"]
 
 
@@ -43,9 +45,11 @@ def update_scale(scale: Scale, outputs: int, inputs: int) -> float:
     )
 
 
-def default_adamw_lr(lr: float | Tensor, scale: Scale) -> float | Tensor:
-    """Return the rate of the AdamW group that goes with a rate of spectral updates.
+def with_adamw_lr(settings: Settings, lr: float | Tensor, scale: Scale) -> Settings:
+    """Fill in the rate of the AdamW group that goes with a rate of spectral updates.
 
     The same for "match-rms-adamw", whose updates are as large as AdamW's; otherwise 0.15 times it.
     """
-    return lr * (1.0 if scale == "match-rms-adamw" else 0.15)
+    if settings.get("adamw_lr") is not None:
+        return settings
+    return {**settings, "adamw_lr": lr * (1.0 if scale == "match-rms-adamw" else 0.15)}

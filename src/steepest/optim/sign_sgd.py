@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import Tensor
 
-from steepest.optim.steepest_descent import OnNonfinite, Parameters, SteepestDescent
+from steepest.optim.settings import Settings
+from steepest.optim.steepest_descent import Parameters, SteepestDescent
 
 
 class SignSGD(SteepestDescent):
@@ -15,10 +18,8 @@ class SignSGD(SteepestDescent):
     Args:
         params: a model, a role table, parameters or groups; see `SteepestDescent`.
         lr: step of every entry of a matrix.
-        weight_decay: λ, decoupled, for the matrices.
-        adamw_lr, adamw_betas, adamw_eps, adamw_weight_decay: AdamW for all other parameters of a
-            model; the rate is `lr` unless given.
-        nonfinite: "raise" (default) or "skip" a step whose gradients are not finite.
+        settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
+            that are no matrices is `lr` unless given.
 
     >>> import torch
     >>> W = torch.nn.Parameter(torch.zeros(2, 2))
@@ -29,26 +30,5 @@ class SignSGD(SteepestDescent):
             [-0.1000,  0.0000]])
     """
 
-    def __init__(
-        self,
-        params: Parameters,
-        lr: float | Tensor = 1e-3,
-        *,
-        weight_decay: float = 0.0,
-        adamw_lr: float | Tensor | None = None,
-        adamw_betas: tuple[float, float] = (0.9, 0.95),
-        adamw_eps: float = 1e-8,
-        adamw_weight_decay: float = 0.0,
-        nonfinite: OnNonfinite = "raise",
-    ):
-        super().__init__(
-            params,
-            lr=lr,
-            geometry="sign",
-            weight_decay=weight_decay,
-            adamw_lr=adamw_lr,
-            adamw_betas=adamw_betas,
-            adamw_eps=adamw_eps,
-            adamw_weight_decay=adamw_weight_decay,
-            nonfinite=nonfinite,
-        )
+    def __init__(self, params: Parameters, lr: float | Tensor = 1e-3, **settings: Unpack[Settings]):
+        super().__init__(params, {"lr": lr, "geometry": "sign"}, **settings)

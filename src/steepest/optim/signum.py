@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import Tensor
 
-from steepest.optim.steepest_descent import OnNonfinite, Parameters, SteepestDescent
+from steepest.optim.settings import Settings
+from steepest.optim.steepest_descent import Parameters, SteepestDescent
 
 
 class Signum(SteepestDescent):
@@ -19,10 +22,8 @@ class Signum(SteepestDescent):
         params: a model, a role table, parameters or groups; see `SteepestDescent`.
         lr: step of every entry of a matrix; about a third of a good rate for AdamW.
         momentum: β, in [0, 1).
-        weight_decay: λ, decoupled, for the matrices.
-        adamw_lr, adamw_betas, adamw_eps, adamw_weight_decay: AdamW for all other parameters of a
-            model; the rate is `lr` unless given.
-        nonfinite: "raise" (default) or "skip" a step whose gradients are not finite.
+        settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
+            that are no matrices is `lr` unless given.
 
     >>> import torch
     >>> W = torch.nn.Parameter(torch.zeros(1, 2))
@@ -40,22 +41,7 @@ class Signum(SteepestDescent):
         lr: float | Tensor = 1e-3,
         *,
         momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        adamw_lr: float | Tensor | None = None,
-        adamw_betas: tuple[float, float] = (0.9, 0.95),
-        adamw_eps: float = 1e-8,
-        adamw_weight_decay: float = 0.0,
-        nonfinite: OnNonfinite = "raise",
+        **settings: Unpack[Settings],
     ):
-        super().__init__(
-            params,
-            lr=lr,
-            geometry="sign",
-            momentum=momentum,
-            weight_decay=weight_decay,
-            adamw_lr=adamw_lr,
-            adamw_betas=adamw_betas,
-            adamw_eps=adamw_eps,
-            adamw_weight_decay=adamw_weight_decay,
-            nonfinite=nonfinite,
-        )
+        own = {"lr": lr, "geometry": "sign", "momentum": momentum, "nesterov": False}
+        super().__init__(params, own, **settings)

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal, Unpack
+
 import torch
 from torch import Tensor
 
 from steepest.linalg.polar_factor import PolarMethod
-from steepest.optim.scales import Scale, default_adamw_lr
-from steepest.optim.steepest_descent import OnNonfinite, Parameters, SteepestDescent
+from steepest.optim.matrices import Batch
+from steepest.optim.scales import Scale, update_scale, with_adamw_lr
+from steepest.optim.settings import Settings
+from steepest.optim.steepest_descent import Parameters, SteepestDescent
+
+Length = Literal["constant", "dual"]
 
 
 class SpectralDescent(SteepestDescent):
     """Spectral descent, W <- (1 - lr λ) W - lr s polar(G): steepest descent in the spectral norm.
 
-    Carlson et al., "Preconditioned spectral descent for deep learning" (NeurIPS 2015), with a step
-    of constant length. It is Muon without momentum.
+    Carlson et al., "Preconditioned spectral descent for deep learning" (NeurIPS 2015). With the
+    constant length it is Muon without momentum. `length="dual"` is the step of the theory: for a
+    loss that is L-smooth in the norm of the geometry, W <- W - (dual norm of G / L) direction with
+    `lr` = 1/L (Davis and Drusvyatskiy, arXiv 2512.04299, p. 5: W - ‖G‖_*/L polar(G), for s = 1).
 
     Args:
         params: a model, a role table, parameters or groups; see `SteepestDescent`.
-        lr: length of the step, times s.
-        weight_decay: λ, decoupled, for the matrices.
+        lr: length of the step, times s; 1/L for the step of the theory.
+        length: "constant" (default), or "dual": times the dual norm s ⟨G, polar(G)⟩ = s ‖G‖_*.
         scale: shape factor s, see `update_scale`: "spectral" sqrt(out/in) (default), "original"
             sqrt(max(1, out/in)), "match-rms-adamw" 0.2 sqrt(max(out, in)), or "none".
-        method, steps: how the polar factor is computed, see `steepest.linalg.polar`.
-        dtype: precision of that computation, `torch.bfloat16` by default; `None` for the
-            parameters' own.
-        adamw_lr, adamw_betas, adamw_eps, adamw_weight_decay: AdamW for all other parameters of a
-            model; unless given, its rate is 0.15 lr, or lr with "match-rms-adamw".
-        nonfinite: "raise" (default) or "skip" a step whose gradients are not finite.
+        method, steps, dtype: how the polar factor is computed, see `steepest.linalg.polar`; "auto"
+            by default, which chooses by shape and device.
+        settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
+            that are no matrices is 0.15 lr, or lr with "match-rms-adamw".
 
     >>> W = torch.nn.Parameter(torch.zeros(2, 2))
     >>> W.grad = torch.diag(torch.tensor([3.0, 0.1]))
-    >>> SpectralDescent([W], lr=0.1, method="svd", dtype=None).step()
+    >>> SpectralDescent([W], lr=0.1, method="svd").step()
     >>> W.data
     tensor([[-0.1000,  0.0000],
             [ 0.0000, -0.1000]])
@@ -42,29 +48,30 @@ class SpectralDescent(SteepestDescent):
         params: Parameters,
         lr: float | Tensor = 0.02,
         *,
-        weight_decay: float = 0.0,
+        length: Length = "constant",
         scale: Scale = "spectral",
-        method: PolarMethod = "polar-express",
+        method: PolarMethod = "auto",
         steps: int | None = None,
-        dtype: torch.dtype | None = torch.bfloat16,
-        adamw_lr: float | Tensor | None = None,
-        adamw_betas: tuple[float, float] = (0.9, 0.95),
-        adamw_eps: float = 1e-8,
-        adamw_weight_decay: float = 0.0,
-        nonfinite: OnNonfinite = "raise",
+        dtype: torch.dtype | None = None,
+        **settings: Unpack[Settings],
     ):
-        super().__init__(
-            params,
-            lr=lr,
-            geometry="spectral",
-            weight_decay=weight_decay,
-            scale=scale,
-            method=method,
-            steps=steps,
-            dtype=dtype,
-            adamw_lr=default_adamw_lr(lr, scale) if adamw_lr is None else adamw_lr,
-            adamw_betas=adamw_betas,
-            adamw_eps=adamw_eps,
-            adamw_weight_decay=adamw_weight_decay,
-            nonfinite=nonfinite,
-        )
+        if length not in ("constant", "dual"):
+            raise ValueError(f'got length={length!r}, expected "constant" or "dual"')
+        own = {
+            "lr": lr,
+            "geometry": "spectral",
+            "length": length,
+            "scale": scale,
+            "method": method,
+            "steps": steps,
+            "dtype": dtype,
+        }
+        super().__init__(params, own, **with_adamw_lr(settings, lr, scale))
+
+    def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
+        """Return the polar factor, times the dual norm if the length is that of the theory."""
+        D = super().direction(group, batch, N)
+        if group["length"] == "constant":
+            return D
+        dual_norm = (N * D).sum((-2, -1), keepdim=True)
+        return D * dual_norm * update_scale(group["scale"], batch.outputs, batch.inputs)

@@ -1,32 +1,32 @@
 """The one step that all optimizers of this package share.
 
 gradient -> matrices -> memory -> direction -> scale -> weight decay -> parameter. The optimizers
-differ in the geometry that gives the direction and in the memory before it; each is a file of its
-own beside this one.
+differ in the memory and in the direction; each is a file of its own beside this one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, cast, overload
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Unpack, cast, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from steepest.linalg.polar_factor import PolarMethod
-from steepest.optim.parameter_groups import Work, complete, geometry_of, groups_of
-from steepest.optim.scales import Scale, update_scale
+from steepest.geometry import Sign, Spectral
+from steepest.linalg.products import fast_products
+from steepest.optim.matrices import Batch, Matrices, MatrixState, stack
+from steepest.optim.parameter_groups import complete, groups_of
+from steepest.optim.rounding import generator, round_stochastically
+from steepest.optim.scales import update_scale
+from steepest.optim.settings import Settings
+from steepest.optim.table import table_of
 from steepest.parameter_roles import RoleTable, roles
 
-OnNonfinite = Literal["raise", "skip"]
 Parameters = nn.Module | RoleTable | ParamsT
-
-# Matrices of equal shape are stacked up to this many entries for one batched product. On a CPU a
-# large product gains nothing from a batch, so only small matrices are stacked there.
-_ENTRIES_PER_BATCH = {"cpu": 2**18, "default": 2**26}
+MOMENTUM = "momentum_buffer"
 
 
 class SteepestDescent(Optimizer):
@@ -43,60 +43,84 @@ class SteepestDescent(Optimizer):
     For parameters with more than two axes that come without a model, a group can say
     `"views": [MatrixView, ...]`; by default four and more axes are seen as a convolution.
 
-    Every group is an ordinary one: schedulers act on its `lr`, which may be a tensor.
+    Every group is an ordinary one: schedulers act on its `lr`, which may be a tensor. `print` shows
+    what each parameter got. What `settings` there are is said by `steepest.optim.Settings`.
 
     Raises:
         ValueError: for settings out of range, parameters that are no matrices, sparse or complex
             ones. Nothing is changed by a call that raises.
-        FloatingPointError: from `step`, for a gradient with NaN or infinite entries, before any
-            parameter or state is touched; with `nonfinite="skip"` that step is left out instead.
+        FloatingPointError: from `step`, for a gradient with NaN or infinite entries, or with
+            entries whose squares overflow where they are needed, before any parameter or state is
+            touched; with `nonfinite="skip"` that step is left out instead.
         NotImplementedError: from `step`, for parameters sharded by `fully_shard`, unchanged too.
     """
 
-    def __init__(
-        self,
-        params: Parameters,
-        *,
-        lr: float | Tensor,
-        geometry: Literal["sign", "spectral"],
-        momentum: float | None = None,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        scale: Scale = "none",
-        method: PolarMethod = "polar-express",
-        steps: int | None = None,
-        dtype: torch.dtype | None = None,
-        adamw_lr: float | Tensor | None = None,
-        adamw_betas: tuple[float, float] = (0.9, 0.95),
-        adamw_eps: float = 1e-8,
-        adamw_weight_decay: float = 0.0,
-        nonfinite: OnNonfinite = "raise",
-    ):
-        if nonfinite not in ("raise", "skip"):
-            raise ValueError(f'got nonfinite={nonfinite!r}, expected "raise" or "skip"')
-        self.nonfinite = nonfinite
+    geometries: ClassVar[tuple[str, ...]] = ("sign", "spectral", "adamw")
+    """What a group of this optimizer can say for its `"geometry"`."""
+
+    def __init__(self, params: Parameters, defaults: dict[str, Any], **settings: Unpack[Settings]):
+        if unknown := set(settings) - set(Settings.__annotations__):
+            raise TypeError(f"{type(self).__name__} got unknown settings: {sorted(unknown)}")
+        self.nonfinite = settings.get("nonfinite", "raise")
+        if self.nonfinite not in ("raise", "skip"):
+            raise ValueError(f'got nonfinite={self.nonfinite!r}, expected "raise" or "skip"')
         self.skipped_steps = 0
-        defaults: dict[str, Any] = {
-            "lr": lr,
-            "geometry": geometry,
-            "weight_decay": weight_decay,
-            "scale": scale,
-            "method": method,
-            "steps": steps,
-            "dtype": dtype,
+        shared = {
+            "scale": "none",
+            "method": "auto",
+            "steps": None,
+            "dtype": None,
+            "weight_decay": settings.get("weight_decay", 0.0),
+            "decay": settings.get("decay", "decoupled"),
+            "heavy_ball": settings.get("heavy_ball", False),
+            "maximize": settings.get("maximize", False),
+            "state_dtype": settings.get("state_dtype"),
+            "rounding": settings.get("rounding", "nearest"),
         }
-        if momentum is not None:  # without the key, no scheduler can give a memory by mistake
-            defaults |= {"momentum": momentum, "nesterov": nesterov}
+        adamw_lr = settings.get("adamw_lr")
         self._adamw_defaults = {
-            "lr": lr * 1.0 if adamw_lr is None else adamw_lr,  # never the same tensor
-            "weight_decay": adamw_weight_decay,
-            "betas": adamw_betas,
-            "eps": adamw_eps,
+            "lr": defaults["lr"] * 1.0 if adamw_lr is None else adamw_lr,  # never the same tensor
+            "weight_decay": settings.get("adamw_weight_decay", 0.0),
+            "betas": settings.get("adamw_betas", (0.9, 0.95)),
+            "eps": settings.get("adamw_eps", 1e-8),
             "fused": True,
         }
+        own = settings.get("roles")
         if isinstance(params, nn.Module):
             params = roles(params)
-        super().__init__(groups_of(params) if isinstance(params, RoleTable) else params, defaults)
+        if isinstance(params, RoleTable):
+            super().__init__(self.groups(params, own), {**shared, **defaults})
+        elif own:
+            raise ValueError(
+                "got settings for roles without a model, expected a model or its roles"
+            )
+        else:
+            super().__init__(params, {**shared, **defaults})
+
+    def groups(self, table: RoleTable, own: Any) -> list[dict[str, Any]]:
+        """Return the parameter groups of a model; `own` are settings of roles."""
+        return groups_of(table, own)
+
+    def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
+        """Return the direction for each matrix of a batch.
+
+        `N` is what memory made of the gradients, `(matrices, out, in)`.
+        """
+        if group["geometry"] == "sign":
+            return Sign().direction(N)
+        return Spectral(group["method"], group["steps"], group["dtype"]).direction(N)
+
+    def entry_memory(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Names of the states that have an entry for each weight."""
+        return (MOMENTUM,) if group.get("momentum") else ()
+
+    def start(self, group: dict[str, Any], state: MatrixState, G: Tensor) -> None:
+        """Make the states of a matrix as a whole, where there are none."""
+
+    def largest_entry(self, group: dict[str, Any], dtype: torch.dtype) -> float:
+        """Return the largest gradient entry this group can work with."""
+        largest = torch.finfo(torch.promote_types(dtype, torch.float32)).max
+        return math.sqrt(largest) if group["geometry"] == "adamw" else largest
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; for `"geometry": "adamw"` the `adamw_*` settings are the defaults."""
@@ -104,7 +128,7 @@ class SteepestDescent(Optimizer):
         super().add_param_group({**(self._adamw_defaults if adamw else {}), **param_group})
         group = self.param_groups[-1]
         try:
-            complete(group)
+            complete(group, self.geometries)
         except Exception:
             self.param_groups.pop()
             raise
@@ -112,6 +136,10 @@ class SteepestDescent(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = ("nonfinite", "skipped_steps", "_adamw_defaults")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
+
+    def __repr__(self) -> str:
+        """Return a table: what each parameter gets."""
+        return table_of(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned; how parameters are matrices stays as constructed.
@@ -128,13 +156,27 @@ class SteepestDescent(Optimizer):
                     f"got a state whose group {i} has the geometry {loaded.get('geometry')!r}, "
                     f"expected {own['geometry']!r}; build the optimizer as it was when it was saved"
                 )
-            if "views" in own:
-                loaded["views"] = own["views"]
+            for key in own.keys() - loaded.keys() | {"views", "stacks"} & own.keys():
+                loaded[key] = own[key]
+        self._restore_precision(state_dict)
+
+    def _restore_precision(self, state_dict: dict[str, Any]) -> None:
+        """Undo what torch does to state on loading, which is to give it the parameter's type."""
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [(group, p) for group in self.param_groups for p in group["params"]]
+        for i, (group, p) in zip(ids, params, strict=True):
+            for key, value in state_dict["state"].get(i, {}).items():
+                if "." in key:  # of a matrix as a whole: never in half precision
+                    device = value.device if value.ndim == 0 else p.device
+                    self.state[p][key] = value.to(device, copy=True)
+                elif key != "step" and group["state_dtype"] is not None:
+                    self.state[p][key] = value.to(p.device, group["state_dtype"], copy=True)
 
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # it waits for numbers: compiled, every new rate would compile it again
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step; with a closure, evaluate it first and return its loss.
@@ -148,17 +190,9 @@ class SteepestDescent(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = [(group, Work(group)) for group in self.param_groups]
+        work = [(group, Matrices(group)) for group in self.param_groups]
         largest = _largest_entries([G for _, each in work for G in each.gradients])
-        broken = [i for i, entry in enumerate(largest) if not math.isfinite(entry)]
-        if broken:
-            names = [name for _, each in work for name in each.names]
-            if self.nonfinite == "raise":
-                raise FloatingPointError(
-                    f"got NaN or infinite entries in {len(broken)} of {len(largest)} gradients, "
-                    f"the first in {names[broken[0]]}; nothing was updated. Look at the loss, or "
-                    'pass nonfinite="skip" to leave such steps out'
-                )
+        if self._refuses(work, largest):
             self.skipped_steps += 1
             return loss
         entries = iter(largest)
@@ -167,47 +201,66 @@ class SteepestDescent(Optimizer):
             if group["geometry"] == "adamw":
                 self._adamw(group, each, active)
             else:
-                self._descend(group, each, active)
+                with fast_products():
+                    self._descend(group, each, active)
+            group["step_count"] += 1
         return loss
 
-    def _descend(self, group: dict[str, Any], work: Work, active: list[bool]) -> None:
-        lr, beta = float(group["lr"]), group.get("momentum", 0.0)
-        M = _only(work.buffers(self.state), active) if beta else []
-        G = _only(work.gradients, active)
-        if not G:
-            return
-        W = _only(work.matrices(), active)
-        update = G
-        if beta:
-            torch._foreach_lerp_(M, G, 1 - beta)
-            update = list(torch._foreach_lerp(G, M, beta)) if group["nesterov"] else M
-        if group["weight_decay"]:
-            for matrix in W:  # foreach would round the factor: in bfloat16, 0.99 to 0.9883
-                matrix.mul_(1 - lr * group["weight_decay"])
-        geometry = geometry_of(group)
-        for batch in _batches(update):
-            matrices = [update[i] for i in batch]
-            stack = torch.stack(matrices) if len(matrices) > 1 else matrices[0].unsqueeze(0)
-            D = geometry.direction(stack)
-            outputs, inputs = D.shape[1:] if D.ndim == 3 else (1, 1)
-            step = -lr * update_scale(group["scale"], outputs, inputs)
-            torch._foreach_add_([W[i] for i in batch], list(D.unbind(0)), alpha=step)
-        work.write_back()
+    def _refuses(self, work: list[tuple[dict[str, Any], Matrices]], largest: list[float]) -> bool:
+        """Whether a gradient is beyond what its group can work with; raises if asked to."""
+        limits = [
+            (self.largest_entry(group, G.dtype), name)
+            for group, each in work
+            for G, name in zip(each.gradients, each.names, strict=True)
+        ]
+        broken = [
+            (name, entry)
+            for (limit, name), entry in zip(limits, largest, strict=True)
+            if not entry <= limit  # so that NaN is broken too
+        ]
+        if broken and self.nonfinite == "raise":
+            name, entry = broken[0]
+            what = "NaN or infinite entries"
+            if math.isfinite(entry):
+                what = f"entries up to {entry:.0e}, whose squares overflow,"
+            raise FloatingPointError(
+                f"got {what} in {len(broken)} of {len(largest)} gradients, "
+                f"the first in {name}; nothing was updated. Look at the loss, or "
+                'pass nonfinite="skip" to leave such steps out'
+            )
+        return bool(broken)
 
-    def _adamw(self, group: dict[str, Any], work: Work, active: list[bool]) -> None:
+    def _descend(self, group: dict[str, Any], matrices: Matrices, active: list[bool]) -> None:
+        keys = self.entry_memory(group)
+        for key in keys:
+            matrices.entries(self.state, key, group["state_dtype"])
+        for state, G in zip(matrices.states(self.state), matrices.gradients, strict=True):
+            self.start(group, state, G)
+        if not any(active):
+            return
+        for i, batch in enumerate(matrices.batches(self.state, keys, active)):
+            N = _remember(group, batch)
+            D = self.direction(group, batch, N)
+            _move(group, batch, D, seed=(group["step_count"] << 20) + i)
+
+    def _adamw(self, group: dict[str, Any], work: Matrices, active: list[bool]) -> None:
         for p in work.params:
             if not self.state[p]:
+                dtype = group["state_dtype"] or p.dtype
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-                self.state[p]["exp_avg"] = torch.zeros_like(p)
-                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+                self.state[p]["exp_avg"] = torch.zeros_like(p, dtype=dtype)
+                self.state[p]["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
         params, grads = _only(work.params, active), _only(work.gradients, active)
         state = [self.state[p] for p in params]
+        # In the precision of the memory, where that is not the parameters'.
+        exact = [p.to(s["exp_avg"].dtype) for p, s in zip(params, state, strict=True)]
+        grads = [G.to(s["exp_avg"].dtype) for G, s in zip(grads, state, strict=True)]
         in_step = all(  # the fused kernel walks through memory, whatever the strides
             p.stride() == G.stride() == s["exp_avg"].stride() == s["exp_avg_sq"].stride()
-            for p, G, s in zip(params, grads, state, strict=True)
+            for p, G, s in zip(exact, grads, state, strict=True)
         )
         adamw(
-            params,
+            exact,
             grads,
             [s["exp_avg"] for s in state],
             [s["exp_avg_sq"] for s in state],
@@ -220,8 +273,71 @@ class SteepestDescent(Optimizer):
             lr=group["lr"],
             weight_decay=group["weight_decay"],
             amsgrad=False,
-            maximize=False,
+            maximize=group["maximize"],
         )
+        for i, (p, W) in enumerate(zip(params, exact, strict=True)):
+            if W is not p:
+                _assign(p, W, group["rounding"], seed=(group["step_count"] << 20) + i)
+
+
+def _remember(group: dict[str, Any], batch: Batch) -> Tensor:
+    """Add the gradients to the momentum; return what the direction is taken of, stacked."""
+    G, beta = batch.G, group.get("momentum", 0.0)
+    if not beta:
+        return stack(G)
+    M = batch.memory[MOMENTUM]
+    if M[0].dtype != G[0].dtype:
+        G = [each.to(M[0].dtype) for each in G]
+    if group["heavy_ball"]:
+        torch._foreach_mul_(M, beta)
+        torch._foreach_add_(M, G)
+    else:
+        torch._foreach_lerp_(M, G, 1 - beta)
+    if not group.get("nesterov"):
+        return stack(M)
+    N = M[0].new_empty(len(M), *M[0].shape)
+    ahead = list(N.unbind(0))
+    if group["heavy_ball"]:
+        torch._foreach_copy_(ahead, G)
+        torch._foreach_add_(ahead, M, alpha=beta)
+    elif N.is_cpu:  # where this saves a pass through memory
+        for g, m, n in zip(G, M, ahead, strict=True):
+            torch.lerp(g, m, beta, out=n)
+    else:
+        torch._foreach_copy_(ahead, G)
+        torch._foreach_lerp_(ahead, M, beta)
+    return N
+
+
+def _move(group: dict[str, Any], batch: Batch, D: Tensor, seed: int) -> None:
+    """Weight decay, and the step along the direction."""
+    lr = float(group["lr"])
+    step = lr * update_scale(group["scale"], batch.outputs, batch.inputs)
+    step = step if group["maximize"] else -step
+    decay = group["weight_decay"] * lr
+    if group["decay"] == "independent":
+        decay = decay / group["base_lr"] if group["base_lr"] else 0.0
+    at_random = group["rounding"] == "stochastic" and batch.W[0].dtype == torch.bfloat16
+    W = [each.float() for each in batch.W] if at_random else batch.W
+    directions = list(D.unbind(0))
+    if decay:
+        for weight, each in zip(W, directions, strict=True):
+            if group["decay"] == "cautious":
+                shrinks = (each * weight * step) < 0
+                weight.sub_(weight * shrinks, alpha=decay)
+            else:  # foreach would round the factor
+                weight.mul_(1 - decay)
+    torch._foreach_add_(W, directions, alpha=step)
+    if at_random:
+        for i, (weight, exact) in enumerate(zip(batch.W, W, strict=True)):
+            _assign(weight, exact, group["rounding"], (seed << 20) + i)
+
+
+def _assign(weight: Tensor, exact: Tensor, rounding: str, seed: int) -> None:
+    """Write numbers of higher precision to a weight."""
+    if rounding == "stochastic" and weight.dtype == torch.bfloat16:
+        exact = round_stochastically(exact.float(), generator(seed, weight.device))
+    weight.copy_(exact)
 
 
 def _only(tensors: Iterable[Tensor], active: list[bool]) -> list[Tensor]:
@@ -237,7 +353,10 @@ def _largest_entries(gradients: list[Tensor]) -> list[float]:
     dtype = torch.float64 if double else torch.float32
 
     def stacked(values: Iterable[Tensor]) -> Tensor:
-        return torch.stack([value.to(device, dtype) for value in values])
+        values = list(values)
+        if any(v.dtype != dtype or v.device != device for v in values):
+            values = [value.to(device, dtype) for value in values]
+        return torch.stack(values)
 
     if device.type == "cpu":  # where the norm takes twenty times as long
         low, high = (stacked(each) for each in zip(*map(torch.aminmax, gradients), strict=True))
@@ -245,15 +364,3 @@ def _largest_entries(gradients: list[Tensor]) -> list[float]:
     else:
         largest = stacked(torch._foreach_norm(gradients, ord=math.inf))
     return cast(list[float], largest.tolist())
-
-
-def _batches(matrices: list[Tensor]) -> Iterator[list[int]]:
-    """Positions of matrices of equal shape and kind, in batches of bounded size."""
-    buckets: dict[tuple[Any, ...], list[int]] = {}
-    for i, M in enumerate(matrices):
-        buckets.setdefault((M.shape, M.dtype, M.device), []).append(i)
-    for (shape, _, device), positions in buckets.items():
-        limit = _ENTRIES_PER_BATCH.get(device.type, _ENTRIES_PER_BATCH["default"])
-        size = max(1, limit // max(1, shape.numel()))
-        for start in range(0, len(positions), size):
-            yield positions[start : start + size]

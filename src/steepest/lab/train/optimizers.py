@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from steepest import Muon, SignSGD, Signum, SpectralDescent, roles
+from steepest import (
+    SOAP,
+    TEON,
+    KLShampoo,
+    Muon,
+    Shampoo,
+    SignSGD,
+    Signum,
+    SpectralDescent,
+    roles,
+)
+from steepest.optim import SteepestDescent
 
-OptimizerName = Literal["adamw", "signsgd", "signum", "spectral-descent", "muon"]
+OptimizerName = Literal[
+    "adamw",
+    "signsgd",
+    "signum",
+    "spectral-descent",
+    "muon",
+    "teon",
+    "shampoo-quarter",
+    "shampoo",
+    "kl-shampoo",
+    "soap",
+]
 OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 
 
@@ -23,14 +47,33 @@ class Family:
     geometry: str
     memory: str
     rates: tuple[float, ...]
+    build: Callable[..., SteepestDescent] | None = None
 
 
+_ADAPTED = "momentum and second moment"
 FAMILIES: dict[OptimizerName, Family] = {
-    "adamw": Family("AdamW", "sign, adapted", "momentum and second moment", (4e-3, 8e-3, 1.6e-2)),
-    "signsgd": Family("SignSGD", "sign", "none", (2.5e-4, 5e-4, 1e-3)),
-    "signum": Family("Signum", "sign", "momentum", (5e-4, 1e-3, 2e-3)),
-    "spectral-descent": Family("SpectralDescent", "spectral", "none", (0.04, 0.08, 0.16)),
-    "muon": Family("Muon", "spectral", "momentum", (0.02, 0.04, 0.08)),
+    "adamw": Family("AdamW", "sign, adapted", _ADAPTED, (4e-3, 8e-3, 1.6e-2)),
+    "signsgd": Family("SignSGD", "sign", "none", (2.5e-4, 5e-4, 1e-3), SignSGD),
+    "signum": Family("Signum", "sign", "momentum", (5e-4, 1e-3, 2e-3), Signum),
+    "spectral-descent": Family(
+        "SpectralDescent", "spectral", "none", (0.04, 0.08, 0.16), SpectralDescent
+    ),
+    "muon": Family("Muon", "spectral", "momentum", (0.02, 0.04, 0.08), Muon),
+    "teon": Family("TEON", "spectral, stacked", "momentum", (0.02, 0.04, 0.08), TEON),
+    "shampoo-quarter": Family(
+        "Shampoo, p = 1/4",
+        "spectral, adapted",
+        _ADAPTED,
+        (4e-3, 8e-3, 1.6e-2),
+        partial(Shampoo, exponent=1 / 4),
+    ),
+    "shampoo": Family(
+        "Shampoo, p = 1/2", "spectral, adapted", _ADAPTED, (4e-3, 8e-3, 1.6e-2), Shampoo
+    ),
+    "kl-shampoo": Family(
+        "KL-Shampoo", "spectral, adapted", _ADAPTED, (4e-3, 8e-3, 1.6e-2), KLShampoo
+    ),
+    "soap": Family("SOAP", "spectral, adapted", _ADAPTED, (4e-3, 8e-3, 1.6e-2), SOAP),
 }
 
 
@@ -49,14 +92,10 @@ def build(
     `momentum` is also the first beta of AdamW on matrices; optimizers without memory ignore it.
     """
     common: Any = {"weight_decay": weight_decay, "adamw_lr": adamw_lr}
-    if name == "muon":
-        return Muon(model, lr, momentum=momentum, **common)
-    if name == "spectral-descent":
-        return SpectralDescent(model, lr, **common)
-    if name == "signum":
-        return Signum(model, lr, momentum=momentum, **common)
-    if name == "signsgd":
-        return SignSGD(model, lr, **common)
+    family = FAMILIES[name]
+    if family.build is not None:
+        memory = {} if family.memory == "none" else {"momentum": momentum}
+        return family.build(model, lr, **memory, **common)
     table = roles(model)
     matrices = {
         "params": [row.parameter for row in table.matrices],

@@ -1,0 +1,131 @@
+"""Inverse roots and eigenvectors of symmetric positive semidefinite matrices.
+
+By the symmetric eigendecomposition, whose result is checked; or, for eigenvectors that are nearly
+known, by one step of orthogonal iteration, which needs little more than matrix products.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steepest.linalg.products import fast_products
+
+
+def inverse_root(
+    A: Tensor, power: float, *, eps: float | Tensor = 0.0, cutoff: float | None = None
+) -> Tensor:
+    """Return (A + eps I)^(-power) on the range of A, and zero on its null space.
+
+    The eigendecomposition is checked against A on a few random vectors; where it fails in float32
+    it is done again in float64.
+
+    Args:
+        A: symmetric positive semidefinite, `(..., n, n)`. Never modified.
+        power: for instance 1/4 or 1/2.
+        eps: added to the eigenvalues; a number, or one for each matrix.
+        cutoff: eigenvalues of A + eps I up to this share of the largest belong to the null space;
+            sqrt(n) times the precision by default, below which they are rounding noise.
+
+    Returns:
+        Of the shape and dtype of A. A zero matrix without eps gives zeros.
+
+    Raises:
+        ValueError: for anything but square matrices of float32 or float64.
+        FloatingPointError: if no eigendecomposition is found, as for non-finite entries.
+
+    >>> A = torch.diag(torch.tensor([16.0, 1.0, 0.0]))
+    >>> inverse_root(A, 1 / 4).diagonal()
+    tensor([0.5000, 1.0000, 0.0000])
+    """
+    values, Q = eigendecomposition(A)
+    values = values.clamp(min=0.0) + torch.as_tensor(eps, dtype=A.dtype, device=A.device)[..., None]
+    if cutoff is None:
+        cutoff = A.shape[-1] ** 0.5 * torch.finfo(A.dtype).eps
+    kept = values > cutoff * values[..., -1:]
+    roots = torch.where(kept, torch.where(kept, values, 1.0) ** -power, 0.0)
+    with fast_products():
+        return (Q * roots.unsqueeze(-2)) @ Q.mT
+
+
+def eigendecomposition(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues, ascending, and eigenvectors of symmetric matrices `(..., n, n)`.
+
+    Checked, and done again in float64 where float32 fails; errors as for `inverse_root`.
+
+    >>> values, Q = eigendecomposition(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+    >>> [round(value, 4) for value in values.tolist()]
+    [1.0, 3.0]
+    """
+    if A.ndim < 2 or A.shape[-1] != A.shape[-2] or A.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"got a tensor of shape {tuple(A.shape)} and {A.dtype}, expected symmetric matrices "
+            "(..., n, n) of torch.float32 or torch.float64"
+        )
+    # A power of two makes the largest entry about 1, exactly, so that nothing under- or overflows.
+    largest = A.abs().amax((-2, -1))
+    unit = torch.where(largest > 0, torch.frexp(largest).exponent, 0)
+    B = torch.ldexp(A, -unit[..., None, None])
+    for dtype in (A.dtype, torch.float64):
+        try:
+            values, Q = torch.linalg.eigh(B.to(dtype))
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            continue
+        if _agrees(B.to(dtype), values, Q):
+            return torch.ldexp(values.to(A.dtype), unit[..., None]), Q.to(A.dtype)
+    raise FloatingPointError(
+        "got a matrix whose eigenvectors could not be found in float32 or float64, "
+        f"expected a symmetric one with finite entries; its largest entry is {largest.max():g}"
+    )
+
+
+def _agrees(A: Tensor, values: Tensor, Q: Tensor) -> bool:
+    """Whether Q diag(values) Qᵀ is A and Q Qᵀ is I, on a few random vectors."""
+    n = A.shape[-1]
+    z = torch.randn(n, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = z.to(A) / n**0.5
+    coordinates = Q.mT @ z
+    wrong = torch.linalg.matrix_norm(Q @ (values.unsqueeze(-1) * coordinates) - A @ z)
+    oblique = torch.linalg.matrix_norm(Q @ coordinates - z)
+    size = values.abs().amax(-1)
+    tolerance = 30 * n**0.5 * torch.finfo(A.dtype).eps
+    return bool(((wrong <= tolerance * size) & (oblique <= tolerance)).all())
+
+
+def follow_eigenvectors(A: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
+    """Take one step of orthogonal iteration from nearly known eigenvectors.
+
+    The columns are put in the order of their Rayleigh quotients qᵀ A q, descending, and Q' is the
+    orthogonal factor of A Q. That is the refresh of SOAP (Vyas et al., arXiv 2409.11321).
+
+    Args:
+        A: symmetric positive semidefinite `(n, n)`.
+        Q: orthogonal `(n, n)`.
+
+    Returns:
+        Q', and the order: column `i` of Q' continues column `order[i]` of Q.
+
+    >>> A = torch.diag(torch.tensor([1.0, 4.0]))
+    >>> follow_eigenvectors(A, torch.eye(2))
+    (tensor([[0., 1.],
+            [1., 0.]]), tensor([1, 0]))
+    """
+    with fast_products():
+        AQ = A @ Q
+        order = (Q * AQ).sum(0).argsort(descending=True, stable=True)
+        return _orthonormalized(AQ[:, order]), order
+
+
+def _orthonormalized(B: Tensor) -> Tensor:
+    """The orthogonal factor of B = Q R with a positive diagonal of R."""
+    B = B / torch.linalg.vector_norm(B, dim=0).clamp(min=torch.finfo(B.dtype).tiny)
+    # By Cholesky of the Gram matrix: products, where Householder reflections are not.
+    R, failed = torch.linalg.cholesky_ex(B.mT @ B, upper=True)
+    if not failed:
+        Q = torch.linalg.solve_triangular(R, B, upper=True, left=False)
+        error = Q.mT @ Q
+        error.diagonal().sub_(1.0)
+        if error.abs().max() <= 100 * torch.finfo(B.dtype).eps:
+            return Q
+    Q, R = torch.linalg.qr(B)
+    return Q * torch.where(R.diagonal() < 0, -1.0, 1.0).to(B)

@@ -1,0 +1,133 @@
+"""KL-Shampoo: Shampoo whose factors whiten each other."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from steepest.linalg.products import product
+from steepest.optim.kronecker import (
+    Graft,
+    KroneckerDescent,
+    Side,
+    average,
+    count_step,
+    due,
+    preconditioned,
+    renew_root,
+    stacked,
+)
+from steepest.optim.matrices import Batch, stack
+from steepest.optim.scales import Scale
+from steepest.optim.settings import Settings
+from steepest.optim.steepest_descent import Parameters
+
+
+class KLShampoo(KroneckerDescent):
+    """Descent along L^-1/2 M R^-1/2, with L and R fitted in the Kullback-Leibler divergence.
+
+    L <- β₂ L + (1 - β₂) G R⁻¹ Gᵀ / in;  R <- β₂ R + (1 - β₂) Gᵀ L⁻¹ G / out;
+    D = L^-1/2 M R^-1/2;  W <- (1 - lr λ) W - lr s a D.
+
+    Lin et al., "Understanding and improving Shampoo and SOAP via Kullback-Leibler minimization"
+    (arXiv 2509.03378). For one gradient repeated, D becomes its polar factor times a constant; for
+    a set of gradients, L^-1/2 G R^-1/2 is semi-orthogonal on average over the set, from both sides.
+    (With the exponent 1/4 inside the updates neither would hold.)
+
+    Both updates take the opposite factor of the step before, as in the paper; with
+    `sequential=True` R goes first and L takes the new R. Before its first renewal an opposite
+    factor counts as the identity times the RMS entry of G, so that both have the units of G.
+
+    Args:
+        params: a model, a role table, parameters or groups; see `SteepestDescent`.
+        lr: length of the step, in units of Adam's, times s; as for Muon with `graft="muon"`.
+        momentum: β, in [0, 1).
+        beta2: β₂, in [0, 1).
+        sequential: whether L takes the new R.
+        eps, relative_eps, bias_correction, interval, block: as for `Shampoo`.
+        graft: the length of D: "adam" (default), "muon" for sqrt(min(out, in)), or "none", where
+            the entries of D are about as large as those of Adam's update.
+        graft_beta2, graft_eps, scale: as for `Shampoo`.
+        settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
+            that are no matrices is `lr` unless given.
+
+    >>> W = torch.nn.Parameter(torch.zeros(2, 2))
+    >>> W.grad = torch.diag(torch.tensor([3.0, 0.1]))
+    >>> optimizer = KLShampoo([W], 0.1, momentum=0, beta2=0, eps=0, sequential=True, graft="none")
+    >>> optimizer.step()
+    >>> W.data  # sqrt(2) times the polar factor
+    tensor([[-0.1414,  0.0000],
+            [ 0.0000, -0.1414]])
+    """
+
+    geometries = ("kl-shampoo", "adamw")
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float | Tensor = 3e-3,
+        *,
+        momentum: float = 0.9,
+        beta2: float = 0.95,
+        sequential: bool = False,
+        eps: float = 1e-6,
+        relative_eps: bool = True,
+        bias_correction: bool = True,
+        interval: int = 10,
+        block: int | None = 1024,
+        graft: Graft = "adam",
+        graft_beta2: float = 0.95,
+        graft_eps: float = 1e-8,
+        scale: Scale = "none",
+        **settings: Unpack[Settings],
+    ):
+        own = {
+            "lr": lr,
+            "geometry": "kl-shampoo",
+            "momentum": momentum,
+            "beta2": beta2,
+            "exponent": 1 / 2,
+            "sides": "both",
+            "sequential": sequential,
+            "eps": eps,
+            "relative_eps": relative_eps,
+            "bias_correction": bias_correction,
+            "interval": interval,
+            "block": block,
+            "graft": graft,
+            "graft_beta2": graft_beta2,
+            "graft_eps": graft_eps,
+            "scale": scale,
+        }
+        super().__init__(params, own, **settings)
+
+    def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
+        """Return a L^-1/2 N R^-1/2 for each matrix."""
+        count_step(batch)
+        N = N.to(batch.states[0]["left"].dtype)
+        G = stack(batch.G).to(N.dtype)
+        if group["sequential"]:
+            self._take_in(group, batch, "right", whitened(batch, G, "left"))
+            self._take_in(group, batch, "left", whitened(batch, G, "right"))
+        else:
+            left, right = whitened(batch, G, "left"), whitened(batch, G, "right")
+            self._take_in(group, batch, "right", left)
+            self._take_in(group, batch, "left", right)
+        return preconditioned(group, batch, N)
+
+    def _take_in(self, group: dict[str, Any], batch: Batch, side: Side, G: Tensor) -> None:
+        """Average the products of gradients that were whitened from the other side."""
+        average(group, batch, side, G, by=G.shape[-1 if side == "left" else -2])
+        for _, state in due(group, batch, side, at_once=group["graft"] == "none"):
+            renew_root(group, state, side)
+
+
+def whitened(batch: Batch, G: Tensor, side: Side) -> Tensor:
+    """L^-1/2 G or G R^-1/2, with the identity times the RMS entry of G before the first renewal."""
+    new = torch.tensor([bool(state[f"{side}_renewals"] == 0) for state in batch.states])
+    rms = G.square().mean((-2, -1), keepdim=True).sqrt()
+    G = torch.where(new.to(G.device)[:, None, None], G / rms.sqrt(), G)
+    root = stacked(batch, f"{side}_root")
+    return product(root, G) if side == "left" else product(G, root)

@@ -1,0 +1,174 @@
+"""What Shampoo, KL-Shampoo and SOAP share: a factor for each side of a matrix, and its roots.
+
+L is an average of products G Gᵀ, `(out, out)`, R of Gᵀ G, `(in, in)`. What is expensive, their
+roots or eigenvectors, is renewed every `interval` steps; each side has a step of its own in the
+interval, chosen so that all steps cost the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from steepest.geometry import Spectral
+from steepest.linalg.matrix_roots import inverse_root
+from steepest.linalg.products import product, symmetric_product
+from steepest.matrix_view import MatrixView
+from steepest.optim.matrices import Batch, MatrixState, stack
+from steepest.optim.steepest_descent import SteepestDescent
+
+Side = Literal["left", "right"]
+Sides = Literal["both", "left", "right"]
+Graft = Literal["adam", "muon", "none"]
+SECOND_MOMENT = "exp_avg_sq"
+
+
+class KroneckerDescent(SteepestDescent):
+    """A step with a factor for each side of a matrix; the subclasses say what is made of them."""
+
+    def start(self, group: dict[str, Any], state: MatrixState, G: Tensor) -> None:
+        """Make the factors of a matrix: zero, with the identity for what is computed from them."""
+        if group["geometry"] == "adamw" or "steps" in state:
+            return
+        dtype = torch.promote_types(G.dtype, torch.float32)
+        for side in sides_of(group):
+            n = G.shape[0 if side == "left" else 1]
+            state[side] = torch.zeros(n, n, dtype=dtype, device=G.device)
+            state[f"{side}_root"] = torch.eye(n, dtype=dtype, device=G.device)
+            state[f"{side}_renewals"] = torch.tensor(0)
+        state["steps"] = torch.tensor(0)
+
+    def entry_memory(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """The momentum, and the second moment where there is grafting from Adam."""
+        second = (SECOND_MOMENT,) if group.get("graft") == "adam" else ()
+        return super().entry_memory(group) + second
+
+    def largest_entry(self, group: dict[str, Any], dtype: torch.dtype) -> float:
+        """Return the largest gradient entry whose products do not overflow."""
+        largest = torch.finfo(torch.promote_types(dtype, torch.float32)).max
+        return math.sqrt(largest) / 2**10
+
+
+def sides_of(group: Mapping[str, Any]) -> tuple[Side, ...]:
+    """Return the sides that have a factor."""
+    return ("left", "right") if group["sides"] == "both" else (group["sides"],)
+
+
+def count_step(batch: Batch) -> None:
+    """Count a step of each matrix, by which averages are corrected for their start from zero."""
+    for state in batch.states:
+        state["steps"] += 1
+
+
+def average(group: Mapping[str, Any], batch: Batch, side: Side, G: Tensor, by: int = 1) -> None:
+    """L <- β₂ L + (1 - β₂) G Gᵀ / by, or R <- β₂ R + (1 - β₂) Gᵀ G / by."""
+    X = G if side == "left" else G.mT
+    products = symmetric_product(X, X.mT)
+    factors = [state[side] for state in batch.states]
+    torch._foreach_lerp_(factors, list(products.div_(by).unbind(0)), 1 - group["beta2"])
+
+
+def due(
+    group: Mapping[str, Any], batch: Batch, side: Side, at_once: bool = False
+) -> Iterator[tuple[int, MatrixState]]:
+    """Yield the matrices of a batch whose side is renewed in this step, with their positions.
+
+    With `at_once`, the first renewal is in the first step, whatever the schedule.
+    """
+    views = tuple(MatrixView(*view) for view in group["views"])
+    slots = _slots(views, group["block"], sides_of(group), group["interval"])
+    now = group["step_count"] % group["interval"]
+    for i, state in enumerate(batch.states):
+        if now == slots[state.position, side] or (at_once and state[f"{side}_renewals"] == 0):
+            yield i, state
+
+
+@functools.lru_cache(maxsize=64)
+def _slots(
+    views: tuple[MatrixView, ...], block: int | None, sides: tuple[Side, ...], interval: int
+) -> dict[tuple[int, Side], int]:
+    """The step in the interval for each side of each matrix: the dearest first, to the emptiest."""
+    shapes = [shape for view in views for shape in view.block_shapes(block)]
+    costs = [
+        (shape[0 if side == "left" else 1] ** 3, i, side)
+        for i, shape in enumerate(shapes)
+        for side in sides
+    ]
+    load = [0] * interval
+    slots: dict[tuple[int, Side], int] = {}
+    for cost, i, side in sorted(costs, key=lambda each: -each[0]):
+        slots[i, side] = load.index(min(load))
+        load[slots[i, side]] += cost
+    return slots
+
+
+def renew_root(group: Mapping[str, Any], state: MatrixState, side: Side) -> None:
+    """Root <- (factor / (1 - β₂ᵗ) + ε)^-p."""
+    factor = state[side]
+    if group["bias_correction"]:
+        factor = factor / (1 - group["beta2"] ** float(state["steps"]))
+    eps = group["eps"]
+    if group["relative_eps"]:
+        eps = eps * factor.diagonal().mean()
+    state[f"{side}_root"] = inverse_root(factor, group["exponent"], eps=eps)
+    state[f"{side}_renewals"] += 1
+
+
+def unready(group: Mapping[str, Any], batch: Batch) -> list[int]:
+    """Positions of matrices with a side that has never been renewed."""
+    return [
+        i
+        for i, state in enumerate(batch.states)
+        if any(state[f"{side}_renewals"] == 0 for side in sides_of(group))
+    ]
+
+
+def stacked(batch: Batch, key: str) -> Tensor:
+    """The state `key` of each matrix, `(matrices, ...)`."""
+    return stack([state[key] for state in batch.states])
+
+
+def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor) -> Tensor:
+    """Root of L times N times root of R, with another length if there is grafting.
+
+    Before its first renewal a matrix takes the direction whose length it will take.
+    """
+    D = N
+    if "left" in sides_of(group):
+        D = product(stacked(batch, "left_root"), D)
+    if "right" in sides_of(group):
+        D = product(D, stacked(batch, "right_root"))
+    early = unready(group, batch)
+    if group["graft"] == "adam":
+        other = adam_direction(group, batch, N)
+        length = torch.linalg.matrix_norm(other, keepdim=True)
+        if early:
+            D[early] = other[early]
+    elif group["graft"] == "muon":
+        length = torch.full_like(D[:, :1, :1], min(D.shape[-2:]) ** 0.5)
+        if early:
+            D[early] = Spectral("auto").direction(N[early])
+    else:
+        return D
+    norm = torch.linalg.matrix_norm(D, keepdim=True)
+    return D * torch.where(norm > 0, length / torch.where(norm > 0, norm, 1.0), 0.0)
+
+
+def adam_direction(group: Mapping[str, Any], batch: Batch, N: Tensor) -> Tensor:
+    """Adam's direction, whose second moment takes in the gradients of this step."""
+    V = batch.memory[SECOND_MOMENT]
+    squares = [G.to(v.dtype).square() for G, v in zip(batch.G, V, strict=True)]
+    torch._foreach_lerp_(V, squares, 1 - group["graft_beta2"])
+    V_hat = stack(V).to(N.dtype) / corrections(batch, group["graft_beta2"], N)
+    return N / corrections(batch, group["momentum"], N) / (V_hat.sqrt() + group["graft_eps"])
+
+
+def corrections(batch: Batch, beta: float, like: Tensor) -> Tensor:
+    """1 - βᵗ for each matrix, `(matrices, 1, 1)`."""
+    each = [1 - beta ** float(state["steps"]) for state in batch.states]
+    return torch.tensor(each, dtype=like.dtype, device=like.device)[:, None, None]

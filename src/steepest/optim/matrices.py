@@ -1,0 +1,201 @@
+"""The parameters of a group as matrices, for the length of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.matrix_view import MatrixView
+
+State = dict[str, Any]
+
+# Matrices of equal shape are stacked up to this many entries for one batched product. On a CPU a
+# large product gains nothing from a batch, so only small matrices are stacked there.
+_ENTRIES_PER_BATCH = {"cpu": 2**18, "default": 2**26}
+
+
+class MatrixState:
+    """What is kept for one matrix beside its entries: `state["left"]`, `state["count"]`, ...
+
+    It lives in the state of the parameter, as plain tensors named `left.0`, `left.1`, ... for its
+    first and second matrix.
+    """
+
+    def __init__(self, states: Mapping[Tensor, State], p: Tensor, index: int, position: int):
+        self._states = states
+        self._parameter = p
+        self._index = index
+        self.position = position  # of the matrix among all of the group
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._states[self._parameter][f"{key}.{self._index}"]
+
+    def __setitem__(self, key: str, value: Tensor) -> None:
+        self._states[self._parameter][f"{key}.{self._index}"] = value
+
+    def __contains__(self, key: str) -> bool:
+        return f"{key}.{self._index}" in self._states[self._parameter]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Matrices of one shape, which take a step together.
+
+    Attributes:
+        G: their gradients.
+        W: their weights, to be written to.
+        memory: from a name to as many matrices of a state with an entry for each weight.
+        states: what is kept for each matrix as a whole.
+        outputs, inputs: size of the matrices that they are, or are blocks of.
+        stack: how many neighbours make a stack; 1 if each is for itself.
+    """
+
+    G: list[Tensor]
+    W: list[Tensor]
+    memory: Mapping[str, list[Tensor]]
+    states: list[MatrixState]
+    outputs: int
+    inputs: int
+    stack: int = 1
+
+
+class Matrices:
+    """The parameters of a group that have gradients, and those gradients as matrices."""
+
+    def __init__(self, group: Mapping[str, Any]):
+        views = group.get("views") or [None] * len(group["params"])
+        names = group.get("param_names") or [f"of shape {tuple(p.shape)}" for p in group["params"]]
+        stacks = group.get("stacks") or [None] * len(group["params"])
+        self.params: list[Tensor] = []
+        self.views: list[MatrixView | None] = []
+        self.gradients: list[Tensor] = []
+        self.names: list[str] = []
+        self.stacks: list[int | None] = []
+        self._block = group.get("block")
+        self._sizes: list[tuple[int, int]] = []
+        self._owners: list[tuple[Tensor, int, int]] = []
+        self._copies: list[tuple[Tensor, Tensor]] = []
+        position = 0
+        for p, view, name, stack in zip(group["params"], views, names, stacks, strict=True):
+            view = None if view is None else MatrixView(*view)
+            count = 1 if view is None else len(view.sizes(self._block))
+            position += count
+            if p.grad is None or p.numel() == 0:
+                continue
+            _check_gradient(p.grad, name)
+            matrices = _seen(view, p.grad.contiguous() if view else p.grad, self._block)
+            self.params.append(p)
+            self.views.append(view)
+            self.gradients += matrices
+            self.names += [f"parameter {name}"] * count
+            self.stacks += [None] * count if stack is None else stack
+            self._sizes += [(1, 1)] if view is None else view.sizes(self._block)
+            self._owners += [(p, i, position - count + i) for i in range(count)]
+
+    def entries(self, state: Mapping[Tensor, State], key: str, dtype: torch.dtype | None) -> None:
+        """Make the state `key` with an entry for each weight, of zeros, where there is none."""
+        for p in self.params:
+            buffer = state[p].get(key)
+            if buffer is None:
+                layout = torch.contiguous_format
+                buffer = torch.zeros_like(p, dtype=dtype or p.dtype, memory_format=layout)
+            state[p][key] = buffer.contiguous()
+
+    def states(self, state: Mapping[Tensor, State]) -> list[MatrixState]:
+        """Return what is kept for each matrix as a whole."""
+        return [MatrixState(state, *owner) for owner in self._owners]
+
+    def batches(
+        self, state: Mapping[Tensor, State], keys: tuple[str, ...], active: list[bool]
+    ) -> Iterator[Batch]:
+        """Yield the active matrices in batches of equal shape and bounded size.
+
+        What is written to their weights arrives in the parameters when all are through.
+        """
+        W = self._weights()
+        memory = {key: self._state_matrices(state, key) for key in keys}
+        states = self.states(state)
+        for unit in _batched(self._units(active), self.gradients, W, self._sizes):
+            positions = [i for stack in unit for i in stack]
+            outputs, inputs = self._sizes[positions[0]]
+            yield Batch(
+                [self.gradients[i] for i in positions],
+                [W[i] for i in positions],
+                {key: [each[i] for i in positions] for key, each in memory.items()},
+                [states[i] for i in positions],
+                outputs,
+                inputs,
+                len(unit[0]),
+            )
+        for p, dense in self._copies:
+            p.copy_(dense)
+
+    def _units(self, active: list[bool]) -> list[tuple[int, ...]]:
+        """Positions that belong together: those of a stack, or one matrix alone."""
+        units: dict[tuple[str, int], tuple[int, ...]] = {}
+        for i, (stack, use) in enumerate(zip(self.stacks, active, strict=True)):
+            if use:
+                key = ("alone", i) if stack is None else ("stack", stack)
+                units[key] = (*units.get(key, ()), i)
+        return list(units.values())
+
+    def _weights(self) -> list[Tensor]:
+        matrices: list[Tensor] = []
+        for p, view in zip(self.params, self.views, strict=True):
+            dense = p.contiguous()
+            if dense is not p:  # a layout such as channels_last, which cannot be seen as a matrix
+                self._copies.append((p, dense))
+            matrices += _seen(view, dense, self._block)
+        return matrices
+
+    def _state_matrices(self, state: Mapping[Tensor, State], key: str) -> list[Tensor]:
+        seen = (
+            _seen(view, state[p][key], self._block)
+            for p, view in zip(self.params, self.views, strict=True)
+        )
+        return [matrix for matrices in seen for matrix in matrices]
+
+
+def stack(matrices: list[Tensor]) -> Tensor:
+    """The matrices along a new first axis; a view of one alone."""
+    return torch.stack(matrices) if len(matrices) > 1 else matrices[0].unsqueeze(0)
+
+
+def _check_gradient(gradient: Tensor, name: str) -> None:
+    if gradient.is_sparse:
+        raise ValueError(
+            f"got a sparse gradient for the parameter {name}, expected a dense one; build "
+            "the embedding with sparse=False"
+        )
+    if hasattr(gradient, "full_tensor"):  # a DTensor, whose blocks would be copies
+        raise NotImplementedError(
+            f"got a gradient sharded over processes for the parameter {name}, expected the "
+            "whole one; use DistributedDataParallel instead of fully_shard"
+        )
+
+
+def _seen(view: MatrixView | None, tensor: Tensor, block: int | None) -> list[Tensor]:
+    return [tensor] if view is None else view.matrices(tensor, block)
+
+
+def _batched(
+    units: list[tuple[int, ...]],
+    gradients: list[Tensor],
+    weights: list[Tensor],
+    sizes: list[tuple[int, int]],
+) -> Iterator[list[tuple[int, ...]]]:
+    """Units of equal shape and kind, in batches of bounded size."""
+    buckets: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
+    for unit in units:
+        G, W = gradients[unit[0]], weights[unit[0]]
+        key = (len(unit), G.shape, G.dtype, W.dtype, W.device, sizes[unit[0]])
+        buckets.setdefault(key, []).append(unit)
+    for (count, shape, _, _, device, _), bucket in buckets.items():
+        limit = _ENTRIES_PER_BATCH.get(device.type, _ENTRIES_PER_BATCH["default"])
+        size = max(1, limit // max(1, count * shape.numel()))
+        for start in range(0, len(bucket), size):
+            yield bucket[start : start + size]

@@ -1,0 +1,172 @@
+"""Shampoo: Muon, adapted on both sides by averages of second moments."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Unpack
+
+import torch
+from torch import Tensor
+
+from steepest.matrix_view import MatrixView
+from steepest.optim.kronecker import (
+    Graft,
+    KroneckerDescent,
+    Sides,
+    average,
+    count_step,
+    due,
+    preconditioned,
+    renew_root,
+    sides_of,
+)
+from steepest.optim.matrices import Batch, stack
+from steepest.optim.scales import Scale
+from steepest.optim.settings import Settings
+from steepest.optim.steepest_descent import MOMENTUM, Parameters
+
+
+class Adaptation(NamedTuple):
+    """Shampoo's direction taken apart, `left @ muon @ right`."""
+
+    left: Tensor
+    muon: Tensor
+    right: Tensor
+
+
+class Shampoo(KroneckerDescent):
+    """Descent along L^-p M R^-p, with L and R averages of G Gᵀ and Gᵀ G.
+
+    L <- β₂ L + (1 - β₂) G Gᵀ;  R <- β₂ R + (1 - β₂) Gᵀ G;  M <- β M + (1 - β) G;
+    D = (L/(1 - β₂ᵗ) + ε)^-p M (R/(1 - β₂ᵗ) + ε)^-p;  W <- (1 - lr λ) W - lr s a D.
+
+    Gupta, Koren and Singer, "Shampoo" (arXiv 1802.09568), with p = 1/4; averages and p = 1/2 as in
+    Eschenhagen et al., "Clarifying Shampoo" (arXiv 2602.09314). D is Muon's direction adapted from
+    both sides (`adaptation`), as Adam's is Signum's. Its length is another matter, hence the factor
+    a: by grafting, D is as long as Adam's update of the same matrix, or as Muon's.
+
+    Roots are by eigendecomposition, checked, in float32, or float64 where that fails. Each side of
+    each matrix is renewed every `interval` steps, at a step of its own, so that no step is much
+    dearer than another. Before its first renewal a matrix takes the direction that it takes its
+    length from, Adam's or Muon's; without grafting it is renewed at once.
+
+    Args:
+        params: a model, a role table, parameters or groups; see `SteepestDescent`.
+        lr: length of the step, in units of Adam's, times s; as for Muon with `graft="muon"`.
+        momentum: β, in [0, 1).
+        beta2: β₂, in [0, 1).
+        exponent: p; 1/2 (default), the better one in that paper, or 1/4, the original.
+        sides: "both" (default), "left" for L alone, or "right" for R alone.
+        eps: ε, added to the eigenvalues.
+        relative_eps: whether ε is in units of the mean eigenvalue, tr L / out (default), so that
+            the direction does not depend on the scale of the gradients.
+        bias_correction: whether the averages are divided by 1 - β₂ᵗ.
+        interval: steps between renewals of the roots.
+        block: larger matrices are cut into equal blocks of at most this many rows and columns,
+            which have factors of their own; `None` to cut nothing.
+        graft: the length of D: "adam" (default), "muon" for sqrt(min(out, in)), or "none". Without,
+            and p = 1/2, it goes with the inverse of the gradient's scale.
+        graft_beta2, graft_eps: β₂ and ε of that Adam.
+        scale: shape factor s, see `update_scale`; "none" by default.
+        settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
+            that are no matrices is `lr` unless given.
+
+    >>> W = torch.nn.Parameter(torch.zeros(2, 2))
+    >>> W.grad = torch.diag(torch.tensor([3.0, 0.1]))
+    >>> optimizer = Shampoo([W], 0.1, momentum=0, beta2=0, exponent=1 / 4, eps=0, graft="none")
+    >>> optimizer.step()
+    >>> W.data  # without memory, the polar factor
+    tensor([[-0.1000,  0.0000],
+            [ 0.0000, -0.1000]])
+    """
+
+    geometries = ("shampoo", "adamw")
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float | Tensor = 3e-3,
+        *,
+        momentum: float = 0.9,
+        beta2: float = 0.95,
+        exponent: float = 1 / 2,
+        sides: Sides = "both",
+        eps: float = 1e-6,
+        relative_eps: bool = True,
+        bias_correction: bool = True,
+        interval: int = 10,
+        block: int | None = 1024,
+        graft: Graft = "adam",
+        graft_beta2: float = 0.95,
+        graft_eps: float = 1e-8,
+        scale: Scale = "none",
+        **settings: Unpack[Settings],
+    ):
+        own = {
+            "lr": lr,
+            "geometry": "shampoo",
+            "momentum": momentum,
+            "beta2": beta2,
+            "exponent": exponent,
+            "sides": sides,
+            "eps": eps,
+            "relative_eps": relative_eps,
+            "bias_correction": bias_correction,
+            "interval": interval,
+            "block": block,
+            "graft": graft,
+            "graft_beta2": graft_beta2,
+            "graft_eps": graft_eps,
+            "scale": scale,
+        }
+        super().__init__(params, own, **settings)
+
+    def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
+        """Return a L^-p N R^-p for each matrix."""
+        count_step(batch)
+        N = N.to(batch.states[0][sides_of(group)[0]].dtype)
+        G = stack(batch.G).to(N.dtype)
+        for side in sides_of(group):
+            average(group, batch, side, G)
+            for _, state in due(group, batch, side, at_once=group["graft"] == "none"):
+                renew_root(group, state, side)
+        return preconditioned(group, batch, N)
+
+    def adaptation(self, parameter: Tensor, matrix: int = 0) -> Adaptation:
+        """Return what Shampoo adds to Muon, as it is after the last step.
+
+        L^-p M R^-p = [L^-p (M Mᵀ)^1/4] [polar(M)] [(Mᵀ M)^1/4 R^-p], arXiv 2602.09314, section 2.
+
+        Args:
+            parameter: one that has taken a step.
+            matrix: which of its matrices or blocks, in the order of its view.
+
+        Returns:
+            The factors `left` `(out, out)`, `muon` `(out, in)` and `right` `(in, in)`. M is the
+            momentum, or the gradient where there is no momentum.
+
+        Raises:
+            ValueError: for a parameter without that matrix or without a step.
+        """
+        for group in self.param_groups:
+            if group["geometry"] == "adamw" or not any(p is parameter for p in group["params"]):
+                continue
+            kept = self.state.get(parameter, {})
+            if f"steps.{matrix}" in kept:
+                return self._adaptation(group, parameter, matrix)
+            have = sum(key.startswith("steps.") for key in kept)
+            raise ValueError(f"got matrix={matrix} of a parameter with {have} after its last step")
+        raise ValueError("got a parameter that takes no Shampoo step, expected one of the matrices")
+
+    def _adaptation(self, group: dict[str, Any], parameter: Tensor, matrix: int) -> Adaptation:
+        state = self.state[parameter]
+        where = next(i for i, p in enumerate(group["params"]) if p is parameter)
+        M = state.get(MOMENTUM, parameter.grad)
+        if M is None:
+            raise ValueError("got a parameter without momentum or gradient, expected either")
+        M = MatrixView(*group["views"][where]).matrices(M.contiguous(), group["block"])[matrix]
+        roots = {side: state[f"{side}_root.{matrix}"] for side in sides_of(group)}
+        U, S, Vh = torch.linalg.svd(M.to(next(iter(roots.values())).dtype), full_matrices=False)
+        left, right = (U * S.sqrt()) @ U.mT, (Vh.mT * S.sqrt()) @ Vh
+        left = roots["left"] @ left if "left" in roots else left
+        right = right @ roots["right"] if "right" in roots else right
+        return Adaptation(left, U @ Vh, right)

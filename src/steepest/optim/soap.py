@@ -1,0 +1,131 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's factors."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from steepest.linalg.matrix_roots import eigendecomposition, follow_eigenvectors
+from steepest.linalg.products import product
+from steepest.optim.kronecker import (
+    SECOND_MOMENT,
+    KroneckerDescent,
+    Side,
+    Sides,
+    average,
+    corrections,
+    count_step,
+    due,
+    sides_of,
+    stacked,
+)
+from steepest.optim.matrices import Batch, MatrixState, stack
+from steepest.optim.scales import Scale
+from steepest.optim.settings import Settings
+from steepest.optim.steepest_descent import Parameters
+
+
+class SOAP(KroneckerDescent):
+    """Adam in the basis of the eigenvectors Q_L, Q_R of Shampoo's L and R.
+
+    G' = Q_Lᵀ G Q_R;  M' = Q_Lᵀ M Q_R;  V <- β₂ V + (1 - β₂) G'²;
+    D = Q_L [sqrt(1 - β₂ᵗ)/(1 - βᵗ) M' / (sqrt(V) + ε)] Q_Rᵀ;  W <- (1 - lr λ) W - lr s D;
+    L <- β₂ L + (1 - β₂) G Gᵀ;  R <- β₂ R + (1 - β₂) Gᵀ G.
+
+    Vyas et al., "SOAP" (arXiv 2409.11321), algorithm 3. The momentum M is kept in the basis of the
+    weights, which gives the same M'. Each side of each matrix renews its basis every `interval`
+    steps by one step of orthogonal iteration, at a step of its own. It begins with the identity,
+    that is as Adam, and the first basis, by eigendecomposition, takes V along. In the null space of
+    a low-rank factor a basis is arbitrary, so there rounding alone decides between runs.
+
+    Args:
+        params: a model, a role table, parameters or groups; see `SteepestDescent`.
+        lr: Adam's rate, times s.
+        momentum: β, in [0, 1).
+        beta2: β₂, in [0, 1).
+        eps: ε of Adam.
+        sides: "both" (default), or "left" or "right" to rotate one side alone.
+        interval: steps between renewals of a basis.
+        block: larger matrices are cut into equal blocks of at most this many rows and columns;
+            `None` to cut nothing.
+        scale: shape factor s, see `update_scale`; "none" by default.
+        settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
+            that are no matrices is `lr` unless given.
+    """
+
+    geometries = ("soap", "adamw")
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float | Tensor = 3e-3,
+        *,
+        momentum: float = 0.95,
+        beta2: float = 0.95,
+        eps: float = 1e-8,
+        sides: Sides = "both",
+        interval: int = 10,
+        block: int | None = 1024,
+        scale: Scale = "none",
+        **settings: Unpack[Settings],
+    ):
+        own = {
+            "lr": lr,
+            "geometry": "soap",
+            "momentum": momentum,
+            "beta2": beta2,
+            "eps": eps,
+            "sides": sides,
+            "interval": interval,
+            "block": block,
+            "scale": scale,
+        }
+        super().__init__(params, own, **settings)
+
+    def entry_memory(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """The momentum, and Adam's second moment in the rotated basis."""
+        return (*super().entry_memory(group), SECOND_MOMENT)
+
+    def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
+        """Return Adam's direction in the eigenbasis, for each matrix."""
+        count_step(batch)
+        N = N.to(batch.states[0][sides_of(group)[0]].dtype)
+        G = stack(batch.G).to(N.dtype)
+        bases = {side: stacked(batch, f"{side}_root") for side in sides_of(group)}
+        V = batch.memory[SECOND_MOMENT]
+        squares = list(_rotated(G, bases).square().to(V[0].dtype).unbind(0))
+        torch._foreach_lerp_(V, squares, 1 - group["beta2"])
+        step = corrections(batch, group["beta2"], N).sqrt() / corrections(
+            batch, group["momentum"], N
+        )
+        D = step * _rotated(N, bases) / (stack(V).to(N.dtype).sqrt() + group["eps"])
+        D = _rotated(D, {side: Q.mT for side, Q in bases.items()})
+        for side in sides_of(group):
+            average(group, batch, side, G)
+            for i, state in due(group, batch, side):
+                renew_basis(state, side, V[i])
+        return D
+
+
+def renew_basis(state: MatrixState, side: Side, V: Tensor) -> None:
+    """Follow the eigenvectors of a factor, and take the second moment V along."""
+    axis = 0 if side == "left" else 1
+    if state[f"{side}_renewals"] == 0:
+        Q = eigendecomposition(state[side])[1].flip(-1)
+        # Entries taken as uncorrelated: the variance of Qᵀ g is Q² applied to the variances of g.
+        P = Q.square().to(V.dtype)
+        V.copy_(P.mT @ V if side == "left" else V @ P)
+    else:
+        Q, order = follow_eigenvectors(state[side], state[f"{side}_root"])
+        V.copy_(V.index_select(axis, order))
+    state[f"{side}_root"] = Q
+    state[f"{side}_renewals"] += 1
+
+
+def _rotated(X: Tensor, bases: dict[Side, Tensor]) -> Tensor:
+    """Q_Lᵀ X Q_R."""
+    for side, Q in bases.items():
+        X = product(Q.mT, X) if side == "left" else product(X, Q)
+    return X
