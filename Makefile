@@ -27,8 +27,10 @@ format: $(VENV)/dev ## Format the code and fix what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/dev ## Time the optimizers beside torch's own
+bench: $(VENV)/bench ## Time, memory, error and failures beside every peer: about half an hour
 	$(BIN)/python benchmarks/optimizer_step.py
+	$(BIN)/python benchmarks/second_order.py
+	$(BIN)/python benchmarks/failures.py
 
 docs: $(VENV)/dev ## Build the reference into site/
 	$(BIN)/pdoc --math --docformat google --output-directory site $(LIBRARY)
@@ -43,6 +45,10 @@ $(VENV)/bin/python:
 
 $(VENV)/report: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[report]'
+	@touch $@
+
+$(VENV)/bench: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[bench]'
 	@touch $@
 
 $(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -1,32 +1,29 @@
-"""Time of one optimizer step on the matrices of GPT-2 small, beside torch's own optimizers.
+"""Time, memory and error of one optimizer step, beside every peer that is installed.
 
-The optimizers take turns, step by step, so that a slow moment of the machine hits all of them; what
-is printed are medians and ratios. Beside each time stands the error of its orthogonalization,
-‖X - UVᵀ‖_F / ‖UVᵀ‖_F against the exact polar factor in float64, on gradients with a Gaussian and
-with a power-law spectrum.
+The optimizers take turns, step by step, so that a slow moment of the machine hits all of them; the
+ratios are of steps in the same round. `extra` is the most memory that a step holds beyond weights,
+gradients and state, in MiB and in units of the largest batch of weights of one shape. The errors
+are ‖X - UVᵀ‖_F / ‖UVᵀ‖_F of a step in float32 against the exact polar factor in float64, on 256 x
+256 gradients with the spectra of noise, a power law 1/i, a condition of 1e4, rank 8 (there U and V
+have 8 columns), and momenta of a GPT in training. How each peer is set up stands in `peers.py`.
+
+Install the peers with `pip install -e '.[bench]'`; those that are missing are left out, and named.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import tyro
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-from torch import Tensor
-from torch.optim.optimizer import Optimizer
 
-import steepest
-from steepest.lab.train.run_folder import environment
+from measure import errors, interleaved, memory, paired, quiet, save, start, table
+from peers import Peer, first_order, present
+from problems import SETS, Matrices, Set, shapes, spectra
 
-Matrices = list[torch.nn.Parameter]
 REFERENCE = "torch.optim.Muon"
 
 
@@ -34,10 +31,21 @@ REFERENCE = "torch.optim.Muon"
 class Settings:
     """What to measure."""
 
+    sets: tuple[Set, ...] = SETS
+    """gpt2-small: in each layer four 768 x 768, a 3072 x 768 and a 768 x 3072; tiny: the same with
+    128 for 768; micro: 96 of 64 x 64; heads: 36 of 64 x 768; lora: 48 of 16 x 768."""
     layers: int = 12
-    """Blocks of GPT-2 small: four 768 x 768 matrices and two of 3072 x 768 each."""
+    """Layers of gpt2-small and tiny."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    """Precisions of the parameters."""
     repeats: int = 7
-    """Timed steps of each optimizer, after one to warm up."""
+    """Timed steps of each optimizer, after the first, which is timed by itself."""
+    only: tuple[str, ...] = ()
+    """Parts of names of optimizers; all by default. The reference, torch.optim.Muon, is always
+    there."""
+    compiled: bool = False
+    """Whether to add HeavyBall as it is by default, compiled; `first ms` then has the warm-up, up
+    to minutes on new shapes, less where PyTorch finds its cache of compiled code."""
     threads: int | None = None
     """Threads on the CPU; by default as many as PyTorch takes."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,121 +53,78 @@ class Settings:
     """Folder for the figures."""
 
 
-def optimizers() -> dict[str, Callable[[Matrices], Optimizer]]:
-    bf16, fp32 = torch.bfloat16, torch.float32
-    return {
-        "torch.optim.AdamW (fused)": lambda p: torch.optim.AdamW(p, fused=True),
-        "torch.optim.AdamW (foreach)": lambda p: torch.optim.AdamW(p, foreach=True),
-        REFERENCE: lambda p: torch.optim.Muon(p, lr=0.02),
-        "Muon, jordan": lambda p: steepest.Muon(p, method="jordan", dtype=bf16),
-        "Muon, polar-express (default)": lambda p: steepest.Muon(p),
-        "Muon, polar-express, float32": lambda p: steepest.Muon(p, dtype=fp32),
-        "SpectralDescent": lambda p: steepest.SpectralDescent(p),
-        "Signum": lambda p: steepest.Signum(p),
-        "SignSGD": lambda p: steepest.SignSGD(p),
-    }
+def measured(settings: Settings, peers: list[Peer], name: Set, dtype: str) -> list[dict[str, Any]]:
+    """A row for each optimizer on one set of matrices."""
+    matrices = Matrices(shapes(name, settings.layers), settings.device, getattr(torch, dtype))
+    running = start(peers, matrices)
+    label = f"{name}, {dtype}: {len(peers)} optimizers"
+    seconds, failures = interleaved(running, matrices, settings.repeats + 1, label)
+    extra = memory(running, matrices, failures)
+    rows: list[dict[str, Any]] = []
+    for peer in peers:
+        if peer.name in failures:
+            rows.append({"optimizer": peer.name, "failure": failures[peer.name]})
+            continue
+        each = seconds[peer.name]
+        rows.append(
+            {
+                "optimizer": peer.name,
+                "milliseconds": 1e3 * statistics.median(each[1:]),
+                **paired(each, seconds[REFERENCE]),
+                "first_milliseconds": 1e3 * each[0],
+                **extra[peer.name],
+            }
+        )
+    return rows
 
 
-def matrices(settings: Settings) -> Matrices:
-    """The weights, with a gradient each."""
-    generator = torch.Generator().manual_seed(0)
-    weights = []
-    for _ in range(settings.layers):
-        for shape in ((768, 768),) * 4 + ((3072, 768), (768, 3072)):
-            weight = torch.nn.Parameter(torch.randn(shape, generator=generator) * 0.02)
-            weight.grad = torch.randn(shape, generator=generator) * 1e-3
-            weights.append(torch.nn.Parameter(weight.data.to(settings.device)))
-            weights[-1].grad = weight.grad.to(settings.device)
-    return weights
-
-
-def step_seconds(settings: Settings) -> dict[str, list[float]]:
-    built = {name: make(matrices(settings)) for name, make in optimizers().items()}
-    times: dict[str, list[float]] = {name: [] for name in built}
-    for repeat in track(range(settings.repeats + 1), "stepping", console=Console(stderr=True)):
-        for name, optimizer in built.items():
-            _wait(settings.device)
-            began = time.perf_counter()
-            optimizer.step()
-            _wait(settings.device)
-            if repeat:
-                times[name].append(time.perf_counter() - began)
-    return times
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def gradient(spectrum: str, m: int, n: int) -> Tensor:
-    """A matrix of unit spectral norm with the spectrum of noise, or one that falls as 1/i."""
-    generator = torch.Generator().manual_seed(1)
-    G = torch.randn(m, n, generator=generator)
-    if spectrum == "gaussian":
-        return G
-    U, S, Vh = torch.linalg.svd(G, full_matrices=False)
-    return U * (1.0 / torch.arange(1, len(S) + 1)) @ Vh
-
-
-def errors(device: str) -> dict[str, dict[str, float]]:
-    """Relative error of the direction each optimizer takes from zero weights and memory."""
-    found: dict[str, dict[str, float]] = {}
-    for spectrum in ("gaussian", "power law"):
-        G = gradient(spectrum, 768, 768)
-        exact = steepest.linalg.polar(G.double(), "svd")
-        for name, make in optimizers().items():
-            if "AdamW" in name or "Sign" in name:
-                continue
-            weight = torch.nn.Parameter(torch.zeros_like(G, device=device))
-            weight.grad = G.to(device)
-            make([weight]).step()
-            lr = 0.02  # of all of them; the scale of a square matrix is 1
-            found.setdefault(name, {})[spectrum] = float(
-                torch.linalg.norm(-weight.detach().cpu().double() / lr - exact)
-                / torch.linalg.norm(exact)
-            )
-    return found
+def cells(row: dict[str, Any], error: dict[str, float], spectra: list[str]) -> list[str]:
+    name = row["optimizer"]
+    name = f"[bold]{name}[/]" if name.startswith("steepest") else name
+    wrong = [f"{error[s]:.2g}" if s in error else "-" for s in spectra]
+    if "failure" in row:
+        return [name, row["failure"].partition(":")[0], *["-"] * 4, *wrong]
+    return [
+        name,
+        f"{row['milliseconds']:.2f}",
+        f"{row['ratio']:.2f}",
+        f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}",
+        f"{row['first_milliseconds']:.0f}",
+        f"{row['extra_mib']:.1f} ({row['extra_batches']:.1f})",
+        *wrong,
+    ]
 
 
 def main(settings: Settings) -> None:
+    quiet()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    wrong = errors(settings.device)
-    times = step_seconds(settings)
-    reference = times[REFERENCE]
-    table = Table(
-        title=f"one step, {settings.layers} layers of GPT-2 small, {settings.device}",
-        caption="ratio: median over interleaved steps of time / time of torch.optim.Muon",
-    )
-    for title in ("optimizer", "ms", "ratio", "min to max", "error, gaussian", "error, power law"):
-        table.add_column(title, justify="left" if title == "optimizer" else "right")
-    rows = []
-    for name, seconds in times.items():
-        ratios = sorted(a / b for a, b in zip(seconds, reference, strict=True))
-        row = {
-            "optimizer": name,
-            "milliseconds": 1e3 * statistics.median(seconds),
-            "ratio": statistics.median(ratios),
-            "ratio_low": ratios[0],
-            "ratio_high": ratios[-1],
-            "error": wrong.get(name),
-        }
-        rows.append(row)
-        each = wrong.get(name, {})
-        table.add_row(
-            name,
-            f"{row['milliseconds']:.1f}",
-            f"{row['ratio']:.3f}",
-            f"{ratios[0]:.3f} to {ratios[-1]:.3f}",
-            *(f"{each[s]:.3f}" if s in each else "-" for s in ("gaussian", "power law")),
-        )
-    Console(width=110).print(table)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    place = settings.out / f"optimizer_step_{settings.device}.json"
-    where = {**environment(), "threads": torch.get_num_threads(), "layers": settings.layers}
-    place.write_text(json.dumps({"environment": where, "rows": rows}, indent=1) + "\n")
-    print(f"figures: {place}")
+    wanted = [
+        peer
+        for peer in first_order(settings.compiled)
+        if not settings.only
+        or peer.name == REFERENCE
+        or any(part in peer.name for part in settings.only)
+    ]
+    peers, missing = present(wanted, settings.device)
+    gradients = spectra()
+    wrong = errors(peers, gradients, settings.device)
+    names = list(gradients)
+    sets = []
+    for name in settings.sets:
+        for dtype in settings.dtypes:
+            rows = measured(settings, peers, name, dtype)
+            sets.append({"set": name, "dtype": dtype, "rows": rows})
+            columns = ["optimizer", "ms", "ratio", "min to max", "first ms", "extra MiB"]
+            table(
+                f"one step, {name}, {dtype} parameters, {settings.device}, "
+                f"{torch.get_num_threads()} threads",
+                [*columns, *names],
+                [cells(row, wrong.get(row["optimizer"], {}), names) for row in rows],
+                f"ratio: median over rounds of time / time of {REFERENCE}; last columns: errors",
+            )
+    place = settings.out / f"optimizer_step_{settings.device.partition(':')[0]}.json"
+    save(place, settings, wanted, missing, errors=wrong, sets=sets)
 
 
 if __name__ == "__main__":

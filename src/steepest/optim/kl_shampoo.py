@@ -15,6 +15,7 @@ from steepest.optim.kronecker import (
     average,
     count_step,
     due,
+    full,
     preconditioned,
     renew_root,
     stacked,
@@ -106,7 +107,7 @@ class KLShampoo(KroneckerDescent):
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return a L^-1/2 N R^-1/2 for each matrix."""
         count_step(batch)
-        N = N.to(batch.states[0]["left"].dtype)
+        N = N.to(full(N.dtype))
         G = stack(batch.G).to(N.dtype)
         if group["sequential"]:
             self._take_in(group, batch, "right", whitened(batch, G, "left"))

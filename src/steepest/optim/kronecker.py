@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,7 @@ from steepest.geometry import Spectral
 from steepest.linalg.matrix_roots import inverse_root
 from steepest.linalg.products import product, symmetric_product
 from steepest.matrix_view import MatrixView
-from steepest.optim.matrices import Batch, MatrixState, stack
+from steepest.optim.matrices import Batch, Matrices, MatrixState, stack
 from steepest.optim.steepest_descent import SteepestDescent
 
 Side = Literal["left", "right"]
@@ -31,17 +31,17 @@ SECOND_MOMENT = "exp_avg_sq"
 class KroneckerDescent(SteepestDescent):
     """A step with a factor for each side of a matrix; the subclasses say what is made of them."""
 
-    def start(self, group: dict[str, Any], state: MatrixState, G: Tensor) -> None:
-        """Make the factors of a matrix: zero, with the identity for what is computed from them."""
-        if group["geometry"] == "adamw" or "steps" in state:
-            return
-        dtype = torch.promote_types(G.dtype, torch.float32)
-        for side in sides_of(group):
-            n = G.shape[0 if side == "left" else 1]
-            state[side] = torch.zeros(n, n, dtype=dtype, device=G.device)
-            state[f"{side}_root"] = torch.eye(n, dtype=dtype, device=G.device)
-            state[f"{side}_renewals"] = torch.tensor(0)
-        state["steps"] = torch.tensor(0)
+    def start(self, group: dict[str, Any], matrices: Matrices) -> None:
+        """Make the factors of matrices: zero, with the identity for what is computed from them."""
+        for state, G in zip(matrices.states(self.state), matrices.gradients, strict=True):
+            if "steps" in state:
+                continue
+            for side in sides_of(group, G.shape):
+                n = G.shape[0 if side == "left" else 1]
+                state[side] = torch.zeros(n, n, dtype=full(G.dtype), device=G.device)
+                state[f"{side}_root"] = torch.eye(n, dtype=full(G.dtype), device=G.device)
+                state[f"{side}_renewals"] = torch.tensor(0)
+            state["steps"] = torch.tensor(0)
 
     def entry_memory(self, group: dict[str, Any]) -> tuple[str, ...]:
         """The momentum, and the second moment where there is grafting from Adam."""
@@ -50,13 +50,19 @@ class KroneckerDescent(SteepestDescent):
 
     def largest_entry(self, group: dict[str, Any], dtype: torch.dtype) -> float:
         """Return the largest gradient entry whose products do not overflow."""
-        largest = torch.finfo(torch.promote_types(dtype, torch.float32)).max
-        return math.sqrt(largest) / 2**10
+        return super().largest_entry(group | {"geometry": "adamw"}, dtype) / 2**10
 
 
-def sides_of(group: Mapping[str, Any]) -> tuple[Side, ...]:
-    """Return the sides that have a factor."""
-    return ("left", "right") if group["sides"] == "both" else (group["sides"],)
+def full(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision of factors: float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def sides_of(group: Mapping[str, Any], shape: Sequence[int]) -> list[Side]:
+    """Return the sides of an `(out, in)` matrix that have a factor."""
+    longest = group.get("max_side") or math.inf
+    wanted: tuple[Side, ...] = ("left", "right") if group["sides"] == "both" else (group["sides"],)
+    return [side for side in wanted if shape[0 if side == "left" else 1] <= longest]
 
 
 def count_step(batch: Batch) -> None:
@@ -81,7 +87,8 @@ def due(
     With `at_once`, the first renewal is in the first step, whatever the schedule.
     """
     views = tuple(MatrixView(*view) for view in group["views"])
-    slots = _slots(views, group["block"], sides_of(group), group["interval"])
+    limits = (group["sides"], group.get("max_side"))
+    slots = _slots(views, group.get("block"), limits, group["interval"])
     now = group["step_count"] % group["interval"]
     for i, state in enumerate(batch.states):
         if now == slots[state.position, side] or (at_once and state[f"{side}_renewals"] == 0):
@@ -90,14 +97,18 @@ def due(
 
 @functools.lru_cache(maxsize=64)
 def _slots(
-    views: tuple[MatrixView, ...], block: int | None, sides: tuple[Side, ...], interval: int
+    views: tuple[MatrixView, ...],
+    block: int | None,
+    limits: tuple[Sides, int | None],
+    interval: int,
 ) -> dict[tuple[int, Side], int]:
     """The step in the interval for each side of each matrix: the dearest first, to the emptiest."""
     shapes = [shape for view in views for shape in view.block_shapes(block)]
+    group = {"sides": limits[0], "max_side": limits[1]}
     costs = [
         (shape[0 if side == "left" else 1] ** 3, i, side)
         for i, shape in enumerate(shapes)
-        for side in sides
+        for side in sides_of(group, shape)
     ]
     load = [0] * interval
     slots: dict[tuple[int, Side], int] = {}
@@ -124,7 +135,7 @@ def unready(group: Mapping[str, Any], batch: Batch) -> list[int]:
     return [
         i
         for i, state in enumerate(batch.states)
-        if any(state[f"{side}_renewals"] == 0 for side in sides_of(group))
+        if any(state[f"{side}_renewals"] == 0 for side in sides_of(group, batch.G[0].shape))
     ]
 
 
@@ -138,10 +149,10 @@ def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor) -> Tensor:
 
     Before its first renewal a matrix takes the direction whose length it will take.
     """
-    D = N
-    if "left" in sides_of(group):
+    D, sides = N, sides_of(group, N.shape[1:])
+    if "left" in sides:
         D = product(stacked(batch, "left_root"), D)
-    if "right" in sides_of(group):
+    if "right" in sides:
         D = product(D, stacked(batch, "right_root"))
     early = unready(group, batch)
     if group["graft"] == "adam":

@@ -15,7 +15,7 @@ State = dict[str, Any]
 
 # Matrices of equal shape are stacked up to this many entries for one batched product. On a CPU a
 # large product gains nothing from a batch, so only small matrices are stacked there.
-_ENTRIES_PER_BATCH = {"cpu": 2**18, "default": 2**26}
+_ENTRIES_PER_BATCH = {"cpu": 2**19, "default": 2**26}
 
 
 class MatrixState:
@@ -68,33 +68,51 @@ class Matrices:
 
     def __init__(self, group: Mapping[str, Any]):
         views = group.get("views") or [None] * len(group["params"])
-        names = group.get("param_names") or [f"of shape {tuple(p.shape)}" for p in group["params"]]
         stacks = group.get("stacks") or [None] * len(group["params"])
         self.params: list[Tensor] = []
         self.views: list[MatrixView | None] = []
         self.gradients: list[Tensor] = []
-        self.names: list[str] = []
         self.stacks: list[int | None] = []
+        self._names = group.get("param_names")
         self._block = group.get("block")
         self._sizes: list[tuple[int, int]] = []
         self._owners: list[tuple[Tensor, int, int]] = []
+        self._places: list[int] = []
         self._copies: list[tuple[Tensor, Tensor]] = []
         position = 0
-        for p, view, name, stack in zip(group["params"], views, names, stacks, strict=True):
+        for place, (p, view, stack) in enumerate(zip(group["params"], views, stacks, strict=True)):
             view = None if view is None else MatrixView(*view)
-            count = 1 if view is None else len(view.sizes(self._block))
-            position += count
-            if p.grad is None or p.numel() == 0:
+            sizes = [(1, 1)] if view is None else view.sizes(self._block)
+            position += len(sizes)
+            gradient = p.grad
+            if gradient is None or p.numel() == 0:
                 continue
-            _check_gradient(p.grad, name)
-            matrices = _seen(view, p.grad.contiguous() if view else p.grad, self._block)
+            self._places += [place] * len(sizes)
+            self._owners += [(p, i, position - len(sizes) + i) for i in range(len(sizes))]
+            self._check(gradient)
             self.params.append(p)
             self.views.append(view)
-            self.gradients += matrices
-            self.names += [f"parameter {name}"] * count
-            self.stacks += [None] * count if stack is None else stack
-            self._sizes += [(1, 1)] if view is None else view.sizes(self._block)
-            self._owners += [(p, i, position - count + i) for i in range(count)]
+            self.gradients += _seen(view, gradient.contiguous() if view else gradient, self._block)
+            self.stacks += stack or [None] * len(sizes)
+            self._sizes += sizes
+
+    def name(self, i: int) -> str:
+        """Return what to call the parameter of the matrix `i` in an error."""
+        if self._names is not None:
+            return f"parameter {self._names[self._places[i]]}"
+        return f"parameter of shape {tuple(self._owners[i][0].shape)}"
+
+    def _check(self, gradient: Tensor) -> None:
+        if gradient.is_sparse:
+            raise ValueError(
+                f"got a sparse gradient for the {self.name(-1)}, expected a dense one; build "
+                "the embedding with sparse=False"
+            )
+        if hasattr(gradient, "full_tensor"):  # a DTensor, whose blocks would be copies
+            raise NotImplementedError(
+                f"got a gradient sharded over processes for the {self.name(-1)}, expected the "
+                "whole one; use DistributedDataParallel instead of fully_shard"
+            )
 
     def entries(self, state: Mapping[Tensor, State], key: str, dtype: torch.dtype | None) -> None:
         """Make the state `key` with an entry for each weight, of zeros, where there is none."""
@@ -163,19 +181,6 @@ class Matrices:
 def stack(matrices: list[Tensor]) -> Tensor:
     """The matrices along a new first axis; a view of one alone."""
     return torch.stack(matrices) if len(matrices) > 1 else matrices[0].unsqueeze(0)
-
-
-def _check_gradient(gradient: Tensor, name: str) -> None:
-    if gradient.is_sparse:
-        raise ValueError(
-            f"got a sparse gradient for the parameter {name}, expected a dense one; build "
-            "the embedding with sparse=False"
-        )
-    if hasattr(gradient, "full_tensor"):  # a DTensor, whose blocks would be copies
-        raise NotImplementedError(
-            f"got a gradient sharded over processes for the parameter {name}, expected the "
-            "whole one; use DistributedDataParallel instead of fully_shard"
-        )
 
 
 def _seen(view: MatrixView | None, tensor: Tensor, block: int | None) -> list[Tensor]:

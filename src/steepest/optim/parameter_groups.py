@@ -16,6 +16,15 @@ from steepest.optim.scales import update_scale
 from steepest.optim.settings import Decay, Rounding
 from steepest.parameter_roles import ParameterRole, Role, RoleTable
 
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "decay": get_args(Decay),
+    "rounding": get_args(Rounding),
+    "length": ("constant", "dual"),
+    "sides": ("both", "left", "right"),
+    "graft": ("adam", "muon", "none"),
+    "mode": (1, 2),
+}
+
 
 def groups_of(
     table: RoleTable, settings: Mapping[Role, Mapping[str, Any]] | None = None
@@ -51,17 +60,20 @@ def complete(group: dict[str, Any], geometries: tuple[str, ...]) -> None:
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"got a learning rate of shape {tuple(lr.shape)}, expected one number")
-    for key in ("lr", "weight_decay", "eps"):
+    for key in ("lr", "weight_decay", "eps", "graft_eps"):
         if key in group and not 0.0 <= float(group[key]) < math.inf:
             raise ValueError(f"got {key}={group[key]}, expected a finite number of at least 0")
-    for key in ("momentum", "beta2"):
+    for key in ("momentum", "beta2", "graft_beta2"):
         if not 0.0 <= group.get(key, 0.0) < 1.0:
             raise ValueError(f"got {key}={group[key]}, expected 0 or more and less than 1")
-    for key in ("interval", "block"):
+    for key in ("interval", "block", "max_side"):
         if group.get(key) is not None and not (isinstance(group[key], int) and group[key] >= 1):
             raise ValueError(f"got {key}={group[key]!r}, expected a whole number of at least 1")
-    _one_of(group, "decay", get_args(Decay))
-    _one_of(group, "rounding", get_args(Rounding))
+    for key, values in _CHOICES.items():
+        if key in group:
+            _one_of(group, key, values)
+    if not 0.0 < group.get("exponent", 1.0) < math.inf:
+        raise ValueError(f"got exponent={group['exponent']}, expected a finite number above 0")
     if group["heavy_ball"] and "momentum" not in group and group["geometry"] != "adamw":
         raise ValueError("got heavy_ball=True for an optimizer without momentum, expected False")
     state_dtype = group["state_dtype"]
@@ -105,9 +117,9 @@ def complete(group: dict[str, Any], geometries: tuple[str, ...]) -> None:
     ]
 
 
-def _one_of(group: Mapping[str, Any], key: str, values: tuple[str, ...]) -> None:
+def _one_of(group: Mapping[str, Any], key: str, values: tuple[Any, ...]) -> None:
     if group[key] not in values:
-        *most, last = (f'"{value}"' for value in values)
+        *most, last = (f'"{value}"' if isinstance(value, str) else str(value) for value in values)
         expected = f"{', '.join(most)} or {last}" if most else last
         raise ValueError(f"got {key}={group[key]!r}, expected {expected}")
 

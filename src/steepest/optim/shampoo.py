@@ -15,6 +15,7 @@ from steepest.optim.kronecker import (
     average,
     count_step,
     due,
+    full,
     preconditioned,
     renew_root,
     sides_of,
@@ -123,9 +124,9 @@ class Shampoo(KroneckerDescent):
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return a L^-p N R^-p for each matrix."""
         count_step(batch)
-        N = N.to(batch.states[0][sides_of(group)[0]].dtype)
+        N = N.to(full(N.dtype))
         G = stack(batch.G).to(N.dtype)
-        for side in sides_of(group):
+        for side in sides_of(group, G.shape[1:]):
             average(group, batch, side, G)
             for _, state in due(group, batch, side, at_once=group["graft"] == "none"):
                 renew_root(group, state, side)
@@ -164,8 +165,8 @@ class Shampoo(KroneckerDescent):
         if M is None:
             raise ValueError("got a parameter without momentum or gradient, expected either")
         M = MatrixView(*group["views"][where]).matrices(M.contiguous(), group["block"])[matrix]
-        roots = {side: state[f"{side}_root.{matrix}"] for side in sides_of(group)}
-        U, S, Vh = torch.linalg.svd(M.to(next(iter(roots.values())).dtype), full_matrices=False)
+        roots = {side: state[f"{side}_root.{matrix}"] for side in sides_of(group, M.shape)}
+        U, S, Vh = torch.linalg.svd(M.to(full(M.dtype)), full_matrices=False)
         left, right = (U * S.sqrt()) @ U.mT, (Vh.mT * S.sqrt()) @ Vh
         left = roots["left"] @ left if "left" in roots else left
         right = right @ roots["right"] if "right" in roots else right

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
@@ -18,27 +19,28 @@ from steepest.optim.kronecker import (
     corrections,
     count_step,
     due,
+    full,
     sides_of,
     stacked,
 )
 from steepest.optim.matrices import Batch, MatrixState, stack
 from steepest.optim.scales import Scale
 from steepest.optim.settings import Settings
-from steepest.optim.steepest_descent import Parameters
+from steepest.optim.steepest_descent import MOMENTUM, Parameters, remembered
 
 
 class SOAP(KroneckerDescent):
     """Adam in the basis of the eigenvectors Q_L, Q_R of Shampoo's L and R.
 
-    G' = Q_Lᵀ G Q_R;  M' = Q_Lᵀ M Q_R;  V <- β₂ V + (1 - β₂) G'²;
+    G' = Q_Lᵀ G Q_R;  M' <- β M' + (1 - β) G';  V <- β₂ V + (1 - β₂) G'²;
     D = Q_L [sqrt(1 - β₂ᵗ)/(1 - βᵗ) M' / (sqrt(V) + ε)] Q_Rᵀ;  W <- (1 - lr λ) W - lr s D;
     L <- β₂ L + (1 - β₂) G Gᵀ;  R <- β₂ R + (1 - β₂) Gᵀ G.
 
-    Vyas et al., "SOAP" (arXiv 2409.11321), algorithm 3. The momentum M is kept in the basis of the
-    weights, which gives the same M'. Each side of each matrix renews its basis every `interval`
-    steps by one step of orthogonal iteration, at a step of its own. It begins with the identity,
-    that is as Adam, and the first basis, by eigendecomposition, takes V along. In the null space of
-    a low-rank factor a basis is arbitrary, so there rounding alone decides between runs.
+    Vyas et al., "SOAP" (arXiv 2409.11321), algorithm 3. M' is turned with the basis. Each side
+    of each matrix renews its basis every `interval` steps by one step of orthogonal iteration, at a
+    step of its own. It begins with the identity, that is as Adam, and the first basis, by
+    eigendecomposition, takes V along. In the null space of a low-rank factor a basis is arbitrary,
+    so there rounding alone decides between runs.
 
     Args:
         params: a model, a role table, parameters or groups; see `SteepestDescent`.
@@ -48,8 +50,8 @@ class SOAP(KroneckerDescent):
         eps: ε of Adam.
         sides: "both" (default), or "left" or "right" to rotate one side alone.
         interval: steps between renewals of a basis.
-        block: larger matrices are cut into equal blocks of at most this many rows and columns;
-            `None` to cut nothing.
+        max_side: a side longer than this has no factor and keeps the basis of the weights; `None`
+            for no limit.
         scale: shape factor s, see `update_scale`; "none" by default.
         settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
             that are no matrices is `lr` unless given.
@@ -67,7 +69,7 @@ class SOAP(KroneckerDescent):
         eps: float = 1e-8,
         sides: Sides = "both",
         interval: int = 10,
-        block: int | None = 1024,
+        max_side: int | None = 1024,
         scale: Scale = "none",
         **settings: Unpack[Settings],
     ):
@@ -79,7 +81,7 @@ class SOAP(KroneckerDescent):
             "eps": eps,
             "sides": sides,
             "interval": interval,
-            "block": block,
+            "max_side": max_side,
             "scale": scale,
         }
         super().__init__(params, own, **settings)
@@ -88,38 +90,47 @@ class SOAP(KroneckerDescent):
         """The momentum, and Adam's second moment in the rotated basis."""
         return (*super().entry_memory(group), SECOND_MOMENT)
 
+    def remember(self, group: dict[str, Any], batch: Batch) -> Tensor:
+        """Return the gradients: the momentum is kept in the eigenbasis."""
+        return stack(batch.G).to(full(batch.G[0].dtype))
+
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return Adam's direction in the eigenbasis, for each matrix."""
         count_step(batch)
-        N = N.to(batch.states[0][sides_of(group)[0]].dtype)
-        G = stack(batch.G).to(N.dtype)
-        bases = {side: stacked(batch, f"{side}_root") for side in sides_of(group)}
+        G, sides = N, sides_of(group, N.shape[1:])
+        bases = {side: stacked(batch, f"{side}_root") for side in sides}
+        rotated = _rotated(G, bases)
+        M = remembered(group, replace(batch, G=list(rotated.unbind(0)))).to(G.dtype)
         V = batch.memory[SECOND_MOMENT]
-        squares = list(_rotated(G, bases).square().to(V[0].dtype).unbind(0))
-        torch._foreach_lerp_(V, squares, 1 - group["beta2"])
-        step = corrections(batch, group["beta2"], N).sqrt() / corrections(
-            batch, group["momentum"], N
+        squares = rotated.square().to(V[0].dtype)
+        torch._foreach_lerp_(V, list(squares.unbind(0)), 1 - group["beta2"])
+        step = corrections(batch, group["beta2"], G).sqrt() / corrections(
+            batch, group["momentum"], G
         )
-        D = step * _rotated(N, bases) / (stack(V).to(N.dtype).sqrt() + group["eps"])
+        D = step * M / (stack(V).to(G.dtype).sqrt() + group["eps"])
         D = _rotated(D, {side: Q.mT for side, Q in bases.items()})
-        for side in sides_of(group):
+        for side in sides:
             average(group, batch, side, G)
             for i, state in due(group, batch, side):
-                renew_basis(state, side, V[i])
+                renew_basis(state, side, {key: each[i] for key, each in batch.memory.items()})
         return D
 
 
-def renew_basis(state: MatrixState, side: Side, V: Tensor) -> None:
-    """Follow the eigenvectors of a factor, and take the second moment V along."""
-    axis = 0 if side == "left" else 1
+def renew_basis(state: MatrixState, side: Side, memory: dict[str, Tensor]) -> None:
+    """Follow the eigenvectors of a factor, and take momentum and second moment along."""
+    V, old = memory[SECOND_MOMENT], state[f"{side}_root"]
     if state[f"{side}_renewals"] == 0:
         Q = eigendecomposition(state[side])[1].flip(-1)
         # Entries taken as uncorrelated: the variance of Qᵀ g is Q² applied to the variances of g.
         P = Q.square().to(V.dtype)
         V.copy_(P.mT @ V if side == "left" else V @ P)
     else:
-        Q, order = follow_eigenvectors(state[side], state[f"{side}_root"])
-        V.copy_(V.index_select(axis, order))
+        Q, order = follow_eigenvectors(state[side], old)
+        V.copy_(V.index_select(0 if side == "left" else 1, order))
+    if MOMENTUM in memory:
+        M = memory[MOMENTUM]
+        turn = (old.mT @ Q).to(M.dtype)
+        M.copy_(turn.mT @ M if side == "left" else M @ turn)
     state[f"{side}_root"] = Q
     state[f"{side}_renewals"] += 1
 

@@ -55,8 +55,6 @@ class SpectralDescent(SteepestDescent):
         dtype: torch.dtype | None = None,
         **settings: Unpack[Settings],
     ):
-        if length not in ("constant", "dual"):
-            raise ValueError(f'got length={length!r}, expected "constant" or "dual"')
         own = {
             "lr": lr,
             "geometry": "spectral",

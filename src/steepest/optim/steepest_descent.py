@@ -7,7 +7,9 @@ differ in the memory and in the direction; each is a file of its own beside this
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from itertools import islice
 from typing import Any, ClassVar, Unpack, cast, overload
 
 import torch
@@ -17,9 +19,9 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from steepest.geometry import Sign, Spectral
 from steepest.linalg.products import fast_products
-from steepest.optim.matrices import Batch, Matrices, MatrixState, stack
+from steepest.optim.matrices import Batch, Matrices, stack
 from steepest.optim.parameter_groups import complete, groups_of
-from steepest.optim.rounding import generator, round_stochastically
+from steepest.optim.rounding import Assignment
 from steepest.optim.scales import update_scale
 from steepest.optim.settings import Settings
 from steepest.optim.table import table_of
@@ -114,13 +116,16 @@ class SteepestDescent(Optimizer):
         """Names of the states that have an entry for each weight."""
         return (MOMENTUM,) if group.get("momentum") else ()
 
-    def start(self, group: dict[str, Any], state: MatrixState, G: Tensor) -> None:
-        """Make the states of a matrix as a whole, where there are none."""
+    def start(self, group: dict[str, Any], matrices: Matrices) -> None:
+        """Make what is kept for matrices as a whole, where there is none."""
+
+    def remember(self, group: dict[str, Any], batch: Batch) -> Tensor:
+        """Add the gradients to the momentum; return what the direction is taken of, stacked."""
+        return remembered(group, batch)
 
     def largest_entry(self, group: dict[str, Any], dtype: torch.dtype) -> float:
         """Return the largest gradient entry this group can work with."""
-        largest = torch.finfo(torch.promote_types(dtype, torch.float32)).max
-        return math.sqrt(largest) if group["geometry"] == "adamw" else largest
+        return _largest(dtype) ** 0.5 if group["geometry"] == "adamw" else _largest(dtype)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; for `"geometry": "adamw"` the `adamw_*` settings are the defaults."""
@@ -209,17 +214,16 @@ class SteepestDescent(Optimizer):
     def _refuses(self, work: list[tuple[dict[str, Any], Matrices]], largest: list[float]) -> bool:
         """Whether a gradient is beyond what its group can work with; raises if asked to."""
         limits = [
-            (self.largest_entry(group, G.dtype), name)
-            for group, each in work
-            for G, name in zip(each.gradients, each.names, strict=True)
+            self.largest_entry(group, G.dtype) for group, each in work for G in each.gradients
         ]
         broken = [
-            (name, entry)
-            for (limit, name), entry in zip(limits, largest, strict=True)
+            i
+            for i, (limit, entry) in enumerate(zip(limits, largest, strict=True))
             if not entry <= limit  # so that NaN is broken too
         ]
         if broken and self.nonfinite == "raise":
-            name, entry = broken[0]
+            names = (each.name(i) for _, each in work for i in range(len(each.gradients)))
+            name, entry = next(islice(names, broken[0], None)), largest[broken[0]]
             what = "NaN or infinite entries"
             if math.isfinite(entry):
                 what = f"entries up to {entry:.0e}, whose squares overflow,"
@@ -234,14 +238,14 @@ class SteepestDescent(Optimizer):
         keys = self.entry_memory(group)
         for key in keys:
             matrices.entries(self.state, key, group["state_dtype"])
-        for state, G in zip(matrices.states(self.state), matrices.gradients, strict=True):
-            self.start(group, state, G)
+        self.start(group, matrices)
         if not any(active):
             return
-        for i, batch in enumerate(matrices.batches(self.state, keys, active)):
-            N = _remember(group, batch)
+        assign = Assignment(group["rounding"], seed=group["step_count"])
+        for batch in matrices.batches(self.state, keys, active):
+            N = self.remember(group, batch)
             D = self.direction(group, batch, N)
-            _move(group, batch, D, seed=(group["step_count"] << 20) + i)
+            _move(group, batch, D, assign)
 
     def _adamw(self, group: dict[str, Any], work: Matrices, active: list[bool]) -> None:
         for p in work.params:
@@ -275,13 +279,14 @@ class SteepestDescent(Optimizer):
             amsgrad=False,
             maximize=group["maximize"],
         )
-        for i, (p, W) in enumerate(zip(params, exact, strict=True)):
+        assign = Assignment(group["rounding"], seed=group["step_count"])
+        for p, W in zip(params, exact, strict=True):
             if W is not p:
-                _assign(p, W, group["rounding"], seed=(group["step_count"] << 20) + i)
+                assign(p, W)
 
 
-def _remember(group: dict[str, Any], batch: Batch) -> Tensor:
-    """Add the gradients to the momentum; return what the direction is taken of, stacked."""
+def remembered(group: Mapping[str, Any], batch: Batch) -> Tensor:
+    """M <- β M + (1 - β) G; return M, or (1 - β) G + β M with Nesterov, `(matrices, out, in)`."""
     G, beta = batch.G, group.get("momentum", 0.0)
     if not beta:
         return stack(G)
@@ -309,7 +314,7 @@ def _remember(group: dict[str, Any], batch: Batch) -> Tensor:
     return N
 
 
-def _move(group: dict[str, Any], batch: Batch, D: Tensor, seed: int) -> None:
+def _move(group: Mapping[str, Any], batch: Batch, D: Tensor, assign: Assignment) -> None:
     """Weight decay, and the step along the direction."""
     lr = float(group["lr"])
     step = lr * update_scale(group["scale"], batch.outputs, batch.inputs)
@@ -317,8 +322,7 @@ def _move(group: dict[str, Any], batch: Batch, D: Tensor, seed: int) -> None:
     decay = group["weight_decay"] * lr
     if group["decay"] == "independent":
         decay = decay / group["base_lr"] if group["base_lr"] else 0.0
-    at_random = group["rounding"] == "stochastic" and batch.W[0].dtype == torch.bfloat16
-    W = [each.float() for each in batch.W] if at_random else batch.W
+    W = [each.float() for each in batch.W] if assign.rounds(batch.W[0]) else batch.W
     directions = list(D.unbind(0))
     if decay:
         for weight, each in zip(W, directions, strict=True):
@@ -328,16 +332,14 @@ def _move(group: dict[str, Any], batch: Batch, D: Tensor, seed: int) -> None:
             else:  # foreach would round the factor
                 weight.mul_(1 - decay)
     torch._foreach_add_(W, directions, alpha=step)
-    if at_random:
-        for i, (weight, exact) in enumerate(zip(batch.W, W, strict=True)):
-            _assign(weight, exact, group["rounding"], (seed << 20) + i)
+    if W is not batch.W:
+        for weight, exact in zip(batch.W, W, strict=True):
+            assign(weight, exact)
 
 
-def _assign(weight: Tensor, exact: Tensor, rounding: str, seed: int) -> None:
-    """Write numbers of higher precision to a weight."""
-    if rounding == "stochastic" and weight.dtype == torch.bfloat16:
-        exact = round_stochastically(exact.float(), generator(seed, weight.device))
-    weight.copy_(exact)
+@cache
+def _largest(dtype: torch.dtype) -> float:
+    return torch.finfo(torch.promote_types(dtype, torch.float32)).max
 
 
 def _only(tensors: Iterable[Tensor], active: list[bool]) -> list[Tensor]:

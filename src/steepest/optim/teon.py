@@ -64,8 +64,6 @@ class TEON(SteepestDescent):
     ):
         if stack < 1:
             raise ValueError(f"got stack={stack}, expected at least 1 layer")
-        if mode not in (1, 2):
-            raise ValueError(f"got mode={mode}, expected 1 or 2")
         self._stack = stack
         own = {
             "lr": lr,

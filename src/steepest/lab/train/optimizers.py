@@ -59,7 +59,7 @@ FAMILIES: dict[OptimizerName, Family] = {
         "SpectralDescent", "spectral", "none", (0.04, 0.08, 0.16), SpectralDescent
     ),
     "muon": Family("Muon", "spectral", "momentum", (0.02, 0.04, 0.08), Muon),
-    "teon": Family("TEON", "spectral, stacked", "momentum", (0.02, 0.04, 0.08), TEON),
+    "teon": Family("TEON", "spectral, stacked", "momentum", (0.01, 0.02, 0.04), TEON),
     "shampoo-quarter": Family(
         "Shampoo, p = 1/4",
         "spectral, adapted",
@@ -68,12 +68,12 @@ FAMILIES: dict[OptimizerName, Family] = {
         partial(Shampoo, exponent=1 / 4),
     ),
     "shampoo": Family(
-        "Shampoo, p = 1/2", "spectral, adapted", _ADAPTED, (4e-3, 8e-3, 1.6e-2), Shampoo
+        "Shampoo, p = 1/2", "spectral, adapted", _ADAPTED, (8e-3, 1.6e-2, 3.2e-2), Shampoo
     ),
     "kl-shampoo": Family(
-        "KL-Shampoo", "spectral, adapted", _ADAPTED, (4e-3, 8e-3, 1.6e-2), KLShampoo
+        "KL-Shampoo", "spectral, adapted", _ADAPTED, (8e-3, 1.6e-2, 3.2e-2), KLShampoo
     ),
-    "soap": Family("SOAP", "spectral, adapted", _ADAPTED, (4e-3, 8e-3, 1.6e-2), SOAP),
+    "soap": Family("SOAP", "spectral, adapted", _ADAPTED, (8e-3, 1.6e-2, 3.2e-2), SOAP),
 }
 
 
