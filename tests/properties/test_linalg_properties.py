@@ -16,7 +16,7 @@ from steepest.linalg.polar_factor import PolarMethod
 from steepest.matrix_view import MatrixView
 
 LIGHT = settings(max_examples=100, deadline=None, derandomize=True)
-METHODS = st.sampled_from(get_args(PolarMethod))
+METHODS = st.sampled_from([name for name in get_args(PolarMethod) if name != "auto"])
 SIZES = st.integers(1, 9)
 
 
@@ -41,6 +41,11 @@ def _unit(G: Tensor) -> Tensor:
     return G / torch.where(largest > 0, largest, 1.0)
 
 
+def _noise(method: PolarMethod) -> float:
+    """In the null space: rounding times the slope at zero, which is that large for two of them."""
+    return 1e-6 if method in ("eigh", "qdwh") else 1e-9
+
+
 @LIGHT
 @given(matrices(), METHODS)
 def test_polar_shrinks_or_keeps_the_inner_product_and_never_turns(
@@ -50,7 +55,7 @@ def test_polar_shrinks_or_keeps_the_inner_product_and_never_turns(
     Q = polar(G, method)
     norm = torch.linalg.svdvals(_unit(G)).sum(-1)
     inner = (_unit(G) * Q).sum((-2, -1))
-    low, high = (1.0, 1.0) if method == "svd" else (0.5, 1.21)
+    low, high = (1.0, 1.0) if method in ("svd", "eigh", "qdwh") else (0.5, 1.21)
     assert bool((inner <= high * norm + 1e-9).all())
     assert bool((inner >= low * norm - 1e-9).all())
     assert bool((torch.linalg.svdvals(Q)[..., 0] <= high + 1e-9).all())
@@ -59,9 +64,9 @@ def test_polar_shrinks_or_keeps_the_inner_product_and_never_turns(
 @LIGHT
 @given(matrices(), METHODS)
 def test_polar_commutes_with_transposition_and_sign(G: Tensor, method: PolarMethod) -> None:
-    Q = polar(G, method)
-    assert torch.allclose(polar(G.mT, method), Q.mT, atol=1e-9)
-    assert torch.allclose(polar(-G, method), -Q, atol=1e-9)
+    Q, noise = polar(G, method), _noise(method)
+    assert torch.allclose(polar(G.mT, method), Q.mT, atol=noise)
+    assert torch.allclose(polar(-G, method), -Q, atol=noise)
 
 
 @LIGHT
@@ -96,7 +101,21 @@ def test_polar_is_equivariant_under_permutations(
     columns = data.draw(st.permutations(range(G.shape[-1])))
     Q = polar(G, method)
     moved = polar(G[:, rows][:, :, columns], method)
-    assert torch.allclose(moved, Q[:, rows][:, :, columns], atol=1e-9)
+    assert torch.allclose(moved, Q[:, rows][:, :, columns], atol=_noise(method))
+
+
+@LIGHT
+@given(matrices(torch.float32), st.sampled_from([None, torch.bfloat16, torch.float32]))
+def test_auto_is_finite_bounded_and_close(G: Tensor, dtype: torch.dtype | None) -> None:
+    """Whatever the plan: ⟨G, Q⟩ is close to ‖G‖_*, and no singular value of Q is above 1.3."""
+    before = G.clone()
+    Q = polar(G, "auto", dtype=dtype)
+    assert torch.equal(G, before)
+    assert bool((torch.linalg.svdvals(Q.double())[..., 0] <= 1.3).all())
+    norm = torch.linalg.svdvals(_unit(G).double()).sum(-1)
+    inner = (_unit(G).double() * Q.double()).sum((-2, -1))
+    assert bool((inner >= 0.5 * norm).all())
+    assert bool((inner <= 1.3 * norm).all())
 
 
 @LIGHT
