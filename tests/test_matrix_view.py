@@ -62,6 +62,66 @@ def test_writing_to_the_matrices_writes_to_the_parameter(name: str) -> None:
     assert torch.equal(parameter, _numbered(*shape))  # and so the round trip is the identity
 
 
+BLOCKS = [None, 1, 2, 3, 4, 5, 7, 100]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("name", CASES)
+def test_blocks_have_the_stated_shapes_and_hold_every_entry_once(
+    name: str, block: int | None
+) -> None:
+    view, shape, whole = CASES[name]
+    tensor = _numbered(*shape)
+    blocks = view.matrices(tensor, block)
+    assert [tuple(W.shape) for W in blocks] == view.block_shapes(block)
+    assert len(view.sizes(block)) == len(blocks)
+    entries = torch.cat([W.flatten() for W in blocks])
+    assert torch.equal(entries.sort().values, tensor.flatten())
+    assert set(view.sizes(block)) == set(whole)
+    if block is not None:
+        assert all(max(W.shape) <= block for W in blocks)
+        if block >= max(max(size) for size in whole):
+            assert view.block_shapes(block) == whole
+
+
+@pytest.mark.parametrize("block", [2, 5])
+@pytest.mark.parametrize("name", CASES)
+def test_writing_to_the_blocks_writes_to_the_parameter(name: str, block: int) -> None:
+    view, shape, _ = CASES[name]
+    parameter = nn.Parameter(torch.zeros(shape))
+    with torch.no_grad():
+        for W, new in zip(
+            view.matrices(parameter, block), view.matrices(_numbered(*shape), block), strict=True
+        ):
+            W.copy_(new)
+    assert torch.equal(parameter, _numbered(*shape))
+
+
+@pytest.mark.parametrize("block", [1, 3, 4, 5, 6, 13])
+@pytest.mark.parametrize("size", [1, 2, 5, 12, 13, 25])
+def test_blocks_are_as_few_and_as_equal_as_possible(size: int, block: int) -> None:
+    rows = [shape[0] for shape in MatrixView(1, size, 1).block_shapes(block)]
+    assert len(rows) == -(-size // block)
+    assert sum(rows) == size
+    assert max(rows) - min(rows) <= 1
+    assert rows == sorted(rows, reverse=True)
+    assert MatrixView(1, 1, size).block_shapes(block) == [(1, n) for n in rows]
+
+
+def test_blocks_come_matrix_by_matrix_then_row_by_row() -> None:
+    view = MatrixView.of((2, 3, 4), batch=2)
+    assert view.block_shapes(2) == [(2, 2), (2, 2), (1, 2), (1, 2)] * 2
+    corners = [int(W[0, 0]) for W in view.matrices(_numbered(2, 3, 4), 2)]
+    assert corners == [0, 2, 8, 10, 12, 14, 20, 22]
+
+
+def test_blocks_never_reach_over_a_split() -> None:
+    view = MatrixView.of((12, 6), splits=(5, 5, 2))
+    assert view.sizes() == view.block_shapes() == [(5, 6), (5, 6), (2, 6)]
+    assert view.block_shapes(4) == [(3, 3), (3, 3), (2, 3), (2, 3)] * 2 + [(2, 3), (2, 3)]
+    assert view.sizes(4) == [(5, 6)] * 8 + [(2, 6)] * 2
+
+
 def test_matrices_of_a_linear_layer_multiply_as_it_does() -> None:
     layer, x = nn.Linear(5, 3, bias=False), torch.randn(7, 5)
     (W,) = MatrixView.of(layer.weight.shape).matrices(layer.weight)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -239,31 +239,36 @@ class _StudyProgress:
         self.bars.update(self.bar, completed=done, detail=f"steps  {names}")
 
 
-def _results(summary: dict[str, Any]) -> Table:
-    """One column for each optimizer, so that the table fits a narrow terminal."""
+def _results(summary: dict[str, Any]) -> Group:
+    """One column for each optimizer, five in a table, so that it fits a narrow terminal."""
     entries = summary["optimizers"]
     baseline = next(e["label"] for e in entries if e["name"] == summary["baseline"])
     unit = "bits/byte" if any(e["bits_per_byte"] for e in entries) else "nats/token"
-    caption = f"± is half a 95% interval over fresh seeds; the gap is in {unit}"
-    table = Table(title=summary["title"], caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(no_wrap=True)
-    for e in entries:
-        table.add_column(e["label"], justify="right")
-
-    def row(title: str, show: Callable[[dict[str, Any]], str]) -> None:
-        table.add_row(title, *map(show, entries))
-
-    row("best rate", lambda e: _number(e["best_lr"], "g"))
-    row("nats/token", lambda e: _with_half(e["validation_loss"]))
-    row("bits/byte", lambda e: _with_half(e["bits_per_byte"]))
-    row(f"gap to {baseline}", lambda e: _with_half(e["gap_to_baseline"], "+.3f"))
-    row("tokens to reach", lambda e: _number(e["tokens_to_baseline"], ",.0f"))
-    row("seconds to reach", lambda e: _number(e["seconds_to_baseline"], ".1f"))
-    row("ms per step", lambda e: _number(e["step_seconds"], ".1f", 1e3))
-    row("optimizer share", lambda e: _number(e["optimizer_share"], ".0%"))
-    row("peak MB", lambda e: _number(e["peak_memory_bytes"], ".0f", 1e-6))
-    row("verdict", lambda e: str(e["verdict"]))
-    return table
+    rows: dict[str, Callable[[dict[str, Any]], str]] = {
+        "best rate": lambda e: _number(e["best_lr"], "g"),
+        "nats/token": lambda e: _with_half(e["validation_loss"]),
+        "bits/byte": lambda e: _with_half(e["bits_per_byte"]),
+        f"gap to {baseline}": lambda e: _with_half(e["gap_to_baseline"], "+.3f"),
+        "tokens to reach": lambda e: _number(e["tokens_to_baseline"], ",.0f"),
+        "seconds to reach": lambda e: _number(e["seconds_to_baseline"], ".1f"),
+        "ms per step": lambda e: _number(e["step_seconds"], ".1f", 1e3),
+        "optimizer share": lambda e: _number(e["optimizer_share"], ".0%"),
+        "peak MB": lambda e: _number(e["peak_memory_bytes"], ".0f", 1e-6),
+        "verdict": lambda e: str(e["verdict"]),
+    }
+    tables = []
+    for start in range(0, len(entries), 5):
+        part = entries[start : start + 5]
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column(no_wrap=True)
+        for e in part:
+            table.add_column(e["label"], justify="right")
+        for title, show in rows.items():
+            table.add_row(title, *map(show, part))
+        tables.append(table)
+    tables[0].title = summary["title"]
+    tables[-1].caption = f"± is half a 95% interval over fresh seeds; the gap is in {unit}"
+    return Group(*tables)
 
 
 def _number(value: float | None, form: str, unit: float = 1.0) -> str:

@@ -103,7 +103,7 @@ def test_the_direction_is_muons_adapted_from_both_sides(shape, exponent, sides, 
         optimizer.step()
     left, muon, right = optimizer.adaptation(W)
     assert distance(left @ muon @ right, before - W.detach()) < 1e-11
-    M = optimizer.state[W]["momentum_buffer"] if momentum else W.grad
+    M = optimizer.state[W].get("momentum_buffer", W.grad)
     assert distance(muon, polar(M)) < 1e-12
     with pytest.raises(ValueError, match="got matrix=1 of a parameter with 1"):
         optimizer.adaptation(W, matrix=1)
@@ -241,7 +241,7 @@ def test_gradients_are_semi_orthogonal_on_average_for_kl_shampoo_alone():
 
 
 def _soap(gradients, beta1, beta2, eps, interval):
-    """Algorithm 3 of Vyas et al., written out; the first basis at the first renewal."""
+    """Algorithm 3 of Vyas et al., written out; V turns with the squares of the turn."""
     m, n = gradients[0].shape
     L, R = torch.zeros(m, m).double(), torch.zeros(n, n).double()
     QL, QR = torch.eye(m).double(), torch.eye(n).double()
@@ -259,11 +259,11 @@ def _soap(gradients, beta1, beta2, eps, interval):
             A, Q = (L, QL) if side == "left" else (R, QR)
             if t <= interval:
                 new = torch.linalg.eigh(A).eigenvectors.flip(-1)
-                V = (new**2).mT @ V if side == "left" else V @ new**2
             else:
                 order = (Q * (A @ Q)).sum(0).argsort(descending=True)
-                V = V[order] if side == "left" else V[:, order]
                 new = torch.linalg.qr(A @ Q[:, order]).Q
+            turn = (Q.mT @ new) ** 2
+            V = turn.mT @ V if side == "left" else V @ turn
             QL, QR = (new, QR) if side == "left" else (QL, new)
     return out
 

@@ -30,13 +30,14 @@ def walk(optimizer, first: int, last: int) -> None:
         optimizer.step()
 
 
-def renewals(optimizer) -> dict[tuple[int, str], int]:
+def renewed(optimizer) -> dict[tuple[int, str], int]:
+    """The step in which each side was renewed last; -1 for never."""
     params = optimizer.param_groups[0]["params"]
     return {
         (i, key): int(value)
         for i, p in enumerate(params)
         for key, value in optimizer.state[p].items()
-        if "renewals" in key
+        if "renewed" in key
     }
 
 
@@ -44,9 +45,27 @@ def renewals(optimizer) -> dict[tuple[int, str], int]:
 @pytest.mark.parametrize("interval", [1, 4, 7])
 def test_every_side_is_renewed_once_in_every_interval(make, interval):
     optimizer = make(parameters(), interval=interval)
-    for turn in range(1, 4):
-        walk(optimizer, 0, interval)
-        assert set(renewals(optimizer).values()) == {turn}
+    seen: dict[tuple[int, str], list[int]] = {}
+    for step in range(3 * interval):
+        walk(optimizer, step, step + 1)
+        for side, last in renewed(optimizer).items():
+            if last == step:
+                seen.setdefault(side, []).append(step)
+    assert seen.keys() == renewed(optimizer).keys()
+    for steps in seen.values():
+        assert steps == [steps[0], steps[0] + interval, steps[0] + 2 * interval]
+        assert steps[0] < interval
+
+
+@family
+def test_a_matrix_that_had_no_gradient_at_its_turn_is_renewed_when_it_has_one(make):
+    params = parameters()
+    optimizer = make(params, interval=4)
+    for step in range(24):
+        for i, p in enumerate(params):
+            p.grad = torch.randn_like(p) if (step + i) % 2 else None
+        optimizer.step()
+    assert min(renewed(optimizer).values()) >= 24 - 6
 
 
 def test_the_dear_ones_are_spread_evenly():
@@ -64,7 +83,7 @@ def test_the_dear_ones_are_spread_evenly():
 def test_ungrafted_roots_are_made_in_the_first_step():
     optimizer = Shampoo(parameters(), interval=10, graft="none")
     walk(optimizer, 0, 1)
-    assert min(renewals(optimizer).values()) == 1
+    assert min(renewed(optimizer).values()) == 0
 
 
 @family
@@ -85,7 +104,7 @@ def test_a_stop_within_an_interval_changes_no_bit(make, dtype):
     resumed.load_state_dict(torch.load(file, weights_only=True))
     walk(resumed, 7, 19)
     assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
-    assert renewals(whole) == renewals(resumed)
+    assert renewed(whole) == renewed(resumed)
 
 
 def test_long_sides_have_no_factor_in_soap_and_are_cut_in_shampoo():

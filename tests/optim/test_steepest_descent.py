@@ -16,21 +16,37 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
 import steepest
-from steepest import MatrixView, Muon, SignSGD, Signum, SpectralDescent
-from steepest.optim import steepest_descent, update_scale
+from steepest import (
+    SOAP,
+    TEON,
+    KLShampoo,
+    MatrixView,
+    Muon,
+    Shampoo,
+    SignSGD,
+    Signum,
+    SpectralDescent,
+)
+from steepest.optim import matrices, update_scale
 
-OPTIMIZERS = [SignSGD, Signum, SpectralDescent, Muon]
-EXACT = {"method": "svd", "dtype": None}
+# Nothing here is a layer with queries, keys and values; tests/optim/test_teon.py has those.
+pytestmark = pytest.mark.filterwarnings("ignore:TEON found nothing to stack")
+
+OPTIMIZERS = [SignSGD, Signum, SpectralDescent, Muon, TEON, Shampoo, KLShampoo, SOAP]
+SPECTRAL = (SpectralDescent, Muon, TEON)
+KRONECKER = (Shampoo, KLShampoo, SOAP)
 every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
-with_memory = pytest.mark.parametrize("optimizer", [Signum, Muon])
-spectral = pytest.mark.parametrize("optimizer", [SpectralDescent, Muon])
+spectral = pytest.mark.parametrize("optimizer", SPECTRAL)
+of_matrices = pytest.mark.parametrize("optimizer", SPECTRAL + KRONECKER)
 
 
 def exact(optimizer):
     """The optimizer without approximation, so that float64 results can be compared."""
-    return (
-        functools.partial(optimizer, **EXACT) if optimizer in (SpectralDescent, Muon) else optimizer
-    )
+    if optimizer in SPECTRAL:
+        return functools.partial(optimizer, method="svd", dtype=None)
+    if optimizer in (Shampoo, KLShampoo):
+        return functools.partial(optimizer, graft="muon", interval=1)
+    return optimizer
 
 
 def parameter(*shape, **kwargs):
@@ -267,6 +283,8 @@ def test_an_idle_expert_rests_while_the_others_learn(optimizer):
     W, alone = parameter(3, 4, 5), parameter(3, 4, 5)
     alone.data.copy_(W.data)
     settings = {"lr": 0.1, "weight_decay": 0.5}
+    if optimizer in KRONECKER:  # or the two would renew their factors after other steps
+        settings["interval"] = 1
     tested = optimizer([{"params": [W], "views": [view]}], **settings)
     busy = optimizer([{"params": [alone], "views": [view]}], **settings)
     for step in range(3):
@@ -279,7 +297,12 @@ def test_an_idle_expert_rests_while_the_others_learn(optimizer):
             assert torch.equal(W[1], before[0][1])
             assert not torch.equal(W[0], before[0][0])
             for key, M in before[1].items():
-                assert torch.equal(tested.state[W][key][1], M[1])
+                now = tested.state[W][key]
+                if "." not in key:  # of entries
+                    now, M = now[1], M[1]
+                elif not key.endswith(".1"):  # of another expert as a whole
+                    continue
+                assert torch.equal(now, M)
         else:
             busy.step()  # sees the steps in which the second expert is busy
     assert torch.equal(W[1], alone[1])
@@ -301,7 +324,12 @@ def test_a_step_of_zero_gradients_and_rate_makes_the_memory(optimizer, network):
     trained.step()
     made, expected = tested.state_dict()["state"], trained.state_dict()["state"]
     assert {i: set(s) for i, s in made.items()} == {i: set(s) for i, s in expected.items()}
-    assert all((t == 0).all() for state in made.values() for t in state.values())
+    for state in made.values():
+        for key, t in state.items():  # the factors are zero, and what is made of them the identity
+            if "_renewed" in key:
+                assert t == -1
+                continue
+            assert torch.equal(t, torch.eye(len(t)) if "_root" in key else torch.zeros_like(t))
     assert equal(list(model.state_dict().values()), list(before.values()))
 
 
@@ -448,6 +476,21 @@ def test_the_memory_layout_of_weights_and_gradients_does_not_matter(
     torch.testing.assert_close(W.data, plain.data, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("optimizer", KRONECKER)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_blocks_of_any_layout_are_the_same_matrices(optimizer, layout):
+    W = nn.Parameter(layout())
+    plain = nn.Parameter(W.detach().clone(memory_format=torch.contiguous_format))
+    options = {"max_side": 5} if optimizer is SOAP else {"block": 4, "graft": "muon"}
+    tested, reference = (optimizer([p], lr=0.1, interval=2, **options) for p in (W, plain))
+    for _ in range(5):
+        plain.grad = torch.randn_like(plain)
+        W.grad = W.detach().clone().copy_(plain.grad)
+        tested.step()
+        reference.step()
+    assert torch.equal(W, plain)
+
+
 @every_optimizer
 def test_memory_saved_in_one_layout_continues_in_another(optimizer):
     runs = []
@@ -484,7 +527,7 @@ def test_matrices_in_a_batch_take_the_steps_they_take_alone(
     shapes = [(8, 8)] * 5 + [(24, 6)] * 4 + [(6, 24)] * 3
     results = []
     for entries in (0, 100, 2**18):  # one by one, a few at once, all at once
-        monkeypatch.setitem(steepest_descent._ENTRIES_PER_BATCH, "cpu", entries)
+        monkeypatch.setitem(matrices._ENTRIES_PER_BATCH, "cpu", entries)
         torch.manual_seed(0)
         params = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes]
         precision = None if method == "svd" else torch.float32
@@ -515,7 +558,7 @@ def test_matrices_of_equal_shape_are_handled_together(monkeypatch):
     tested.step()
     assert sorted(batches) == [(1, 4, 6), (1, 6, 4), (5, 4, 4)]
     batches.clear()
-    monkeypatch.setitem(steepest_descent._ENTRIES_PER_BATCH, "cpu", 2 * 16 + 5)
+    monkeypatch.setitem(matrices._ENTRIES_PER_BATCH, "cpu", 2 * 16 + 5)
     tested.step()
     assert sorted(batches) == [(1, 4, 4), (1, 4, 6), (1, 6, 4), (2, 4, 4), (2, 4, 4)]
 
@@ -526,11 +569,13 @@ def test_a_group_may_mix_precisions(optimizer, set_gradients):
 
     def params():
         torch.manual_seed(0)
-        return [nn.Parameter(torch.randn(6, 4).to(dtype)) for dtype in dtypes]
+        return [nn.Parameter(torch.randn(6, 6).to(dtype)) for dtype in dtypes]
 
     for geometry in ({}, {"geometry": "adamw"}):
         together, apart = params(), params()
         settings = {"lr": 0.1, "weight_decay": 0.1}
+        if optimizer in KRONECKER:  # or their turns would not be those that they have alone
+            settings["interval"] = 1
         many = [optimizer([{"params": together, **geometry}], **settings)]
         single = [optimizer([{"params": [p], **geometry}], **settings) for p in apart]
         for step in range(3):
@@ -541,7 +586,8 @@ def test_a_group_may_mix_precisions(optimizer, set_gradients):
         for p, q in zip(together, apart, strict=True):
             assert p.dtype == q.dtype
             tolerance = 4 * torch.finfo(p.dtype).eps
-            torch.testing.assert_close(p, q, rtol=tolerance, atol=max(tolerance, 1e-6))
+            rounding = 1e-3 if optimizer in KRONECKER else 1e-6  # of the small eigenvalues
+            torch.testing.assert_close(p, q, rtol=tolerance, atol=max(tolerance, rounding))
 
 
 @every_optimizer
@@ -555,7 +601,9 @@ def test_bfloat16_weights_follow_float32_weights(optimizer, set_gradients):
         single.grad = half.grad.float()
         tested.step()
         reference.step()
-    assert all(t.dtype == torch.bfloat16 for t in tested.state[half].values())
+    for key, t in tested.state[half].items():
+        whole = torch.int64 if "steps" in key or "renewed" in key else torch.float32
+        assert t.dtype == (whole if "." in key else torch.bfloat16)
     moved, difference = (single - start).norm(), (single - half.float()).norm()
     assert difference < 0.05 * moved
 
@@ -564,7 +612,7 @@ def test_bfloat16_weights_follow_float32_weights(optimizer, set_gradients):
 @pytest.mark.parametrize("geometry", ["matrix", "adamw"])
 def test_empty_parameters_are_no_obstacle(optimizer, geometry):
     W, empty = parameter(3, 3), parameter(0, 3)
-    if geometry == "matrix" and optimizer in (SpectralDescent, Muon):
+    if geometry == "matrix" and optimizer in SPECTRAL + KRONECKER:
         with pytest.raises(ValueError, match="shape"):
             optimizer([empty])
         return
@@ -689,7 +737,7 @@ def test_steps_that_are_not_finite_can_be_skipped_and_are_counted(
     assert equal(snapshot(skipping), snapshot(clean))
 
 
-@every_optimizer
+@pytest.mark.parametrize("optimizer", [SignSGD, Signum, *SPECTRAL])
 @pytest.mark.parametrize("size", [1e-40, 1e-30, 1e30, 1e37])
 def test_large_and_small_gradients_are_finite(optimizer, size):
     W = parameter(4, 4)
@@ -792,6 +840,190 @@ def test_training_continues_bit_for_bit_from_a_distributed_checkpoint(
     assert equal(snapshot(tested), snapshot(resumed))
 
 
+OPTIONS = {
+    SignSGD: [{}],
+    Signum: [{}],
+    SpectralDescent: [{}],
+    Muon: [{}],
+    TEON: [{}],
+    Shampoo: [{"block": 8, "interval": 3}, {"sides": "left", "graft": "muon"}],
+    KLShampoo: [{"block": 8, "interval": 3}, {"sequential": True, "graft": "none"}],
+    SOAP: [{"max_side": 20, "interval": 3}, {"sides": "right"}],
+}
+every_option = pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [(optimizer, options) for optimizer, those in OPTIONS.items() for options in those],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+
+
+def _distributed(model, tested, other, resumed, folder):
+    """Save and load as torch.distributed.checkpoint does, into a fresh optimizer."""
+    options = StateDictOptions(strict=not isinstance(tested, SignSGD | SpectralDescent))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is no process group, which is meant
+        saved = dict(zip("mo", get_state_dict(model, tested, options=options), strict=True))
+        dcp.save(saved, checkpoint_id=folder)
+        loaded = dict(zip("mo", get_state_dict(other, resumed, options=options), strict=True))
+        dcp.load(loaded, checkpoint_id=folder)
+        set_state_dict(
+            other,
+            resumed,
+            model_state_dict=loaded["m"],
+            optim_state_dict=loaded["o"],
+            options=options,
+        )
+
+
+@every_option
+@pytest.mark.parametrize("through", ["torch.save", "distributed"])
+@pytest.mark.parametrize(
+    ("dtype", "state_dtype"),
+    [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, torch.float32)],
+    ids=str,
+)
+def test_every_option_and_precision_continues_bit_for_bit(
+    optimizer, options, dtype, state_dtype, through, network, set_gradients, snapshot, tmp_path
+):
+    settings = {"state_dtype": state_dtype, "rounding": "stochastic", **options}
+    model, other = network().to(dtype), network().to(dtype)
+    tested = optimizer(model, lr=0.02, weight_decay=0.1, **settings)
+    for step in range(5):  # not a multiple of the interval
+        set_gradients(model.parameters(), step)
+        tested.step()
+    resumed = optimizer(other, lr=0.5, **settings)
+    if through == "distributed":
+        _distributed(model, tested, other, resumed, tmp_path)
+    else:
+        other.load_state_dict(model.state_dict())
+        resumed.load_state_dict(_torch_save(tested.state_dict()))
+    assert equal(snapshot(tested), snapshot(resumed))
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        for key, value in tested.state.get(p, {}).items():
+            assert resumed.state[q][key].dtype == value.dtype
+    for step in range(10, 17):
+        for each, params in ((tested, model.parameters()), (resumed, other.parameters())):
+            set_gradients(params, step)
+            each.step()
+    assert equal(snapshot(tested), snapshot(resumed))
+
+
+@every_optimizer
+def test_a_state_of_the_first_version_can_be_loaded(optimizer, network, set_gradients, snapshot):
+    """With the momentum alone for a matrix, and a group of the settings that there were."""
+    old_keys = {
+        *("params", "param_names", "lr", "geometry", "momentum", "nesterov", "weight_decay"),
+        *("scale", "method", "steps", "dtype", "views", "betas", "eps", "fused"),
+    }
+    model, other = network(), network()
+    tested = optimizer(model, lr=0.02)
+    for step in range(3):
+        set_gradients(model.parameters(), step)
+        tested.step()
+    state = copy.deepcopy(tested.state_dict())
+    for group in state["param_groups"]:
+        for key in group.keys() - old_keys:
+            del group[key]
+    matrices_of = {i for g in state["param_groups"] if "views" in g for i in g["params"]}
+    for i, kept in state["state"].items():
+        for key in set(kept) - {"momentum_buffer"} if i in matrices_of else ():
+            del kept[key]
+    other.load_state_dict(model.state_dict())
+    resumed = optimizer(other, lr=0.5)
+    resumed.load_state_dict(_torch_save(state))
+    assert resumed.param_groups[0]["lr"] == 0.02
+    for group, fresh in zip(resumed.param_groups, optimizer(network()).param_groups, strict=True):
+        assert group.keys() == fresh.keys()
+    for step in range(3, 6):
+        for each, params in ((tested, model.parameters()), (resumed, other.parameters())):
+            set_gradients(params, step)
+            each.step()
+    assert all(p.isfinite().all() for p in other.parameters())
+    if optimizer not in KRONECKER:
+        assert equal(snapshot(tested), snapshot(resumed))
+
+
+# In the middle of a run
+
+
+@pytest.mark.parametrize("optimizer", [Signum, Muon, TEON, *KRONECKER])
+def test_a_schedule_can_change_the_momentum_too(optimizer, network, set_gradients):
+    model = network()
+    tested = optimizer(model, lr=0.02)
+    schedule = OneCycleLR(tested, [0.02, 0.01], total_steps=30, base_momentum=0.8, max_momentum=0.9)
+    seen = set()
+    for step in range(28):
+        before = copy.deepcopy(model.state_dict())
+        seen.add(tested.param_groups[0]["momentum"])
+        set_gradients(model.parameters(), step)
+        tested.step()
+        schedule.step()
+        for name, p in model.named_parameters():
+            assert (p - before[name]).square().mean().sqrt() < 0.05
+    assert len(seen) > 10
+    assert (min(seen), max(seen)) == pytest.approx((0.8, 0.9), abs=0.01)
+
+
+@every_option
+def test_parameters_can_be_frozen_for_a_while(optimizer, options, network, set_gradients):
+    model, reference = network(), network()
+    tested, plain = optimizer(model, lr=0.02, **options), optimizer(reference, lr=0.02, **options)
+    frozen = "qkv.weight"
+    for step in range(12):
+        rests = 4 <= step < 9
+        for each in (model, reference):
+            set_gradients(each.parameters(), step)
+        model.get_parameter(frozen).requires_grad_(not rests)
+        if rests:
+            model.get_parameter(frozen).grad = None
+            before = model.get_parameter(frozen).detach().clone()
+        tested.step()
+        plain.step()
+        if rests:
+            assert torch.equal(model.get_parameter(frozen), before)
+    # All others go their way, at the same turns, and the frozen one goes on.
+    for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
+        if name == frozen:
+            assert not torch.equal(p, before)
+            assert tested.state[p].keys() == plain.state[q].keys()
+        else:
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+
+
+@every_option
+def test_a_group_added_later_starts_afresh(optimizer, options, set_gradients):
+    first, later, alone = parameter(12, 12), parameter(12, 12), parameter(12, 12)
+    alone.data.copy_(later.data)
+    tested, fresh = optimizer([first], lr=0.1, **options), optimizer([alone], lr=0.1, **options)
+    for step in range(12):
+        if step == 5:
+            tested.add_param_group({"params": [later]})
+        set_gradients([first], step)
+        if step >= 5:
+            set_gradients([later], step)
+            alone.grad = later.grad.clone()
+            fresh.step()
+        tested.step()
+    torch.testing.assert_close(later, alone, rtol=0, atol=0)
+
+
+@every_option
+def test_a_compiled_step_is_the_step(optimizer, options, network, set_gradients):
+    results = []
+    for compiled in (False, True):
+        model = network()
+        tested = optimizer(model, lr=0.02, weight_decay=0.1, **options)
+        step = torch.compile(tested.step, backend="eager") if compiled else tested.step
+        for i in range(4):
+            set_gradients(model.parameters(), i)
+            for group in tested.param_groups:
+                group["lr"] *= 0.9
+            step()
+        results.append([p.detach() for p in model.parameters()])
+    torch._dynamo.reset()
+    assert equal(*results)
+
+
 @every_optimizer
 def test_loading_keeps_the_views_of_the_optimizer(optimizer):
     shape = (6, 6)
@@ -853,14 +1085,14 @@ WRONG_SETTINGS = [
     ({"momentum": -0.1}, "got momentum=-0.1"),
     ({"scale": "moonlight"}, "got scale='moonlight', expected \"spectral\""),
     ({"geometry": "euclidean"}, "got geometry='euclidean'"),
+    ({"decay": "l2"}, "got decay='l2'"),
+    ({"rounding": "up"}, "got rounding='up'"),
+    ({"state_dtype": torch.int32}, "got state_dtype=torch.int32"),
+    ({"state_dtype": torch.bfloat16}, "got state_dtype=torch.bfloat16"),
     ({"geometry": "adamw", "betas": (0.9, 1.0)}, r"got betas=\(0.9, 1.0\)"),
     ({"geometry": "adamw", "betas": (-0.9, 0.9)}, r"got betas=\(-0.9, 0.9\)"),
     ({"geometry": "adamw", "eps": -1e-8}, "got eps=-1e-08"),
     ({"geometry": "adamw", "lr": -1.0}, "got lr=-1.0"),
-    ({"geometry": "spectral", "method": "newton"}, "got method='newton'"),
-    ({"geometry": "spectral", "steps": 0}, "got steps=0, expected at least 1"),
-    ({"geometry": "spectral", "method": "you", "steps": 6}, "got steps=6"),
-    ({"geometry": "spectral", "method": "svd", "steps": 3}, "got steps=3"),
     ({"views": []}, None),  # no views is as if not given
     ({"views": [MatrixView(1, 2, 2)] * 2}, "got 2 views for 1 parameters"),
     (
@@ -889,7 +1121,50 @@ def test_wrong_settings_are_refused_and_leave_the_optimizer_as_it_was(optimizer,
     tested.add_param_group({"params": group["params"]})  # it is not half inside
 
 
-@spectral
+OWN_SETTINGS = {
+    (SpectralDescent, Muon, TEON): [
+        ({"method": "newton"}, "got method='newton'"),
+        ({"steps": 0}, "got steps=0, expected at least 1"),
+        ({"method": "you", "steps": 6}, "got steps=6"),
+        ({"method": "svd", "steps": 3}, "got steps=3"),
+    ],
+    (SOAP,): [({"max_side": 0}, "got max_side=0, expected a whole number of at least 1")],
+    (Shampoo, KLShampoo): [
+        ({"block": 0}, "got block=0, expected a whole number of at least 1"),
+        ({"graft": "sgd"}, "got graft='sgd'"),
+        ({"graft_beta2": 1.0}, "got graft_beta2=1.0"),
+        ({"graft_eps": -1.0}, "got graft_eps=-1.0"),
+    ],
+    (Shampoo, SOAP): [({"sides": "top"}, "got sides='top'")],
+    (Shampoo,): [
+        ({"exponent": 0.0}, "got exponent=0.0"),
+        ({"exponent": -0.5}, "got exponent=-0.5"),
+        ({"exponent": float("nan")}, "got exponent=nan"),
+    ],
+    KRONECKER: [
+        ({"beta2": 1.0}, "got beta2=1.0, expected 0 or more and less than 1"),
+        ({"eps": -1e-8}, "got eps=-1e-08"),
+        ({"interval": 0}, "got interval=0, expected a whole number of at least 1"),
+        ({"interval": 2.5}, "got interval=2.5"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "settings", "message"),
+    [(each, *case) for those, cases in OWN_SETTINGS.items() for each in those for case in cases],
+    ids=lambda value: getattr(value, "__name__", str(value)[:40]),
+)
+def test_wrong_settings_of_its_own_are_refused(optimizer, settings, message):
+    tested = optimizer([parameter(3, 3)])
+    with pytest.raises(ValueError, match=message):
+        optimizer([parameter(2, 2)], **settings)
+    with pytest.raises(ValueError, match=message):
+        tested.add_param_group({"params": [parameter(2, 2)], **settings})
+    assert len(tested.param_groups) == 1
+
+
+@of_matrices
 @pytest.mark.parametrize(
     ("shape", "message"),
     [

@@ -9,23 +9,46 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from steepest import MatrixView, Muon, SignSGD, Signum, SpectralDescent
+from steepest import (
+    SOAP,
+    TEON,
+    KLShampoo,
+    MatrixView,
+    Muon,
+    Shampoo,
+    SignSGD,
+    Signum,
+    SpectralDescent,
+)
 
 settings.register_profile("optimizers", max_examples=25, deadline=None, derandomize=True)
 quick = settings.get_profile("optimizers")
 
 EXACT = {"method": "svd", "dtype": None}
-SIGN = {"sign": SignSGD, "signum": Signum}
-SPECTRAL = {"spectral": SpectralDescent, "muon": Muon}
+SIGN = {"sign": (SignSGD, {}), "signum": (Signum, {})}
+SPECTRAL = {
+    "spectral": (SpectralDescent, EXACT),
+    "muon": (Muon, EXACT),
+    "teon": (TEON, {**EXACT, "stack": 1}),
+}
+KRONECKER = {
+    "shampoo": (Shampoo, {"interval": 2, "graft": "muon"}),
+    "shampoo of Adam's length": (Shampoo, {"interval": 1, "block": 4, "graft_eps": 0.0}),
+    "shampoo from the left": (Shampoo, {"sides": "left", "exponent": 1 / 4, "graft": "muon"}),
+    "kl-shampoo": (KLShampoo, {"interval": 1, "graft": "muon"}),
+    "soap": (SOAP, {"interval": 2, "eps": 0.0}),
+}
+EVERY = SIGN | SPECTRAL | KRONECKER
 seeds = st.integers(0, 2**16)
 sides = st.integers(1, 12)
-every_name = st.sampled_from([*SIGN, *SPECTRAL])
+every_name = st.sampled_from([*EVERY])
+without_curvature = st.sampled_from([*SIGN, *SPECTRAL])
 
 
 def make(name, params, **arguments):
     """The optimizer of that name in float64 accuracy."""
-    exact = EXACT if name in SPECTRAL else {}
-    return {**SIGN, **SPECTRAL}[name](params, **exact, **arguments)
+    optimizer, settings = EVERY[name]
+    return optimizer(params, **settings, **arguments)
 
 
 def randn(seed, *shape):
@@ -47,11 +70,22 @@ def orthogonal(seed, n):
 
 
 @quick
-@given(every_name, sides, sides, seeds, st.integers(-900, 900))
+@given(without_curvature, sides, sides, seeds, st.integers(-900, 900))
 def test_scaling_all_gradients_by_a_power_of_two_changes_no_bit(name, rows, columns, seed, power):
     gradients = [randn(seed + i, rows, columns) for i in range(3)]
     scaled = [G * 2.0**power for G in gradients]
     assert torch.equal(steps(name, scaled), steps(name, gradients))
+
+
+@quick
+@given(st.sampled_from([*KRONECKER]), sides, sides, seeds, st.integers(-50, 50))
+def test_scaling_all_gradients_changes_nothing_where_their_squares_are_averaged(
+    name, rows, columns, seed, power
+):
+    gradients = [randn(seed + i, rows, columns) for i in range(5)]
+    scaled = [G * 4.0**power for G in gradients]
+    there, here = steps(name, scaled), steps(name, gradients)
+    torch.testing.assert_close(there, here, rtol=0, atol=1e-9)
 
 
 @quick
@@ -62,7 +96,7 @@ def test_negative_gradients_take_the_opposite_way(name, rows, columns, seed):
 
 
 @quick
-@given(every_name, sides, sides, seeds)
+@given(without_curvature, sides, sides, seeds)
 def test_transposed_gradients_take_the_transposed_way(name, rows, columns, seed):
     gradients = [randn(seed + i, rows, columns) for i in range(3)]
     scale = {"scale": "none"} if name in SPECTRAL else {}
@@ -96,7 +130,7 @@ def test_sign_steps_are_permuted_with_the_gradients(name, rows, columns, seed):
 
 
 @quick
-@given(every_name, sides, sides, seeds)
+@given(without_curvature, sides, sides, seeds)
 def test_no_step_is_longer_than_the_learning_rate_in_its_norm(name, rows, columns, seed):
     W = nn.Parameter(randn(seed, rows, columns))
     scale = {"scale": "none"} if name in SPECTRAL else {}

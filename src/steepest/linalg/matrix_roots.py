@@ -92,7 +92,7 @@ def _agrees(A: Tensor, values: Tensor, Q: Tensor) -> bool:
     return bool(((wrong <= tolerance * size) & (oblique <= tolerance)).all())
 
 
-def follow_eigenvectors(A: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
+def follow_eigenvectors(A: Tensor, Q: Tensor) -> Tensor:
     """Take one step of orthogonal iteration from nearly known eigenvectors.
 
     The columns are put in the order of their Rayleigh quotients qᵀ A q, descending, and Q' is the
@@ -102,18 +102,15 @@ def follow_eigenvectors(A: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
         A: symmetric positive semidefinite `(n, n)`.
         Q: orthogonal `(n, n)`.
 
-    Returns:
-        Q', and the order: column `i` of Q' continues column `order[i]` of Q.
-
     >>> A = torch.diag(torch.tensor([1.0, 4.0]))
     >>> follow_eigenvectors(A, torch.eye(2))
-    (tensor([[0., 1.],
-            [1., 0.]]), tensor([1, 0]))
+    tensor([[0., 1.],
+            [1., 0.]])
     """
     with fast_products():
         AQ = A @ Q
         order = (Q * AQ).sum(0).argsort(descending=True, stable=True)
-        return _orthonormalized(AQ[:, order]), order
+        return _orthonormalized(AQ[:, order])
 
 
 def _orthonormalized(B: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from steepest.linalg.products import product
 from steepest.optim.kronecker import (
+    NEVER,
     Graft,
     KroneckerDescent,
     Side,
@@ -19,6 +20,7 @@ from steepest.optim.kronecker import (
     preconditioned,
     renew_root,
     stacked,
+    unbiased,
 )
 from steepest.optim.matrices import Batch, stack
 from steepest.optim.scales import Scale
@@ -73,7 +75,7 @@ class KLShampoo(KroneckerDescent):
         momentum: float = 0.9,
         beta2: float = 0.95,
         sequential: bool = False,
-        eps: float = 1e-6,
+        eps: float = 1e-4,
         relative_eps: bool = True,
         bias_correction: bool = True,
         interval: int = 10,
@@ -107,7 +109,7 @@ class KLShampoo(KroneckerDescent):
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return a L^-1/2 N R^-1/2 for each matrix."""
         count_step(batch)
-        N = N.to(full(N.dtype))
+        N = unbiased(group, batch, N.to(full(N.dtype)))
         G = stack(batch.G).to(N.dtype)
         if group["sequential"]:
             self._take_in(group, batch, "right", whitened(batch, G, "left"))
@@ -127,8 +129,10 @@ class KLShampoo(KroneckerDescent):
 
 def whitened(batch: Batch, G: Tensor, side: Side) -> Tensor:
     """L^-1/2 G or G R^-1/2, with the identity times the RMS entry of G before the first renewal."""
-    new = torch.tensor([bool(state[f"{side}_renewals"] == 0) for state in batch.states])
-    rms = G.square().mean((-2, -1), keepdim=True).sqrt()
-    G = torch.where(new.to(G.device)[:, None, None], G / rms.sqrt(), G)
+    largest = G.abs().amax((-2, -1), keepdim=True)  # without it small squares would vanish
+    rms = largest * (G / largest).square().mean((-2, -1), keepdim=True).sqrt()
+    new = [bool(state[f"{side}_renewed"] == NEVER) for state in batch.states]
+    G = torch.where(torch.tensor(new, device=G.device)[:, None, None], G / rms.sqrt(), G)
     root = stacked(batch, f"{side}_root")
-    return product(root, G) if side == "left" else product(G, root)
+    X = product(root, G) if side == "left" else product(G, root)
+    return X.clamp(-1e16, 1e16)  # whose squares can be summed, however far the scale has jumped

@@ -26,6 +26,7 @@ Side = Literal["left", "right"]
 Sides = Literal["both", "left", "right"]
 Graft = Literal["adam", "muon", "none"]
 SECOND_MOMENT = "exp_avg_sq"
+NEVER = -1  # the step in which a side was renewed that never was
 
 
 class KroneckerDescent(SteepestDescent):
@@ -40,7 +41,7 @@ class KroneckerDescent(SteepestDescent):
                 n = G.shape[0 if side == "left" else 1]
                 state[side] = torch.zeros(n, n, dtype=full(G.dtype), device=G.device)
                 state[f"{side}_root"] = torch.eye(n, dtype=full(G.dtype), device=G.device)
-                state[f"{side}_renewals"] = torch.tensor(0)
+                state[f"{side}_renewed"] = torch.tensor(NEVER)
             state["steps"] = torch.tensor(0)
 
     def entry_memory(self, group: dict[str, Any]) -> tuple[str, ...]:
@@ -84,14 +85,17 @@ def due(
 ) -> Iterator[tuple[int, MatrixState]]:
     """Yield the matrices of a batch whose side is renewed in this step, with their positions.
 
-    With `at_once`, the first renewal is in the first step, whatever the schedule.
+    One that had no gradient at its turn is renewed as soon as it has one. With `at_once`, a matrix
+    is renewed in every step of its first interval.
     """
     views = tuple(MatrixView(*view) for view in group["views"])
     limits = (group["sides"], group.get("max_side"))
     slots = _slots(views, group.get("block"), limits, group["interval"])
     now = group["step_count"] % group["interval"]
     for i, state in enumerate(batch.states):
-        if now == slots[state.position, side] or (at_once and state[f"{side}_renewals"] == 0):
+        overdue = group["step_count"] - int(state[f"{side}_renewed"]) >= group["interval"]
+        early = at_once and state["steps"] <= group["interval"]
+        if overdue or early or now == slots[state.position, side]:
             yield i, state
 
 
@@ -119,15 +123,18 @@ def _slots(
 
 
 def renew_root(group: Mapping[str, Any], state: MatrixState, side: Side) -> None:
-    """Root <- (factor / (1 - β₂ᵗ) + ε)^-p."""
+    """Root <- (factor / (1 - β₂ᵗ) + ε)^-p; nothing while the factor is too small for its type."""
     factor = state[side]
+    if factor.diagonal().amax() < 1e2 * torch.finfo(factor.dtype).tiny:
+        return
     if group["bias_correction"]:
         factor = factor / (1 - group["beta2"] ** float(state["steps"]))
     eps = group["eps"]
     if group["relative_eps"]:
         eps = eps * factor.diagonal().mean()
-    state[f"{side}_root"] = inverse_root(factor, group["exponent"], eps=eps)
-    state[f"{side}_renewals"] += 1
+    cutoff = 0.0 if group["eps"] else None  # eps is there to keep what a cutoff would drop
+    state[f"{side}_root"] = inverse_root(factor, group["exponent"], eps=eps, cutoff=cutoff)
+    state[f"{side}_renewed"] = torch.tensor(group["step_count"])
 
 
 def unready(group: Mapping[str, Any], batch: Batch) -> list[int]:
@@ -135,7 +142,7 @@ def unready(group: Mapping[str, Any], batch: Batch) -> list[int]:
     return [
         i
         for i, state in enumerate(batch.states)
-        if any(state[f"{side}_renewals"] == 0 for side in sides_of(group, batch.G[0].shape))
+        if any(state[f"{side}_renewed"] == NEVER for side in sides_of(group, batch.G[0].shape))
     ]
 
 
@@ -149,7 +156,8 @@ def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor) -> Tensor:
 
     Before its first renewal a matrix takes the direction whose length it will take.
     """
-    D, sides = N, sides_of(group, N.shape[1:])
+    sides = sides_of(group, N.shape[1:])
+    D = N if group["graft"] == "none" else _normalized(N)
     if "left" in sides:
         D = product(stacked(batch, "left_root"), D)
     if "right" in sides:
@@ -166,8 +174,15 @@ def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor) -> Tensor:
             D[early] = Spectral("auto").direction(N[early])
     else:
         return D
+    D = _normalized(D)  # after a jump of the gradients' scale its square could overflow
     norm = torch.linalg.matrix_norm(D, keepdim=True)
     return D * torch.where(norm > 0, length / torch.where(norm > 0, norm, 1.0), 0.0)
+
+
+def _normalized(X: Tensor) -> Tensor:
+    """Each matrix over its largest entry; zero stays zero."""
+    largest = torch.maximum(X.amax((-2, -1), keepdim=True), -X.amin((-2, -1), keepdim=True))
+    return X / torch.where(largest > 0, largest, 1.0)
 
 
 def adam_direction(group: Mapping[str, Any], batch: Batch, N: Tensor) -> Tensor:
@@ -176,7 +191,13 @@ def adam_direction(group: Mapping[str, Any], batch: Batch, N: Tensor) -> Tensor:
     squares = [G.to(v.dtype).square() for G, v in zip(batch.G, V, strict=True)]
     torch._foreach_lerp_(V, squares, 1 - group["graft_beta2"])
     V_hat = stack(V).to(N.dtype) / corrections(batch, group["graft_beta2"], N)
-    return N / corrections(batch, group["momentum"], N) / (V_hat.sqrt() + group["graft_eps"])
+    return N / (V_hat.sqrt() + group["graft_eps"])
+
+
+def unbiased(group: Mapping[str, Any], batch: Batch, M: Tensor) -> Tensor:
+    """The momentum over the sum of the weights that it gave to gradients."""
+    M = M / corrections(batch, group["momentum"], M)
+    return M * (1 - group["momentum"]) if group["heavy_ball"] else M
 
 
 def corrections(batch: Batch, beta: float, like: Tensor) -> Tensor:

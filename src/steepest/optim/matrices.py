@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ class Matrices:
         self.views: list[MatrixView | None] = []
         self.gradients: list[Tensor] = []
         self.stacks: list[int | None] = []
-        self._names = group.get("param_names")
+        self._group = group
         self._block = group.get("block")
         self._sizes: list[tuple[int, int]] = []
         self._owners: list[tuple[Tensor, int, int]] = []
@@ -98,8 +98,8 @@ class Matrices:
 
     def name(self, i: int) -> str:
         """Return what to call the parameter of the matrix `i` in an error."""
-        if self._names is not None:
-            return f"parameter {self._names[self._places[i]]}"
+        if "param_names" in self._group:
+            return f"parameter {self._group['param_names'][self._places[i]]}"
         return f"parameter of shape {tuple(self._owners[i][0].shape)}"
 
     def _check(self, gradient: Tensor) -> None:
@@ -114,13 +114,13 @@ class Matrices:
                 "whole one; use DistributedDataParallel instead of fully_shard"
             )
 
-    def entries(self, state: Mapping[Tensor, State], key: str, dtype: torch.dtype | None) -> None:
+    def entries(self, state: Mapping[Tensor, State], key: str) -> None:
         """Make the state `key` with an entry for each weight, of zeros, where there is none."""
         for p in self.params:
             buffer = state[p].get(key)
             if buffer is None:
-                layout = torch.contiguous_format
-                buffer = torch.zeros_like(p, dtype=dtype or p.dtype, memory_format=layout)
+                layout, dtype = torch.contiguous_format, memory_dtype(self._group, p)
+                buffer = torch.zeros_like(p, dtype=dtype, memory_format=layout)
             state[p][key] = buffer.contiguous()
 
     def states(self, state: Mapping[Tensor, State]) -> list[MatrixState]:
@@ -176,6 +176,15 @@ class Matrices:
             for p, view in zip(self.params, self.views, strict=True)
         )
         return [matrix for matrices in seen for matrix in matrices]
+
+
+def memory_dtype(group: Mapping[str, Any], p: Tensor) -> torch.dtype:
+    """Return the precision of a memory: as asked for, else the parameter's, but never float16.
+
+    In float16 squares of usual gradients are zero.
+    """
+    own = torch.float32 if p.dtype == torch.float16 else p.dtype
+    return cast(torch.dtype, group["state_dtype"] or own)
 
 
 def stack(matrices: list[Tensor]) -> Tensor:

@@ -109,12 +109,34 @@ def complete(group: dict[str, Any], geometries: tuple[str, ...]) -> None:
         return
     if "method" in group:  # checks method, steps and dtype
         Spectral(group["method"], group["steps"], group["dtype"]).direction(torch.zeros(1, 1))
+    if group["rounding"] == "stochastic" and any(p.dtype == torch.float16 for p in group["params"]):
+        raise ValueError('got rounding="stochastic" for float16 parameters, expected bfloat16 ones')
     views = group.get("views") or [None] * len(group["params"])
     if len(views) != len(group["params"]):
         raise ValueError(f"got {len(views)} views for {len(group['params'])} parameters")
     group["views"] = [
         _view(p, view, group["geometry"]) for p, view in zip(group["params"], views, strict=True)
     ]
+
+
+def check_stacks(group: Mapping[str, Any]) -> None:
+    """Raise unless "stacks" has a number or None for each matrix, and stacks are of one shape."""
+    stacks = group["stacks"]
+    shapes: dict[int, tuple[int, int]] = {}
+    if len(stacks) != len(group["params"]):
+        raise ValueError(f"got {len(stacks)} stacks for {len(group['params'])} parameters")
+    for p, view, numbers in zip(group["params"], group["views"], stacks, strict=True):
+        sizes = MatrixView(*view).sizes()
+        if numbers is not None and (not isinstance(numbers, list) or len(numbers) != len(sizes)):
+            raise ValueError(
+                f"got the stacks {numbers!r} for a parameter of shape {tuple(p.shape)}, expected "
+                f"None or a list with a number or None for each of its {len(sizes)} matrices"
+            )
+        for number, size in zip(numbers or (), sizes, strict=False):
+            if number is not None and shapes.setdefault(number, size) != size:
+                raise ValueError(
+                    f"got {size} and {shapes[number]} in stack {number}, expected equal shapes"
+                )
 
 
 def _one_of(group: Mapping[str, Any], key: str, values: tuple[Any, ...]) -> None:

@@ -19,6 +19,7 @@ from steepest.optim.kronecker import (
     preconditioned,
     renew_root,
     sides_of,
+    unbiased,
 )
 from steepest.optim.matrices import Batch, stack
 from steepest.optim.scales import Scale
@@ -38,7 +39,7 @@ class Shampoo(KroneckerDescent):
     """Descent along L^-p M R^-p, with L and R averages of G Gᵀ and Gᵀ G.
 
     L <- β₂ L + (1 - β₂) G Gᵀ;  R <- β₂ R + (1 - β₂) Gᵀ G;  M <- β M + (1 - β) G;
-    D = (L/(1 - β₂ᵗ) + ε)^-p M (R/(1 - β₂ᵗ) + ε)^-p;  W <- (1 - lr λ) W - lr s a D.
+    D = (L/(1 - β₂ᵗ) + ε)^-p M/(1 - βᵗ) (R/(1 - β₂ᵗ) + ε)^-p;  W <- (1 - lr λ) W - lr s a D.
 
     Gupta, Koren and Singer, "Shampoo" (arXiv 1802.09568), with p = 1/4; averages and p = 1/2 as in
     Eschenhagen et al., "Clarifying Shampoo" (arXiv 2602.09314). D is Muon's direction adapted from
@@ -91,7 +92,7 @@ class Shampoo(KroneckerDescent):
         beta2: float = 0.95,
         exponent: float = 1 / 2,
         sides: Sides = "both",
-        eps: float = 1e-6,
+        eps: float = 1e-4,
         relative_eps: bool = True,
         bias_correction: bool = True,
         interval: int = 10,
@@ -124,7 +125,7 @@ class Shampoo(KroneckerDescent):
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return a L^-p N R^-p for each matrix."""
         count_step(batch)
-        N = N.to(full(N.dtype))
+        N = unbiased(group, batch, N.to(full(N.dtype)))
         G = stack(batch.G).to(N.dtype)
         for side in sides_of(group, G.shape[1:]):
             average(group, batch, side, G)
@@ -143,7 +144,7 @@ class Shampoo(KroneckerDescent):
 
         Returns:
             The factors `left` `(out, out)`, `muon` `(out, in)` and `right` `(in, in)`. M is the
-            momentum, or the gradient where there is no momentum.
+            momentum, corrected for its start from zero, or the gradient where there is none.
 
         Raises:
             ValueError: for a parameter without that matrix or without a step.
@@ -159,14 +160,16 @@ class Shampoo(KroneckerDescent):
         raise ValueError("got a parameter that takes no Shampoo step, expected one of the matrices")
 
     def _adaptation(self, group: dict[str, Any], parameter: Tensor, matrix: int) -> Adaptation:
-        state = self.state[parameter]
+        state, beta = self.state[parameter], group["momentum"]
         where = next(i for i, p in enumerate(group["params"]) if p is parameter)
         M = state.get(MOMENTUM, parameter.grad)
         if M is None:
             raise ValueError("got a parameter without momentum or gradient, expected either")
         M = MatrixView(*group["views"][where]).matrices(M.contiguous(), group["block"])[matrix]
+        M = M.to(full(M.dtype)) / (1 - beta ** float(state[f"steps.{matrix}"]))
+        M = M * (1 - beta) if group["heavy_ball"] else M
         roots = {side: state[f"{side}_root.{matrix}"] for side in sides_of(group, M.shape)}
-        U, S, Vh = torch.linalg.svd(M.to(full(M.dtype)), full_matrices=False)
+        U, S, Vh = torch.linalg.svd(M, full_matrices=False)
         left, right = (U * S.sqrt()) @ U.mT, (Vh.mT * S.sqrt()) @ Vh
         left = roots["left"] @ left if "left" in roots else left
         right = right @ roots["right"] if "right" in roots else right

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from steepest.linalg.matrix_roots import eigendecomposition, follow_eigenvectors
 from steepest.linalg.products import product
 from steepest.optim.kronecker import (
+    NEVER,
     SECOND_MOMENT,
     KroneckerDescent,
     Side,
@@ -22,6 +24,7 @@ from steepest.optim.kronecker import (
     full,
     sides_of,
     stacked,
+    unbiased,
 )
 from steepest.optim.matrices import Batch, MatrixState, stack
 from steepest.optim.scales import Scale
@@ -38,9 +41,11 @@ class SOAP(KroneckerDescent):
 
     Vyas et al., "SOAP" (arXiv 2409.11321), algorithm 3. M' is turned with the basis. Each side
     of each matrix renews its basis every `interval` steps by one step of orthogonal iteration, at a
-    step of its own. It begins with the identity, that is as Adam, and the first basis, by
-    eigendecomposition, takes V along. In the null space of a low-rank factor a basis is arbitrary,
-    so there rounding alone decides between runs.
+    step of its own. It begins with the identity, that is as Adam; the first basis is by
+    eigendecomposition. V turns with the squares of the turn, where the authors' code only reorders
+    it: a basis that turns far, as after a change of the gradients or in a null space, would else
+    meet the V of other directions, and take steps of any size. In the null space of a low-rank
+    factor a basis is arbitrary, so there rounding alone decides between runs.
 
     Args:
         params: a model, a role table, parameters or groups; see `SteepestDescent`.
@@ -104,35 +109,34 @@ class SOAP(KroneckerDescent):
         V = batch.memory[SECOND_MOMENT]
         squares = rotated.square().to(V[0].dtype)
         torch._foreach_lerp_(V, list(squares.unbind(0)), 1 - group["beta2"])
-        step = corrections(batch, group["beta2"], G).sqrt() / corrections(
-            batch, group["momentum"], G
-        )
-        D = step * M / (stack(V).to(G.dtype).sqrt() + group["eps"])
+        root = stack(V).to(G.dtype).sqrt() + group["eps"]
+        D = corrections(batch, group["beta2"], G).sqrt() * unbiased(group, batch, M) / root
         D = _rotated(D, {side: Q.mT for side, Q in bases.items()})
         for side in sides:
             average(group, batch, side, G)
             for i, state in due(group, batch, side):
-                renew_basis(state, side, {key: each[i] for key, each in batch.memory.items()})
+                own = {key: each[i] for key, each in batch.memory.items()}
+                renew_basis(group, state, side, own)
         return D
 
 
-def renew_basis(state: MatrixState, side: Side, memory: dict[str, Tensor]) -> None:
+def renew_basis(
+    group: Mapping[str, Any], state: MatrixState, side: Side, memory: Mapping[str, Tensor]
+) -> None:
     """Follow the eigenvectors of a factor, and take momentum and second moment along."""
-    V, old = memory[SECOND_MOMENT], state[f"{side}_root"]
-    if state[f"{side}_renewals"] == 0:
+    old = state[f"{side}_root"]
+    if state[f"{side}_renewed"] == NEVER:
         Q = eigendecomposition(state[side])[1].flip(-1)
-        # Entries taken as uncorrelated: the variance of Qᵀ g is Q² applied to the variances of g.
-        P = Q.square().to(V.dtype)
-        V.copy_(P.mT @ V if side == "left" else V @ P)
     else:
-        Q, order = follow_eigenvectors(state[side], old)
-        V.copy_(V.index_select(0 if side == "left" else 1, order))
-    if MOMENTUM in memory:
-        M = memory[MOMENTUM]
-        turn = (old.mT @ Q).to(M.dtype)
-        M.copy_(turn.mT @ M if side == "left" else M @ turn)
-    state[f"{side}_root"] = Q
-    state[f"{side}_renewals"] += 1
+        Q = follow_eigenvectors(state[side], old)
+    turn = old.mT @ Q
+    # Entries taken as uncorrelated: variances turn with the squares.
+    for key, T in ((MOMENTUM, turn), (SECOND_MOMENT, turn.square())):
+        if key in memory:
+            X = memory[key]
+            X.copy_(T.mT.to(X.dtype) @ X if side == "left" else X @ T.to(X.dtype))
+    state[f"{side}_root"] = Q.contiguous()
+    state[f"{side}_renewed"] = torch.tensor(group["step_count"])
 
 
 def _rotated(X: Tensor, bases: dict[Side, Tensor]) -> Tensor:

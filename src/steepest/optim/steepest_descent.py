@@ -19,7 +19,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from steepest.geometry import Sign, Spectral
 from steepest.linalg.products import fast_products
-from steepest.optim.matrices import Batch, Matrices, stack
+from steepest.optim.matrices import Batch, Matrices, memory_dtype, stack
 from steepest.optim.parameter_groups import complete, groups_of
 from steepest.optim.rounding import Assignment
 from steepest.optim.scales import update_scale
@@ -125,7 +125,10 @@ class SteepestDescent(Optimizer):
 
     def largest_entry(self, group: dict[str, Any], dtype: torch.dtype) -> float:
         """Return the largest gradient entry this group can work with."""
-        return _largest(dtype) ** 0.5 if group["geometry"] == "adamw" else _largest(dtype)
+        if group["geometry"] == "adamw":
+            return _largest(dtype) ** 0.5
+        weights = 1 / (1 - group["momentum"]) if group["heavy_ball"] else 1.0
+        return _largest(dtype) / (2 * weights)  # so that no sum or difference overflows
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; for `"geometry": "adamw"` the `adamw_*` settings are the defaults."""
@@ -174,6 +177,8 @@ class SteepestDescent(Optimizer):
                 if "." in key:  # of a matrix as a whole: never in half precision
                     device = value.device if value.ndim == 0 else p.device
                     self.state[p][key] = value.to(device, copy=True)
+                elif key != "step" and group["geometry"] != "adamw":
+                    self.state[p][key] = value.to(p.device, memory_dtype(group, p), copy=True)
                 elif key != "step" and group["state_dtype"] is not None:
                     self.state[p][key] = value.to(p.device, group["state_dtype"], copy=True)
 
@@ -208,7 +213,7 @@ class SteepestDescent(Optimizer):
             else:
                 with fast_products():
                     self._descend(group, each, active)
-            group["step_count"] += 1
+            group["step_count"] += any(active)
         return loss
 
     def _refuses(self, work: list[tuple[dict[str, Any], Matrices]], largest: list[float]) -> bool:
@@ -237,15 +242,18 @@ class SteepestDescent(Optimizer):
     def _descend(self, group: dict[str, Any], matrices: Matrices, active: list[bool]) -> None:
         keys = self.entry_memory(group)
         for key in keys:
-            matrices.entries(self.state, key, group["state_dtype"])
+            matrices.entries(self.state, key)
         self.start(group, matrices)
         if not any(active):
             return
         assign = Assignment(group["rounding"], seed=group["step_count"])
         for batch in matrices.batches(self.state, keys, active):
-            N = self.remember(group, batch)
-            D = self.direction(group, batch, N)
-            _move(group, batch, D, assign)
+            self._take(group, batch, assign)
+
+    def _take(self, group: dict[str, Any], batch: Batch, assign: Assignment) -> None:
+        """The step of a batch, whose intermediate results end with it."""
+        N = self.remember(group, batch)
+        _move(group, batch, self.direction(group, batch, N), assign)
 
     def _adamw(self, group: dict[str, Any], work: Matrices, active: list[bool]) -> None:
         for p in work.params:

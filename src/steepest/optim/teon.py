@@ -14,6 +14,7 @@ from torch import Tensor
 from steepest.geometry import Spectral, StackedSpectral
 from steepest.linalg.polar_factor import PolarMethod
 from steepest.optim.matrices import Batch
+from steepest.optim.parameter_groups import check_stacks
 from steepest.optim.scales import Scale, with_adamw_lr
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import Parameters, SteepestDescent
@@ -86,6 +87,16 @@ class TEON(SteepestDescent):
                 UserWarning,
                 stacklevel=2,
             )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, with its key "stacks" if some of its matrices are to be stacked."""
+        super().add_param_group(param_group)
+        if self.param_groups[-1].get("stacks") is not None:
+            try:
+                check_stacks(self.param_groups[-1])
+            except ValueError:
+                self.param_groups.pop()
+                raise
 
     @property
     def stacks(self) -> list[tuple[str, ...]]:
