@@ -1,0 +1,278 @@
+"""SOAP is Adam in an eigenbasis: the paper's algorithm, and the numbers of another implementation.
+
+`NUMBERS` are final weights by `SOAP` of the package pytorch_optimizer 4.1.0, a port of the authors'
+code, in float64, for the 13 gradients `closed_form(0), ..., closed_form(12)` with lr=0.1,
+betas=(0.9, 0.95), eps=1e-8, weight_decay=0 and three values of `precondition_frequency`. Its
+conventions differ from ours in these points, all of them about the beginning or the order:
+
+- The first gradient only starts the factors: the first basis is its eigenvectors, and neither the
+  weights nor the averages of Adam move. Ours takes the step of Adam, and the first basis, at the
+  step of its slot, takes V along.
+- Both sides are renewed in the same steps, those of a number (without the first) that the frequency
+  divides. Ours have slots of their own.
+- Weight decay comes after the step. Ours before; here it is 0.
+- A renewal only reorders V there. Ours turns it with the squares of the turn. So the algorithm is
+  written out below both ways: as published it has these numbers, and turned it is ours.
+- Its QR decomposition is in float32, so that without renewals the numbers agree to all digits that
+  are written here, and with them to 1e-6.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from steepest import SOAP, Signum
+
+NUMBERS = {
+    1: [
+        [-0.52764917, -0.06679127, -0.05118123, -0.17770903],
+        [-0.01467386, 0.02892962, 0.11162937, -0.05495866],
+        [-0.119866, 0.24921802, 0.0327877, 0.11108266],
+        [-0.29677252, -0.32490037, 0.20412268, 0.39214121],
+        [0.14578668, 0.12979661, 0.10900199, -0.46559945],
+    ],
+    3: [
+        [-0.37717029, -0.02826037, -0.07576086, -0.25949081],
+        [0.03997788, 0.03844679, 0.08639785, -0.13707276],
+        [-0.15208613, 0.25200813, 0.02961417, 0.0189353],
+        [-0.31565303, -0.3416911, 0.15319355, 0.31670167],
+        [0.19286796, 0.12392103, 0.18024538, -0.44137084],
+    ],
+    1000: [
+        [-0.34773823, -0.01423626, -0.08078763, -0.26988232],
+        [0.0111366, 0.01916776, 0.07150084, -0.18742537],
+        [-0.16820561, 0.25186557, 0.0275252, 0.05181361],
+        [-0.31424076, -0.31712993, 0.13195456, 0.28210443],
+        [0.24243934, 0.14367389, 0.19073486, -0.38046302],
+    ],
+}
+
+
+def closed_form(t):
+    """A gradient that depends on no random generator."""
+    i = torch.arange(5, dtype=torch.float64)[:, None]
+    j = torch.arange(4, dtype=torch.float64)
+    return torch.sin(1.3 * i**2 + 0.7 * j**2 * (t + 1) + 1.9 * i * j + t)
+
+
+def randn(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def zeros(*shape, dtype=torch.float64):
+    return nn.Parameter(torch.zeros(shape, dtype=dtype))
+
+
+def step(optimizer, W, G):
+    W.grad = G.clone()
+    optimizer.step()
+
+
+class Reference:
+    """Algorithm 3 of arXiv 2409.11321, with M in the basis of the weights, as printed there.
+
+    A renewal is a step of orthogonal iteration by QR, the first one by eigenvectors. V is reordered
+    as the columns are, or with `turn` goes along as the diagonal of a covariance does.
+    """
+
+    def __init__(self, shape, lr, b1, b2, eps, decay=0.0, turn=True):
+        self.M, self.V, self.W = torch.zeros(3, *shape, dtype=torch.float64)
+        self.factors = [torch.zeros(n, n, dtype=torch.float64) for n in shape]
+        self.Q = [torch.eye(n, dtype=torch.float64) for n in shape]
+        self.t, self.started, self.turn = 0, [False, False], turn
+        self.lr, self.b1, self.b2, self.eps, self.decay = lr, b1, b2, eps, decay
+
+    def step(self, G, renew=()):
+        self.t += 1
+        left, right = self.Q
+        self.M = self.b1 * self.M + (1 - self.b1) * G
+        self.V = self.b2 * self.V + (1 - self.b2) * (left.mT @ G @ right) ** 2
+        M_hat = left.mT @ self.M @ right / (1 - self.b1**self.t)
+        # ε is added before V is corrected, as the authors' code has it
+        root = (self.V.sqrt() + self.eps) / (1 - self.b2**self.t) ** 0.5
+        self.W = (1 - self.lr * self.decay) * self.W
+        self.W = self.W - self.lr * left @ (M_hat / root) @ right.mT
+        self.take_in(G)
+        for side in renew:
+            self.renew(side)
+
+    def take_in(self, G):
+        for side, product in enumerate((G @ G.mT, G.mT @ G)):
+            self.factors[side] = self.b2 * self.factors[side] + (1 - self.b2) * product
+
+    def renew(self, side):
+        A, Q = self.factors[side], self.Q[side]
+        order = (Q.mT @ A @ Q).diagonal().argsort(descending=True)
+        if self.started[side]:
+            new = torch.linalg.qr(A @ Q[:, order]).Q
+        else:
+            new = torch.linalg.eigh(A).eigenvectors.flip(-1)
+        if self.turn or not self.started[side]:
+            P = (Q.mT @ new) ** 2
+        else:
+            P = torch.eye(len(A), dtype=A.dtype)[:, order]
+        self.V = P.mT @ self.V if side == 0 else self.V @ P
+        self.Q[side], self.started[side] = new, True
+
+
+@pytest.mark.parametrize("interval", [1, 5])
+@pytest.mark.parametrize("shape", [(6, 5), (5, 6), (6, 6)], ids=str)
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_it_is_the_algorithm_of_the_paper(shape, interval, decay):
+    W = zeros(*shape)
+    settings = {"momentum": 0.9, "beta2": 0.95, "eps": 1e-8, "interval": interval}
+    optimizer = SOAP([W], lr=0.1, weight_decay=decay, **settings)
+    # the longer side is the dearer one and comes first
+    slots = (0, 0) if interval == 1 else (0, 1) if shape[0] >= shape[1] else (1, 0)
+    reference = Reference(shape, 0.1, 0.9, 0.95, 1e-8, decay)
+    for t in range(25):
+        G = randn(*shape, seed=t)  # with no more than one null vector, no basis is arbitrary
+        step(optimizer, W, G)
+        reference.step(G, [side for side in (0, 1) if t % interval == slots[side]])
+    torch.testing.assert_close(W.detach(), reference.W, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("frequency", NUMBERS)
+def test_it_has_the_numbers_of_another_implementation(frequency):
+    published, turned = (
+        Reference((5, 4), 0.1, 0.9, 0.95, 1e-8, turn=turn) for turn in (False, True)
+    )
+    W = zeros(5, 4)
+    optimizer = SOAP([W], lr=0.0, momentum=0.9, beta2=0.95, interval=1)
+    # The factors and the first basis, and nothing else.
+    step(optimizer, W, closed_form(0))
+    state = optimizer.state[W]
+    for key in ("momentum_buffer", "exp_avg_sq", "steps.0"):
+        state[key].zero_()
+    for reference in (published, turned):
+        reference.take_in(closed_form(0))
+        reference.renew(0)
+        reference.renew(1)
+    (group,) = optimizer.param_groups
+    group["lr"] = 0.1
+    for t in range(1, 13):
+        due = t % frequency == 0
+        group["interval"] = 1 if due else 1000
+        group["step_count"] = 500  # in nobody's slot
+        step(optimizer, W, closed_form(t))
+        for reference in (published, turned):
+            reference.step(closed_form(t), (0, 1) if due else ())
+    expected = torch.tensor(NUMBERS[frequency], dtype=torch.float64)
+    tolerance = 1e-8 if frequency == 1000 else 2e-6
+    torch.testing.assert_close(published.W, expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(W.detach(), turned.W, rtol=0, atol=1e-12)
+    if frequency == 1000:
+        torch.testing.assert_close(W.detach(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_in_the_basis_of_the_weights_it_is_torchs_adamw(momentum, dtype):
+    W, V = zeros(6, 9, dtype=dtype), zeros(6, 9, dtype=dtype)
+    settings = {"lr": 0.1, "weight_decay": 0.2, "eps": 1e-8}
+    tested = SOAP([W], momentum=momentum, beta2=0.97, max_side=5, **settings)
+    adam = torch.optim.AdamW([V], betas=(momentum, 0.97), **settings)
+    for t in range(30):
+        G = randn(6, 9, seed=t).to(dtype)
+        step(tested, W, G)
+        step(adam, V, G)
+    tolerance = 1e-6 if dtype == torch.float64 else 1e-5  # ε before or after the correction
+    torch.testing.assert_close(W, V, rtol=0, atol=tolerance)
+    assert not any("root" in key for key in tested.state[W])
+
+
+def test_in_the_basis_of_the_weights_and_without_eps_it_is_adamw_to_the_last_digits():
+    W, V = zeros(6, 9), zeros(6, 9)
+    tested = SOAP([W], lr=0.1, momentum=0.9, beta2=0.97, eps=0.0, weight_decay=0.2, max_side=5)
+    adam = torch.optim.AdamW([V], lr=0.1, betas=(0.9, 0.97), eps=0.0, weight_decay=0.2)
+    for t in range(30):
+        step(tested, W, randn(6, 9, seed=t))
+        step(adam, V, randn(6, 9, seed=t))
+    torch.testing.assert_close(W, V, rtol=0, atol=1e-13)
+
+
+def test_it_begins_as_adam_until_each_side_has_its_first_basis():
+    W, V = zeros(6, 4), zeros(6, 4)
+    tested = SOAP([W], lr=0.1, eps=0.0, interval=10)
+    adam = torch.optim.AdamW([V], lr=0.1, betas=(0.95, 0.95), eps=0.0, weight_decay=0.0)
+    step(tested, W, randn(6, 4))
+    step(adam, V, randn(6, 4))
+    torch.testing.assert_close(W, V, rtol=0, atol=1e-15)
+    assert [int(tested.state[W][f"{side}_renewed.0"]) for side in ("left", "right")] == [0, -1]
+    step(tested, W, randn(6, 4, seed=1))
+    step(adam, V, randn(6, 4, seed=1))
+    assert float((W - V).detach().norm()) > 1e-3
+    assert [int(tested.state[W][f"{side}_renewed.0"]) for side in ("left", "right")] == [0, 1]
+
+
+@pytest.mark.parametrize("sides", ["left", "right"])
+def test_a_side_without_a_basis_is_that_of_the_weights(sides):
+    """Rotated from one side only, it is the two-sided one whose other basis stays the identity."""
+    shape = (6, 4)
+    ways = []
+    for settings in ({"sides": sides}, {"max_side": 5, "sides": "both"}):
+        W = zeros(*(shape if sides == "right" else shape[::-1]))
+        optimizer = SOAP([W], lr=0.1, interval=2, **settings)
+        for t in range(9):
+            step(optimizer, W, randn(*W.shape, seed=t))
+        assert sum("_root" in key for key in optimizer.state[W]) == 1
+        ways.append(W.detach())
+    assert torch.equal(*ways)
+
+
+def test_the_basis_it_keeps_is_that_of_the_factors():
+    W = zeros(8, 5)
+    optimizer = SOAP([W], lr=0.1, interval=3, beta2=0.99)
+    G = randn(8, 5)
+    for t in range(120):
+        step(optimizer, W, G + 0.01 * randn(8, 5, seed=t))
+    state = optimizer.state[W]
+    for side in ("left", "right"):
+        A, Q = state[f"{side}.0"], state[f"{side}_root.0"]
+        n = len(Q)
+        torch.testing.assert_close(Q.mT @ Q, torch.eye(n, dtype=Q.dtype), rtol=0, atol=1e-12)
+        B = Q.mT @ A @ Q
+        assert float((B - torch.diag(B.diagonal())).norm() / B.norm()) < 1e-3
+        assert B.diagonal()[:5].tolist() == sorted(B.diagonal()[:5].tolist(), reverse=True)
+
+
+def test_the_momentum_is_turned_with_the_basis():
+    """In the basis of the weights the momentum is the average of gradients, whatever the bases."""
+    W, M = zeros(6, 4), torch.zeros(6, 4, dtype=torch.float64)
+    optimizer = SOAP([W], lr=0.1, momentum=0.8, interval=2)
+    for t in range(15):
+        G = randn(6, 4, seed=t)
+        M = 0.8 * M + 0.2 * G
+        step(optimizer, W, G)
+        state = optimizer.state[W]
+        kept = state["left_root.0"] @ state["momentum_buffer"] @ state["right_root.0"].mT
+        torch.testing.assert_close(kept, M, rtol=0, atol=1e-13)
+
+
+def test_the_second_moment_is_turned_by_squares_and_keeps_its_sum():
+    W = zeros(6, 4)
+    optimizer = SOAP([W], lr=0.1, interval=4)
+    for t in range(12):
+        state = optimizer.state[W]
+        eyes = [torch.eye(n, dtype=torch.float64) for n in W.shape]
+        names = ("left_root.0", "right_root.0")
+        old = [state.get(name, eye) for name, eye in zip(names, eyes, strict=True)]
+        V = state.get("exp_avg_sq", torch.zeros(6, 4, dtype=torch.float64)).clone()
+        G = randn(6, 4, seed=t)
+        step(optimizer, W, G)
+        V = 0.95 * V + 0.05 * (old[0].mT @ G @ old[1]) ** 2
+        left, right = ((Q.mT @ state[name]) ** 2 for Q, name in zip(old, names, strict=True))
+        torch.testing.assert_close(state["exp_avg_sq"], left.mT @ V @ right, rtol=0, atol=1e-13)
+        torch.testing.assert_close(state["exp_avg_sq"].sum(), V.sum())
+        assert (state["exp_avg_sq"] >= 0).all()
+
+
+def test_its_first_step_is_signs_as_adams_is():
+    W, V = zeros(4, 3), zeros(4, 3)
+    soap, signum = SOAP([W], lr=0.1, eps=0.0), Signum([V], lr=0.1)
+    step(soap, W, randn(4, 3))
+    step(signum, V, randn(4, 3))
+    torch.testing.assert_close(W, V, rtol=0, atol=1e-15)
