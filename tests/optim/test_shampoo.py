@@ -253,7 +253,6 @@ def test_updates_grafted_from_muon_have_the_length_of_semi_orthogonal_matrices(
         assert float(D.norm()) == pytest.approx(min(shape) ** 0.5, rel=tolerance)
 
 
-@pytest.mark.xfail(strict=True, reason="each block is as long as it would be alone")
 @every_grafted
 @pytest.mark.parametrize("shape", [(8, 8), (8, 2), (4, 16)], ids=str)
 def test_blocks_together_have_the_length_of_the_whole(optimizer, settings, shape):

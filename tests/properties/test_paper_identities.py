@@ -478,7 +478,6 @@ def test_matrices_and_steps_are_rounded_independently():
     assert correlation.abs().max() < 0.07
 
 
-@pytest.mark.xfail(strict=True, reason="the seeds of a step are the same in every group")
 def test_groups_are_rounded_independently():
     W = [parameter(torch.ones(64, 64), torch.bfloat16) for _ in range(2)]
     optimizer = SignSGD([{"params": [p]} for p in W], lr=2.0**-10, rounding="stochastic")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Unpack
 
 import torch
@@ -22,7 +23,7 @@ from steepest.optim.kronecker import (
     stacked,
     unbiased,
 )
-from steepest.optim.matrices import Batch, stack
+from steepest.optim.matrices import Batch, MatrixState, stack
 from steepest.optim.scales import Scale
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import Parameters
@@ -112,19 +113,39 @@ class KLShampoo(KroneckerDescent):
         N = unbiased(group, batch, N.to(full(N.dtype)))
         G = stack(batch.G).to(N.dtype)
         if group["sequential"]:
-            self._take_in(group, batch, "right", whitened(batch, G, "left"))
-            self._take_in(group, batch, "left", whitened(batch, G, "right"))
+            renewed = self._take_in(group, batch, "right", whitened(batch, G, "left"))
+            renewed += self._take_in(group, batch, "left", whitened(batch, G, "right"))
         else:
             left, right = whitened(batch, G, "left"), whitened(batch, G, "right")
-            self._take_in(group, batch, "right", left)
-            self._take_in(group, batch, "left", right)
+            renewed = self._take_in(group, batch, "right", left)
+            renewed += self._take_in(group, batch, "left", right)
+        for state in renewed:
+            balance(state)
         return preconditioned(group, batch, N)
 
-    def _take_in(self, group: dict[str, Any], batch: Batch, side: Side, G: Tensor) -> None:
+    def _take_in(
+        self, group: dict[str, Any], batch: Batch, side: Side, G: Tensor
+    ) -> list[MatrixState]:
         """Average the products of gradients that were whitened from the other side."""
         average(group, batch, side, G, by=G.shape[-1 if side == "left" else -2])
-        for _, state in due(group, batch, side, at_once=group["graft"] == "none"):
+        turn = [state for _, state in due(group, batch, side, at_once=group["graft"] == "none")]
+        for state in turn:
             renew_root(group, state, side)
+        return turn
+
+
+def balance(state: MatrixState) -> None:
+    """Where the factors have drifted apart, scale L by c and R by 1/c, c a power of two.
+
+    That changes no bit of a direction. Without it, of gradients with a null space that stays, such
+    as inputs that are always zero, one factor vanishes and the other grows without bound.
+    """
+    apart = state["right"].diagonal().mean() / state["left"].diagonal().mean()
+    if not 2.0**-16 < apart < 2.0**16 and apart.isfinite() and apart > 0:
+        half = round(math.log2(apart) / 4)
+        for side, power in (("left", half), ("right", -half)):
+            state[side] = torch.ldexp(state[side], torch.tensor(2 * power))
+            state[f"{side}_root"] = torch.ldexp(state[f"{side}_root"], torch.tensor(-power))
 
 
 def whitened(batch: Batch, G: Tensor, side: Side) -> Tensor:

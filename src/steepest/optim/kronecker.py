@@ -114,7 +114,7 @@ def _slots(
         for i, shape in enumerate(shapes)
         for side in sides_of(group, shape)
     ]
-    load = [0] * interval
+    load = [0] * min(interval, max(1, len(costs)))
     slots: dict[tuple[int, Side], int] = {}
     for cost, i, side in sorted(costs, key=lambda each: -each[0]):
         slots[i, side] = load.index(min(load))
@@ -169,7 +169,9 @@ def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor) -> Tensor:
         if early:
             D[early] = other[early]
     elif group["graft"] == "muon":
-        length = torch.full_like(D[:, :1, :1], min(D.shape[-2:]) ** 0.5)
+        share = D[0].numel() / (batch.outputs * batch.inputs)  # of a block in the whole matrix
+        rank = min(batch.outputs, batch.inputs)
+        length = torch.full_like(D[:, :1, :1], math.sqrt(rank * share))
         if early:
             D[early] = Spectral("auto").direction(N[early])
     else:

@@ -49,7 +49,8 @@ class Shampoo(KroneckerDescent):
     Roots are by eigendecomposition, checked, in float32, or float64 where that fails. Each side of
     each matrix is renewed every `interval` steps, at a step of its own, so that no step is much
     dearer than another. Before its first renewal a matrix takes the direction that it takes its
-    length from, Adam's or Muon's; without grafting it is renewed at once.
+    length from, Adam's or Muon's; without grafting it is renewed in every step of its first
+    interval.
 
     Args:
         params: a model, a role table, parameters or groups; see `SteepestDescent`.

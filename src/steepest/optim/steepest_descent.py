@@ -206,13 +206,14 @@ class SteepestDescent(Optimizer):
             self.skipped_steps += 1
             return loss
         entries = iter(largest)
-        for group, each in work:
+        for i, (group, each) in enumerate(work):
             active = [next(entries) > 0.0 for _ in each.gradients]
+            assign = Assignment(group["rounding"], seed=(i << 24) + group["step_count"])
             if group["geometry"] == "adamw":
-                self._adamw(group, each, active)
+                self._adamw(group, each, active, assign)
             else:
                 with fast_products():
-                    self._descend(group, each, active)
+                    self._descend(group, each, active, assign)
             group["step_count"] += any(active)
         return loss
 
@@ -239,14 +240,15 @@ class SteepestDescent(Optimizer):
             )
         return bool(broken)
 
-    def _descend(self, group: dict[str, Any], matrices: Matrices, active: list[bool]) -> None:
+    def _descend(
+        self, group: dict[str, Any], matrices: Matrices, active: list[bool], assign: Assignment
+    ) -> None:
         keys = self.entry_memory(group)
         for key in keys:
             matrices.entries(self.state, key)
         self.start(group, matrices)
         if not any(active):
             return
-        assign = Assignment(group["rounding"], seed=group["step_count"])
         for batch in matrices.batches(self.state, keys, active):
             self._take(group, batch, assign)
 
@@ -255,7 +257,9 @@ class SteepestDescent(Optimizer):
         N = self.remember(group, batch)
         _move(group, batch, self.direction(group, batch, N), assign)
 
-    def _adamw(self, group: dict[str, Any], work: Matrices, active: list[bool]) -> None:
+    def _adamw(
+        self, group: dict[str, Any], work: Matrices, active: list[bool], assign: Assignment
+    ) -> None:
         for p in work.params:
             if not self.state[p]:
                 dtype = group["state_dtype"] or p.dtype
@@ -287,7 +291,6 @@ class SteepestDescent(Optimizer):
             amsgrad=False,
             maximize=group["maximize"],
         )
-        assign = Assignment(group["rounding"], seed=group["step_count"])
         for p, W in zip(params, exact, strict=True):
             if W is not p:
                 assign(p, W)
