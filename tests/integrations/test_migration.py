@@ -21,12 +21,10 @@ ROUNDING = 2e-2
 @pytest.fixture(scope="module")
 def settings():
     """What the page defines: `like_torch`, `like_keller_jordan`, `like_moonlight`."""
-    block = re.search(
-        r"```python\n(like_torch = .*?)^for ", PAGE.read_text(), re.DOTALL | re.MULTILINE
-    )
-    names = {}
+    block = re.search(r"```python\n(jordan = .*?)^for ", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    names = {"torch": torch}
     exec(block.group(1), names)
-    return names
+    return {name: value for name, value in names.items() if name.startswith("like_")}
 
 
 def newton_schulz(G):
