@@ -87,24 +87,31 @@ def second_order() -> list[Peer]:
     def peer(name: str, make: Make, package: str, family: str, sides: str, roots: str) -> Peer:
         return Peer(name, make, package, family=family, sides=sides, roots=roots)
 
-    own = (
-        ("Shampoo", "Shampoo", "1/2, eigh"),
-        ("KLShampoo", "KL", "1/2, eigh"),
-        ("SOAP", "SOAP", "basis, QR"),
-    )
-    kozistr, heavyball, shampoo, kl, soap = (
-        "pytorch_optimizer",
-        "heavyball",
-        *(f for _, f, _ in own),
-    )
+    own = (("Shampoo", "Shampoo", "1/2, eigh"), ("KLShampoo", "KL", "1/2, eigh"))
+    kozistr, heavyball = "pytorch_optimizer", "heavyball"
+    shampoo, kl, soap = "Shampoo", "KL", "SOAP"
     capped, kl_roots = "whole, 3072 not", "1/2, QR"
     return [
         *(
             peer(
-                f"steepest.{n} ({block or sides})", ours(n, block), "steepest", family, sides, roots
+                f"steepest.{n} ({block or sides})",
+                ours(n, block=block),
+                "steepest",
+                family,
+                sides,
+                roots,
             )
             for n, family, roots in own
             for sides, block in (("whole", None), ("blocks 1024", 1024), ("blocks 512", 512))
+        ),
+        peer("steepest.SOAP", ours("SOAP", max_side=1024), "steepest", soap, capped, "basis, QR"),
+        peer(
+            "steepest.SOAP (whole)",
+            ours("SOAP", max_side=None),
+            "steepest",
+            soap,
+            "whole",
+            "basis, QR",
         ),
         peer("pytorch_optimizer.Shampoo", kozistr_shampoo, kozistr, shampoo, "whole", "1/4, SVD"),
         *(
@@ -182,8 +189,8 @@ def steepest_muon_fp32(params: list[nn.Parameter], lr: float) -> Optimizer:
     return steepest.Muon(params, lr, scale="original", method="polar-express", dtype=FP32)
 
 
-def ours(name: str, block: int | None) -> Make:
-    return lambda p, lr: getattr(steepest, name)(p, lr, interval=INTERVAL, block=block)
+def ours(name: str, **own: int | None) -> Make:
+    return lambda p, lr: getattr(steepest, name)(p, lr, interval=INTERVAL, **own)
 
 
 # Everybody's.
