@@ -42,14 +42,15 @@ def test_the_step_of_the_theory_falls_as_far_as_its_bound():
 def test_bfloat16_weights_with_float32_memory_follow_float32_weights():
     runs = {}
     for dtype in (torch.float32, torch.bfloat16):
-        W = nn.Parameter(randn(8, 8, seed=5).to(dtype))
+        W = nn.Parameter(randn(8, 8, seed=5).bfloat16().to(dtype))
         optimizer = Muon([W], 0.01, state_dtype=torch.float32, rounding="stochastic")
         for seed in range(20):
-            W.grad = randn(8, 8, seed=seed).to(dtype)
+            W.grad = randn(8, 8, seed=seed).bfloat16().to(dtype)
             optimizer.step()
         state = optimizer.state_dict()
         assert state["state"][0]["momentum_buffer"].dtype == torch.float32
         optimizer.load_state_dict(state)
         assert optimizer.state[W]["momentum_buffer"].dtype == torch.float32
         runs[dtype] = W.detach().float()
-    assert distance(runs[torch.bfloat16], runs[torch.float32]) < 0.05
+    # Rounding at random: errors of at most a step of 2^-7, of variance 1/4, in twenty steps.
+    assert distance(runs[torch.bfloat16], runs[torch.float32]) < 20**0.5 / 2 * 2**-7

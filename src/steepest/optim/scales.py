@@ -45,6 +45,11 @@ def update_scale(scale: Scale, outputs: int, inputs: int) -> float:
     )
 
 
+def stacked_rank(m: int, n: int, K: int, mode: int) -> int:
+    """Return the largest rank of K matrices `(m, n)` side by side, or below each other."""
+    return min(m, K * n) if mode == 1 else min(K * m, n)
+
+
 def with_adamw_lr(settings: Settings, lr: float | Tensor, scale: Scale) -> Settings:
     """Fill in the rate of the AdamW group that goes with a rate of spectral updates.
 

@@ -15,7 +15,7 @@ from steepest.geometry import Spectral, StackedSpectral
 from steepest.linalg.polar_factor import PolarMethod
 from steepest.optim.matrices import Batch
 from steepest.optim.parameter_groups import check_stacks
-from steepest.optim.scales import Scale, with_adamw_lr
+from steepest.optim.scales import Scale, stacked_rank, with_adamw_lr
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import Parameters, SteepestDescent
 from steepest.parameter_roles import RoleTable
@@ -127,16 +127,9 @@ class TEON(SteepestDescent):
         K, (m, n) = batch.stack, N.shape[-2:]
         polar = Spectral(group["method"], group["steps"], group["dtype"])
         D = StackedSpectral(group["mode"], polar).direction(N.unflatten(0, (-1, K))).flatten(0, 1)
-        return (
-            D * math.sqrt(K * min(m, n) / stacked_rank(m, n, K, group["mode"]))
-            if group["compensate"]
-            else D
-        )
-
-
-def stacked_rank(m: int, n: int, K: int, mode: int) -> int:
-    """Return the largest rank of K matrices `(m, n)` side by side, or below each other."""
-    return min(m, K * n) if mode == 1 else min(K * m, n)
+        if not group["compensate"]:
+            return D
+        return D * math.sqrt(K * min(m, n) / stacked_rank(m, n, K, group["mode"]))
 
 
 def find_stacks(table: RoleTable, size: int) -> dict[str, list[int | None]]:
