@@ -1,0 +1,347 @@
+"""Hessian, Gauss-Newton matrix and neural tangent kernel as linear operators, without matrices.
+
+Each keeps the graph of a gradient and differentiates it again for every product: the cheapest way
+measured, near the floor of twice the cost of a gradient (`benchmarks/results`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import grad
+
+from steepest.curvature.loss_function import (
+    Batches,
+    BatchNorm,
+    Loss,
+    LossFunction,
+    chosen_parameters,
+    unwrapped,
+)
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+
+class CurvatureOperator(ABC):
+    """A linear map that is known by its products: `operator @ v`, v of shape `(n,)` or `(n, k)`.
+
+    The map is that of the weights at the time of construction, in their precision, half precision
+    raised to float32 (`dtype` chooses another one). Over several batches (`Batches` or a
+    `DataLoader`) it is the mean, weighted by their sizes; products then build the graph of each
+    batch anew, unless `keep_graphs`, which costs the memory of a forward and a backward pass per
+    batch. With one batch the graph is kept.
+
+    Args:
+        model: any module, also compiled; it is not changed.
+        loss: `loss(model, batch) -> scalar`, the mean over examples.
+        batch: one batch as `loss` takes it, or `Batches`, or a `DataLoader`.
+        parameters: names or patterns of those that the map is about; all trained ones by default.
+        batch_norm: "eval" (running statistics) or "batch" (those of the batch). Dropout is off.
+        dtype: of the computation.
+        keep_graphs: whether graphs are kept between products.
+
+    Raises:
+        ValueError: for losses without a graph, models without parameters, frozen parameters.
+        FloatingPointError: for a loss that is not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        batch: Any,
+        parameters: Sequence[str] | None = None,
+        *,
+        batch_norm: BatchNorm = "eval",
+        dtype: torch.dtype | None = None,
+        keep_graphs: bool | None = None,
+    ):
+        self._batches = Batches.of(batch)
+        self._function = LossFunction(model, loss, parameters, batch_norm, dtype)
+        self._keep = len(self._batches) == 1 if keep_graphs is None else keep_graphs
+        self._kept: dict[int, Any] = {}
+        self.products = 0
+        """How many products were taken."""
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The copies of the parameters that the map is about, by name."""
+        return self._function.parameters
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether the map is its own transpose."""
+        return True
+
+    @abstractmethod
+    def _product(self, v: Tensor) -> Tensor:
+        """The product with `(n,)`."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of products."""
+        return next(iter(self.parameters.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of products."""
+        return next(iter(self.parameters.values())).device
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Return the product with one vector `(n,)`."""
+        if v.shape != self.shape[1:]:
+            raise ValueError(f"got a vector of shape {tuple(v.shape)}, expected {self.shape[1:]}")
+        self.products += 1
+        return self._product(v.to(self.device, self.dtype))
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """Return the product with a vector `(n,)`, or with each column of `(n, k)`."""
+        if v.ndim == 2:
+            return torch.stack([self(column) for column in v.T], dim=1)
+        return self(v)
+
+    def vector(self) -> Tensor:
+        """Return zeros `(n,)` of the device and precision that products have."""
+        return torch.zeros(self.shape[1], dtype=self.dtype, device=self.device)
+
+    def to_dense(self) -> Tensor:
+        """Return the matrix, a product for each column: for small ones."""
+        columns = [self(e) for e in torch.eye(self.shape[1], dtype=self.dtype, device=self.device)]
+        return torch.stack(columns, dim=1)
+
+    def to_scipy(self) -> LinearOperator:
+        """Return a `scipy.sparse.linalg.LinearOperator`, for `eigsh` and its kind.
+
+        Raises:
+            ModuleNotFoundError: without SciPy.
+        """
+        from scipy.sparse.linalg import LinearOperator
+
+        def matvec(v: Any) -> Any:
+            return self(torch.from_numpy(v).reshape(-1)).cpu().numpy()
+
+        kind = torch.zeros((), dtype=self.dtype).numpy().dtype
+        transposed = matvec if self.is_symmetric else None
+        return LinearOperator(self.shape, matvec=matvec, rmatvec=transposed, dtype=kind)
+
+    def _graphs(self, build: Callable[[Any], Any]) -> Iterator[tuple[Any, float]]:
+        """What `build` makes of each batch, and the weight of the batch."""
+        for i, (batch, weight) in enumerate(self._batches):
+            graph = self._kept.get(i)
+            if graph is None:
+                graph = build(batch)
+                if self._keep:
+                    self._kept[i] = graph
+            yield graph, weight
+
+
+class Hessian(CurvatureOperator):
+    """The Hessian of the loss, or a block of it.
+
+    `Hessian(..., parameters=["fc.weight"])` is a diagonal block; `columns` makes a cross block,
+    which maps directions of those parameters to changes in the gradient of `parameters`.
+
+    >>> model = nn.Linear(3, 1, bias=False)
+    >>> x = torch.tensor([[1.0, 2.0, 3.0]])
+    >>> H = Hessian(model, lambda model, x: 0.5 * model(x).square().mean(), x)
+    >>> torch.equal(H.to_dense(), x.T @ x)
+    True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        batch: Any,
+        parameters: Sequence[str] | None = None,
+        *,
+        columns: Sequence[str] | None = None,
+        **how: Any,
+    ):
+        if columns is None:
+            super().__init__(model, loss, batch, parameters, **how)
+            self._rows = self._columns = list(self.parameters)
+            return
+        self._rows, self._columns = (
+            chosen_parameters(unwrapped(model), each) for each in (parameters, columns)
+        )
+        super().__init__(model, loss, batch, [*self._rows, *self._columns], **how)
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether this is no cross block."""
+        return self._rows == self._columns
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of entries of the parameters: rows and columns."""
+        return _entries(self._of(self._rows)), _entries(self._of(self._columns))
+
+    def _of(self, names: list[str]) -> list[Tensor]:
+        return [self.parameters[name] for name in names]
+
+    def _product(self, v: Tensor) -> Tensor:
+        columns = self._of(self._columns)
+        pieces = split(v, columns)
+        total = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
+        for G, weight in self._graphs(self._gradient):
+            total += weight * flat(_vjp(G, self._of(self._rows), pieces), self._of(self._rows))
+        return total
+
+    def _gradient(self, batch: Any) -> list[Tensor]:
+        return _gradients(self._function(batch), self._of(self._columns))
+
+    def gradient(self) -> Tensor:
+        """Return the gradient of the loss `(n,)`."""
+        columns = self._of(self._columns)
+        total = self.vector()
+        for G, weight in self._graphs(self._gradient):
+            total += weight * flat([g.detach() for g in G], columns)
+        return total
+
+    def loss(self) -> float:
+        """Return the loss."""
+        with_weights = ((self._function(batch).item(), weight) for batch, weight in self._batches)
+        return sum(value * weight for value, weight in with_weights)
+
+
+class GaussNewton(CurvatureOperator):
+    """The generalized Gauss-Newton matrix: the mean of Jᵀ (∇² of the loss in the outputs) J.
+
+    J is the Jacobian of the model's outputs, which are what the model returns where `loss` calls it
+    (its `.logits` if it has some). Terms of the loss that do not go through them, such as a penalty
+    on the weights, have no part in it.
+
+    Raises:
+        ValueError: also if the loss calls the model more than once, or not at all.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of entries of the parameters, twice."""
+        n = _entries(self.parameters.values())
+        return n, n
+
+    def _product(self, v: Tensor) -> Tensor:
+        total = self.vector()
+        for (network, G), weight in self._graphs(self._graph):
+            image = network.jvp(v).view(G.shape)
+            curved = flat(_vjp([G], [network.outputs], [image]), [G])
+            total += weight * network.vjp(curved)
+        return total
+
+    def _graph(self, batch: Any) -> tuple[_Network, Tensor]:
+        outputs, loss = self._function.with_outputs(batch)
+        network = _Network(outputs, list(self.parameters.values()))
+        return network, _gradients(loss, [outputs])[0]
+
+
+class NTK(CurvatureOperator):
+    """The empirical neural tangent kernel Θ = J Jᵀ, over all outputs of all examples.
+
+    A row for every output of every example, `(examples * outputs,)`, in the order in which the
+    model returns them; over several batches one after the other, unweighted.
+
+    >>> model = nn.Linear(3, 2, bias=False)
+    >>> x = torch.tensor([[1.0, 2.0, 3.0]])
+    >>> NTK(model, lambda model, x: model(x).sum(), x).to_dense()
+    tensor([[14.,  0.],
+            [ 0., 14.]])
+    """
+
+    def __init__(self, *given: Any, **how: Any):
+        super().__init__(*given, **how)
+        self._sizes = [network.outputs.numel() for network, _ in self._graphs(self._graph)]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of outputs of all examples, twice."""
+        return sum(self._sizes), sum(self._sizes)
+
+    def _product(self, v: Tensor) -> Tensor:
+        weights: Any = 0
+        pieces = v.split(self._sizes)
+        for (network, _), piece in zip(self._graphs(self._graph), pieces, strict=True):
+            weights = weights + network.vjp(piece)
+        return torch.cat([network.jvp(weights) for network, _ in self._graphs(self._graph)])
+
+    def to_dense(self) -> Tensor:
+        """Return the matrix. The Jacobian, `(examples * outputs, n)`, has to fit into memory."""
+        J = torch.cat([network.jacobian() for network, _ in self._graphs(self._graph)])
+        self.products += len(J)
+        return J @ J.T
+
+    def _graph(self, batch: Any) -> _Network:
+        outputs, _ = self._function.with_outputs(batch)
+        return _Network(outputs, list(self.parameters.values()))
+
+
+class _Network:
+    """Products with the Jacobian J of outputs: J v is the derivative of u -> Jᵀ u."""
+
+    def __init__(self, outputs: Tensor, parameters: list[Tensor]):
+        self.outputs = outputs
+        self._parameters = parameters
+        self._u = torch.zeros_like(outputs, requires_grad=True)
+        self._pulled = _gradients(outputs, parameters, self._u)
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """J v, `(outputs,)`."""
+        return flat(_vjp(self._pulled, [self._u], split(v, self._parameters)), [self._u])
+
+    def vjp(self, u: Tensor) -> Tensor:
+        """Jᵀ u, `(n,)`."""
+        given = [u.reshape(self.outputs.shape)]
+        return flat(_vjp([self.outputs], self._parameters, given), self._parameters)
+
+    def jacobian(self) -> Tensor:
+        """J, `(outputs, n)`."""
+        rows = torch.eye(self.outputs.numel(), dtype=self.outputs.dtype, device=self.outputs.device)
+        return torch.stack([self.vjp(row) for row in rows])
+
+
+def split(v: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return the pieces of a flat vector, in the shapes of `like`."""
+    pieces = v.split([t.numel() for t in like])
+    return [piece.view(t.shape) for piece, t in zip(pieces, like, strict=True)]
+
+
+def flat(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
+    """Return one vector of all entries; zeros for what is None."""
+    given = zip(tensors, like, strict=True)
+    return torch.cat([(torch.zeros_like(t) if g is None else g).reshape(-1) for g, t in given])
+
+
+def _gradients(value: Tensor, inputs: Sequence[Tensor], u: Tensor | None = None) -> list[Tensor]:
+    """Gradients that can be differentiated again; zeros where an input has no part in the value."""
+    found = grad(value, inputs, u, create_graph=True, allow_unused=True)
+    if all(each is None for each in found):
+        raise ValueError(
+            "got a loss that does not depend on these parameters; compute it with the model that "
+            "loss(model, batch) is given, and choose parameters that it uses"
+        )
+    return [torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs, strict=True)]
+
+
+def _vjp(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    live = [(o, v) for o, v in zip(outputs, vectors, strict=True) if o.requires_grad]
+    if not live:  # a gradient that is constant
+        return [None] * len(inputs)
+    outputs, vectors = zip(*live, strict=True)
+    return grad(outputs, inputs, vectors, retain_graph=True, allow_unused=True)
+
+
+def _entries(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() for t in tensors)

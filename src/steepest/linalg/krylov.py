@@ -1,0 +1,403 @@
+"""What products with a symmetric operator tell: extreme eigenvalues, spectral density, trace.
+
+An operator is any function that maps a vector `(n,)` to the product `(n,)`. Products are what
+costs, so each function here says how many it took, and how far its answer can be off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Operator = Callable[[Tensor], Tensor]
+End = Literal["largest", "smallest", "magnitude", "both"]
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenvalues with error bounds, as `eigenpairs` returns them.
+
+    Attributes:
+        values: `(k,)`, float64, in descending order.
+        errors: `(k,)`, float64, how far each can be from an eigenvalue of the operator.
+        vectors: `(n, k)`, orthonormal columns.
+        products: how many products with the operator it took.
+        converged: whether every error is within the tolerance asked for.
+    """
+
+    values: Tensor
+    errors: Tensor
+    vectors: Tensor
+    products: int
+    converged: bool
+
+
+class Lanczos:
+    """The Lanczos process: an orthonormal basis Q in which the operator is tridiagonal.
+
+    Rounding makes the basis lose orthogonality, and it does so towards Ritz vectors that have
+    converged (Paige). Those alone are projected out, when they have converged to the root of the
+    working precision: selective reorthogonalization (Parlett and Scott, 1979).
+
+    Where the space is exhausted, as for an operator of low rank, the process goes on from a random
+    vector that is orthogonal to it, so that multiple eigenvalues are found too.
+    """
+
+    def __init__(self, operator: Operator, start: Tensor, generator: torch.Generator | None = None):
+        norm = torch.linalg.vector_norm(start, dtype=torch.float64).item()
+        if start.ndim != 1 or not math.isfinite(norm) or norm == 0:
+            raise ValueError(
+                f"got a start of shape {tuple(start.shape)} and norm {norm}, expected a vector "
+                "(n,) that is finite and not zero"
+            )
+        self._operator = operator
+        self._generator = generator
+        self._rows = start.new_empty((min(16, len(start)), len(start)))
+        self._rows[0] = start / norm
+        self._known: list[Tensor] = []  # converged Ritz vectors
+        self.diagonal: list[float] = []
+        self.below: list[float] = []
+        self.products = 0
+
+    @property
+    def size(self) -> int:
+        """How many vectors have been multiplied."""
+        return len(self.diagonal)
+
+    @property
+    def full(self) -> bool:
+        """Whether the basis spans the whole space."""
+        return self.size == self._rows.shape[1]
+
+    def step(self) -> None:
+        """One product; adds a vector to the basis.
+
+        Raises:
+            FloatingPointError: if the operator returns NaN or infinite entries; the basis stays.
+        """
+        k = self.size
+        q = self._rows[k]
+        w = self._operator(q)
+        self.products += 1
+        a = torch.dot(w, q).item()
+        if not math.isfinite(a) or not math.isfinite(w.sum().item()):
+            raise FloatingPointError(
+                f"got NaN or infinite entries from product {self.products}, expected finite ones; "
+                "look at the loss and its gradient"
+            )
+        w = w - a * q
+        if k and self.below[-1]:
+            w -= self.below[-1] * self._rows[k - 1]
+        w -= torch.dot(w, q) * q  # what rounding left of it
+        self.diagonal.append(a)
+        if k > 1:
+            self._learn()
+        for y in self._known:
+            w -= torch.dot(w, y) * y
+        b = torch.linalg.vector_norm(w).item()
+        if self.full:
+            self.below.append(0.0)
+            return
+        if b <= 10 * torch.finfo(w.dtype).eps * self._scale():
+            w, b = self._fresh(), 0.0
+        self.below.append(b)
+        if k + 1 == len(self._rows):
+            grown = self._rows.new_empty((min(2 * len(self._rows), len(w)), len(w)))
+            grown[: k + 1] = self._rows
+            self._rows = grown
+        self._rows[k + 1] = w / b if b else w
+
+    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return Ritz values ascending `(m,)`, residual norms `(m,)`, coefficients `(m, m)`."""
+        values, vectors = torch.linalg.eigh(self._tridiagonal())
+        return values, abs(self.below[-1]) * vectors[-1].abs(), vectors
+
+    def vectors(self, coefficients: Tensor) -> Tensor:
+        """Return Q times the coefficients `(m, k)`: `(n, k)`."""
+        Q = self._rows[: self.size]
+        return Q.T @ coefficients.to(Q.device, Q.dtype)
+
+    def _tridiagonal(self) -> Tensor:
+        T = torch.diag(torch.tensor(self.diagonal, dtype=torch.float64))
+        off = torch.tensor(self.below[: self.size - 1], dtype=torch.float64)
+        return T + torch.diag(off, 1) + torch.diag(off, -1)
+
+    def _scale(self) -> float:
+        return max(map(abs, self.diagonal + self.below), default=0.0)
+
+    def _learn(self) -> None:
+        """Keep the Ritz vectors, of the basis before this step, that have converged meanwhile."""
+        values, vectors = torch.linalg.eigh(self._tridiagonal()[:-1, :-1])
+        residuals = abs(self.below[-1]) * vectors[-1].abs()
+        good = residuals < torch.finfo(self._rows.dtype).eps ** 0.5 * self._scale()
+        if int(good.sum()) > len(self._known):
+            Y = self._rows[: len(values)].T @ vectors[:, good].to(self._rows)
+            self._known = list(torch.linalg.qr(Y)[0].T)
+
+    def _fresh(self) -> Tensor:
+        """A random unit vector that is orthogonal to the whole basis."""
+        Q = self._rows[: self.size]
+        w = gaussian(Q[0], self._generator)
+        for _ in range(3):
+            w -= Q.T @ (Q @ w)
+            w /= torch.linalg.vector_norm(w)
+        return w
+
+
+def eigenpairs(
+    operator: Operator,
+    start: Tensor,
+    count: int = 1,
+    which: End = "largest",
+    tolerance: float = 1e-3,
+    max_products: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Eigenpairs:
+    """Return extreme eigenvalues by the Lanczos process, each with an error bound.
+
+    A Ritz value θ with residual r is within min(r, r²/gap) of an eigenvalue, where gap is the
+    distance to the other Ritz values (Parlett, The Symmetric Eigenvalue Problem, 11.7). The process
+    stops as soon as that is at most `tolerance` times |θ| for all that are asked for.
+
+    Args:
+        operator: the symmetric map of `(n,)`.
+        start: `(n,)`; it fixes device and precision. A guess of the eigenvector saves products, but
+            what is orthogonal to it is never found: mix in something random.
+        count: how many; for "both" that many at each end.
+        which: "largest" or "smallest" (algebraically), "magnitude", or "both" ends.
+        tolerance: relative error of each eigenvalue.
+        max_products: where to stop in any case; `100 + 10 * count` by default.
+        generator: for the random vectors that are needed where the space is exhausted.
+
+    Raises:
+        ValueError: for counts or starts that cannot be.
+        FloatingPointError: for an operator that returns NaN or infinite entries.
+
+    >>> values = torch.linspace(1, 100, 200, dtype=torch.float64)
+    >>> top = eigenpairs(lambda v: values * v, torch.ones(200, dtype=torch.float64), count=2)
+    >>> abs(top.values[0].item() - 100) < 0.1 and top.converged and top.products < 100
+    True
+    """
+    n = start.numel()
+    if not 1 <= count * (1 + (which == "both")) <= n:
+        raise ValueError(f"got count={count} at {which!r}, expected 1 to n={n} eigenvalues")
+    limit = min(n, max_products or 100 + 10 * count)
+    process = Lanczos(operator, start, generator)
+    while True:
+        process.step()
+        values, residuals, coefficients = process.ritz()
+        chosen = _chosen(values, count, which)
+        errors = _error_bounds(values, residuals)[chosen]
+        floor = 10 * torch.finfo(start.dtype).eps * values.abs().max()
+        within = errors <= torch.clamp(tolerance * values[chosen].abs(), min=float(floor))
+        converged = bool(within.all()) and process.size >= min(n, len(chosen) + 2)
+        if converged or process.full or process.size >= limit:
+            vectors = process.vectors(coefficients[:, chosen])
+            return Eigenpairs(
+                values[chosen], errors, vectors, process.products, converged or process.full
+            )
+
+
+def _chosen(values: Tensor, count: int, which: End) -> Tensor:
+    """Positions of the Ritz values asked for, in descending order of value."""
+    m = len(values)
+    order = torch.arange(m - 1, -1, -1)
+    if which == "largest":
+        return order[:count]
+    if which == "smallest":
+        return order[-count:]
+    if which == "both":
+        return order if m <= 2 * count else torch.cat([order[:count], order[-count:]])
+    if which == "magnitude":
+        kept = values.abs().argsort(descending=True)[:count]
+        return kept[values[kept].argsort(descending=True)]
+    raise ValueError(f'got which={which!r}, expected "largest", "smallest", "magnitude" or "both"')
+
+
+def _error_bounds(values: Tensor, residuals: Tensor) -> Tensor:
+    """min(r, r²/gap), where the neighbour may be off by its own residual."""
+    between = values.diff()
+    gaps = torch.full_like(values, math.inf)
+    gaps[:-1] = between - residuals[1:]
+    gaps[1:] = torch.minimum(gaps[1:], between - residuals[:-1])
+    return torch.where(gaps > residuals, residuals.square() / gaps, residuals)
+
+
+@dataclass(frozen=True)
+class SpectralDensity:
+    """A spectrum seen through Gaussian quadratures, one from each random probe.
+
+    Attributes:
+        nodes: `(probes, steps)`, float64, where the spectrum is.
+        weights: `(probes, steps)`, float64, how much of it is there; each row sums to 1.
+        size: n, the number of eigenvalues.
+        products: how many products with the operator it took.
+    """
+
+    nodes: Tensor
+    weights: Tensor
+    size: int
+    products: int
+
+    def sum_of(self, function: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+        """Return the sum of a function over all eigenvalues, and its standard error.
+
+        `sum_of(torch.abs)` is the nuclear norm, `sum_of(torch.square)` the squared Frobenius norm.
+        """
+        sums = self.size * (self.weights * function(self.nodes)).sum(-1)
+        return sums.mean().item(), _standard_error(sums)
+
+    def density(self, grid: Tensor, width: float | None = None) -> tuple[Tensor, Tensor]:
+        """Return the density on a grid `(g,)`, smoothed by a Gaussian, and its standard error.
+
+        The area below it is 1. `width` is the deviation of the Gaussian, a hundredth of the range
+        of the nodes by default.
+        """
+        nodes = self.nodes
+        width = width or max(float(nodes.max() - nodes.min()) / 100, 1e-12)
+        distance = (grid.double()[:, None, None] - nodes) / width
+        bells = torch.exp(-0.5 * distance.square()) / (width * math.sqrt(2 * math.pi))
+        curves = (bells * self.weights).sum(-1)  # (grid, probes)
+        deviation = curves.std(-1) if curves.shape[1] > 1 else torch.full_like(grid, math.nan)
+        return curves.mean(-1), deviation / math.sqrt(curves.shape[1])
+
+
+def spectral_density(
+    operator: Operator,
+    like: Tensor,
+    probes: int = 8,
+    steps: int = 30,
+    generator: torch.Generator | None = None,
+) -> SpectralDensity:
+    """Return the spectral density by stochastic Lanczos quadrature.
+
+    From each of `probes` random vectors `steps` products; see Ghorbani et al. (2019), arXiv
+    1901.10159, and Ubaru, Chen and Saad (2017).
+
+    Args:
+        operator: the symmetric map of `(n,)`.
+        like: `(n,)`, for device and precision.
+        probes: number of random vectors; the standard errors come from them.
+        steps: of the Lanczos process; the quadrature is exact to the degree 2 steps - 1.
+        generator: of the probes.
+    """
+    if probes < 1 or steps < 1:
+        raise ValueError(f"got probes={probes}, steps={steps}, expected at least 1 of each")
+    n = like.numel()
+    nodes = torch.zeros(probes, min(steps, n), dtype=torch.float64)
+    weights = torch.zeros_like(nodes)
+    products = 0
+    for i in range(probes):
+        process = Lanczos(operator, gaussian(like, generator), generator)
+        while process.size < nodes.shape[1]:
+            process.step()
+        nodes[i], _, coefficients = process.ritz()
+        weights[i] = coefficients[0].square()
+        products += process.products
+    return SpectralDensity(nodes, weights, n, products)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its standard error, the products it took, and whether that was enough."""
+
+    value: float
+    error: float
+    products: int
+    converged: bool
+
+    def __float__(self) -> float:
+        return self.value
+
+
+def trace(
+    operator: Operator,
+    like: Tensor,
+    tolerance: float = 0.05,
+    max_products: int = 200,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """Return the trace by XTrace, which needs few products where few eigenvalues are large.
+
+    Each probe serves twice: the images of all others span a space in which the trace is taken
+    exactly, and it measures what lies outside. Epperly, Tropp and Webber (2024), arXiv 2301.07825.
+    Probes are added until the standard error is at most `tolerance` times the trace.
+
+    Args:
+        operator: the symmetric map of `(n,)`.
+        like: `(n,)`, for device and precision.
+        tolerance: relative standard error to stop at.
+        max_products: where to stop in any case; two for each probe.
+        generator: of the probes.
+
+    >>> values = torch.tensor([50.0, 20.0, 10.0] + 97 * [0.1])
+    >>> found = trace(lambda v: values * v, values, tolerance=0.01)
+    >>> abs(found.value - 89.7) < 3 * max(found.error, 0.1), found.products < 40
+    (True, True)
+    """
+    n = like.numel()
+    probes: list[Tensor] = []
+    basis: list[Tensor] = []
+    # In the basis Q: R = Qᵀ A Ω, W = Qᵀ Ω, H = Qᵀ A Q; and ωᵀ A ω of each probe.
+    most = min(max_products // 2, n)
+    R, W, H = (torch.zeros(most, most, dtype=torch.float64) for _ in range(3))
+    own = torch.zeros(most, dtype=torch.float64)
+    value, error = math.nan, math.inf
+    for k in range(most):
+        omega = gaussian(like, generator)
+        omega *= math.sqrt(n) / torch.linalg.vector_norm(omega)
+        image = operator(omega)
+        own[k] = torch.dot(omega, image).double()
+        q = image.clone()
+        for _ in range(2):
+            for i, other in enumerate(basis):
+                along = torch.dot(other, q)
+                q -= along * other
+                R[i, k] += along.double()
+        norm = torch.linalg.vector_norm(q)
+        R[k, k] = norm.double()
+        if not math.isfinite(R[k, k].item()):
+            raise FloatingPointError("got NaN or infinite entries from a product with the operator")
+        if norm <= 10 * torch.finfo(q.dtype).eps * torch.linalg.vector_norm(image):
+            # All of the range is spanned: the trace within it is exact.
+            return Estimate(H[:k, :k].trace().item(), 0.0, 2 * k + 1, True)
+        q /= norm
+        probes.append(omega)
+        basis.append(q)
+        product = operator(q)
+        for i in range(k + 1):
+            H[i, k] = H[k, i] = torch.dot(basis[i], product).double()
+            W[i, k] = torch.dot(basis[i], omega).double()
+            W[k, i] = torch.dot(q, probes[i]).double()
+        if k < 2:
+            continue
+        each = _left_out(R[: k + 1, : k + 1], W[: k + 1, : k + 1], H[: k + 1, : k + 1], own, n)
+        value, error = each.mean().item(), _standard_error(each)
+        if k >= 3 and error <= tolerance * abs(value):
+            return Estimate(value, error, 2 * k + 2, True)
+    return Estimate(value, error, 2 * most, most == n)
+
+
+def _left_out(R: Tensor, W: Tensor, H: Tensor, own: Tensor, n: int) -> Tensor:
+    """The estimate of the trace from each probe and the images of the others, `(k,)`."""
+    k = len(R)
+    S = torch.linalg.solve_triangular(R.T, torch.eye(k, dtype=R.dtype), upper=False)
+    S = S / torch.linalg.vector_norm(S, dim=0)  # column i: what image i alone adds to the span
+    inside = H.trace() - (S * (H @ S)).sum(0)
+    V = W - S * (S * W).sum(0)  # coordinates of the probes in the span of the others' images
+    outside = own[:k] - 2 * (V * R).sum(0) + (V * (H @ V)).sum(0)
+    return inside + outside * (n - k + 1) / (n - V.square().sum(0))
+
+
+def gaussian(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Return a vector of independent normal entries, drawn on the CPU: the same on every device."""
+    return torch.randn(like.numel(), generator=generator, dtype=torch.float64).to(like)
+
+
+def _standard_error(samples: Tensor) -> float:
+    return samples.std().item() / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
