@@ -27,10 +27,11 @@ format: $(VENV)/dev ## Format the code and fix what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/bench ## Time, memory, error and failures beside every peer: about half an hour
+bench: $(VENV)/bench ## Time, memory, error and failures beside every peer: about forty minutes
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/second_order.py
 	$(BIN)/python benchmarks/failures.py
+	$(BIN)/python benchmarks/curvature.py
 
 docs: $(VENV)/dev ## Build the reference into site/
 	$(BIN)/pdoc --math --docformat google --output-directory site $(LIBRARY)

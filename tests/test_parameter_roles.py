@@ -31,9 +31,15 @@ TINY_GPT2 = {
 
 def _hugging(name: str, **config: Any) -> nn.Module:
     """A small model of this family with random weights."""
-    family = name.removesuffix("LMHeadModel").removesuffix("ForCausalLM")
-    family = family.removesuffix("ForImageClassification").removesuffix("Model")
-    return getattr(transformers, name)(getattr(transformers, f"{family}Config")(**config))
+    torch.manual_seed(0)
+    model = getattr(transformers, name, None) or pytest.skip(f"this transformers has no {name}")
+    return model(model.config_class(**config))
+
+
+def _matrices(table: RoleTable, name: str) -> list[Tensor]:
+    row = table[name]
+    assert row.view is not None
+    return row.view.matrices(row.parameter.detach())
 
 
 def _roles(table: RoleTable) -> dict[str, Role]:
@@ -215,12 +221,23 @@ class Bare(nn.Module):
         ("pos_embed", (1, 5, 8), "embedding"),
         ("position_embeddings", (1, 5, 8), "embedding"),
         ("query_tokens", (1, 5, 8), "embedding"),
+        ("register_tokens", (1, 5, 8), "embedding"),
+        ("latents", (5, 8), "embedding"),
+        ("rel_pos_h", (5, 8), "embedding"),
+        ("prompt", (1, 5, 8), "embedding"),
         ("lm_head", (30, 8), "head"),
         ("w_in", (6, 8), "hidden"),
         ("experts_in", (4, 6, 8), "experts"),
         ("logit_scale", (4, 1, 1), "vector"),
         ("gate_up_proj_bias", (4, 12), "vector"),
         ("relative_position_bias_table", (49, 2), "vector"),
+        ("rpb", (2, 13, 13), "vector"),
+        ("pos_bias_u", (2, 8), "vector"),
+        ("scale_shift_table", (6, 8), "vector"),
+        ("scale", (4, 8), "vector"),
+        ("time_mix", (1, 1, 8), "vector"),
+        ("A_logs", (16, 4), "vector"),
+        ("D", (16, 4), "hidden"),
         ("kernel", (3, 3, 3, 3), "vector"),
         ("gain", (8,), "vector"),
         ("temperature", (), "vector"),
@@ -230,6 +247,23 @@ def test_parameters_of_unknown_modules(name: str, shape: tuple[int, ...], role: 
     table = roles(_with_head(core=Bare(**{name: shape})))
     assert table[f"core.{name}"].role == role
     assert table[f"core.{name}"].reason
+
+
+def test_state_spaces_decay_and_skip_entry_by_entry() -> None:
+    table = roles(_with_head(mixer=Bare(A_log=(16, 4), D=(16, 4), w_in=(16, 4))))
+    assert table["mixer.A_log"].role == table["mixer.D"].role == "vector"
+    assert table["mixer.w_in"].role == "hidden"
+
+
+def test_weight_norm_keeps_the_layout_and_its_gains_are_vectors() -> None:
+    from torch.nn.utils import parametrizations, weight_norm  # the second is the older one
+
+    for normed in (parametrizations.weight_norm, weight_norm):
+        for dim, conv in ((0, nn.Conv1d(6, 4, 3, groups=2)), (2, nn.Conv1d(6, 4, 3, groups=2))):
+            model = _with_head(conv=normed(conv, dim=dim), linear=normed(nn.Linear(4, 6)))
+            table = roles(model)
+            assert _complete(model, table)
+            assert list(_views(table).values()) == ["2 x (2, 9)", "(6, 4)", "(99, 99)"]
 
 
 def test_norms_over_several_axes_are_vectors() -> None:
@@ -256,9 +290,12 @@ class Attention(nn.Module):
         (40, {"num_heads": 4, "num_key_value_heads": 3, "head_dim": 4}, (16, 12, 12)),
         (20, {}, ()),
         (20, {"num_heads": 4, "num_kv_heads": 2}, ()),
+        (24, {"key_dim": 4, "value_dim": 16}, (4, 4, 16)),
+        (24, {"key_dim": 4}, (8, 8, 8)),
+        (24, {"multi_query": False}, ()),
     ],
 )
-@pytest.mark.parametrize("name", ["qkv", "Wqkv", "qkv_proj", "c_attn", "to_qkv"])
+@pytest.mark.parametrize("name", ["qkv", "Wqkv", "qkv_proj", "c_attn", "in_proj_qkv", "to_qkv"])
 def test_fused_projections(
     out: int, sizes: dict[str, int], splits: tuple[int, ...], name: str
 ) -> None:
@@ -268,6 +305,97 @@ def test_fused_projections(
     assert row.view.splits == splits
     assert row.role == ("qkv" if splits else "hidden")
     assert splits or "override with a view" in row.reason
+
+
+class Gated(nn.Module):
+    def __init__(self, name: str, outputs: int) -> None:
+        super().__init__()
+        self.add_module(name, nn.Linear(8, outputs))
+        self.down = nn.Linear(12, 8)
+
+
+def test_gate_and_up_are_two_matrices_if_the_layer_behind_is_half_as_wide() -> None:
+    for name in ("gate_up_proj", "Wi", "w12", "input_linear"):
+        assert _views(roles(_with_head(mlp=Gated(name, 24))))[f"mlp.{name}.weight"] == "(2 x 12, 8)"
+    for name, outputs in (("gate_up_proj", 12), ("Wi", 25), ("fc1", 24)):
+        row = roles(_with_head(mlp=Gated(name, outputs)))[f"mlp.{name}.weight"]
+        assert (row.role, str(row.view)) == ("hidden", f"({outputs}, 8)")
+
+
+class Mixture(nn.Module):
+    def __init__(self, name: str, gate: nn.Module) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.ModuleDict({"gate": nn.Linear(8, 8)})] * 3)
+        self.add_module(name, gate)
+
+
+@pytest.mark.parametrize("name", ["gate", "gating", "router"])
+def test_routers_are_heads(name: str) -> None:
+    nested = nn.ModuleDict({"proj": nn.Linear(8, 3), "norm": nn.LayerNorm(8)})
+    for gate, path in ((nn.Linear(8, 3), name), (nested, f"{name}.proj")):
+        table = roles(_with_head(moe=Mixture(name, gate)))
+        row = table[f"moe.{path}.weight"]
+        assert (row.role, row.reason) == ("head", "Linear, a router")
+        assert table["moe.experts.0.gate.weight"].role == "hidden"
+    assert table[f"moe.{name}.norm.weight"].role == "vector"
+
+
+def test_a_gate_without_experts_is_no_router() -> None:
+    assert roles(_with_head(mlp=nn.ModuleDict({"gate": nn.Linear(8, 8)})))[0].role == "hidden"
+
+
+def test_experts_of_unknown_order_stay_one_matrix_but_show_which_axis_is_out() -> None:
+    shapes = {"gate_up_proj": (3, 8, 24), "down_proj": (3, 12, 8)}
+    experts = Bare(**shapes)
+    table = roles(_with_head(experts=experts))
+    assert _views(table)["experts.gate_up_proj"] == "3 x (24, 8)"
+    assert _views(table)["experts.down_proj"] == "3 x (8, 12)"
+    assert "order of gate and up unknown" in table["experts.gate_up_proj"].reason
+    experts.is_concatenated = True
+    row = roles(_with_head(experts=experts), {"experts.*": "experts"})["experts.gate_up_proj"]
+    assert str(row.view) == "3 x (2 x 12, 8)"  # the override keeps what is known
+
+
+def test_interleaved_splits_hold_every_entry_once() -> None:
+    view = MatrixView.of((2, 3, 8), batch=2, transposed=True, splits=(1, 1))
+    tensor = torch.arange(48.0).view(2, 3, 8)
+    matrices = view.matrices(tensor)
+    assert [tuple(W.shape) for W in matrices] == view.block_shapes() == [(4, 3)] * 4
+    assert torch.equal(matrices[1], tensor[0, :, 1::2].mT)
+    assert torch.equal(torch.cat([W.flatten() for W in matrices]).sort().values, tensor.flatten())
+    assert [tuple(W.shape) for W in view.matrices(tensor, 3)] == view.block_shapes(3)
+    for W in view.matrices(tensor, 2):
+        W.zero_()
+    assert not tensor.any()
+    assert str(view) == "2 x (2 x 4, 3)"
+    with pytest.raises(ValueError, match=r"got splits \(1, 1\), .* add up to 7 outputs"):
+        MatrixView(1, 7, 3, False, (1, 1)).check((7, 3))
+
+
+def test_an_interleaved_matrix_takes_the_step_of_separate_ones() -> None:
+    from steepest import Muon
+
+    fused = nn.Parameter(torch.randn(3, 8))
+    apart = [nn.Parameter(fused.detach()[:, i::2].mT.contiguous()) for i in range(2)]
+    fused.grad = torch.randn(3, 8)
+    for i, p in enumerate(apart):
+        p.grad = fused.grad[:, i::2].mT.contiguous()
+    view = MatrixView(1, 3, 8, True, (1, 1))
+    Muon([{"params": [fused], "views": [view]}], lr=0.1).step()
+    Muon(apart, lr=0.1).step()
+    for i, p in enumerate(apart):
+        assert torch.allclose(fused.detach()[:, i::2].mT, p.detach(), atol=1e-6)
+
+
+class Refusing:
+    def __getattr__(self, name: str) -> int:
+        raise RuntimeError(f"{name} differs between layers")
+
+
+def test_a_config_that_refuses_to_answer_is_not_asked_again() -> None:
+    attention = Attention(8, 24)
+    attention.config = Refusing()
+    assert _views(roles(_with_head(attention=attention)))["attention.qkv.weight"] == "(3 x 8, 8)"
 
 
 # ------------------------------------------------------------------------- models of Hugging Face
@@ -309,8 +437,26 @@ def test_llama_with_grouped_queries() -> None:
 
 
 def test_phi3_splits_by_its_config() -> None:
-    table = roles(_hugging("Phi3ForCausalLM", **TINY, num_key_value_heads=2, pad_token_id=0))
+    model = _hugging("Phi3ForCausalLM", **TINY, num_key_value_heads=2, pad_token_id=0)
+    table = roles(model)
     assert _views(table)["model.layers.0.self_attn.qkv_proj.weight"] == "(16+8+8, 16)"
+    gate, up = _matrices(table, "model.layers.0.mlp.gate_up_proj.weight")
+    (down,) = _matrices(table, "model.layers.0.mlp.down_proj.weight")
+    x = torch.randn(3, 16)
+    expected = (nn.functional.silu(x @ gate.mT) * (x @ up.mT)) @ down.mT
+    assert torch.allclose(model.get_submodule("model.layers.0.mlp")(x), expected, atol=1e-7)
+
+
+def test_modernbert() -> None:
+    model = _hugging("ModernBertForMaskedLM", **TINY, pad_token_id=0).eval()
+    table = roles(model)
+    assert _complete(model, table)
+    assert _views(table)["model.layers.0.attn.Wqkv.weight"] == "(3 x 16, 16)"
+    gate, up = _matrices(table, "model.layers.0.mlp.Wi.weight")
+    (down,) = _matrices(table, "model.layers.0.mlp.Wo.weight")
+    x = torch.randn(3, 16)
+    expected = (nn.functional.gelu(x @ gate.mT) * (x @ up.mT)) @ down.mT
+    assert torch.allclose(model.get_submodule("model.layers.0.mlp")(x), expected, atol=1e-7)
 
 
 def test_vit() -> None:
@@ -326,12 +472,184 @@ def test_vit() -> None:
     assert sum(row.role == "hidden" for row in table) == 2 * 6
 
 
-def test_mixtral_has_a_matrix_for_each_expert() -> None:
-    model = _hugging("MixtralForCausalLM", **TINY, num_key_value_heads=2, num_local_experts=3)
+MIXTURE = {
+    **TINY,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "num_local_experts": 3,
+    "num_experts": 3,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "pad_token_id": 0,
+}
+DEEPSEEK = {
+    "n_routed_experts": 3,
+    "first_k_dense_replace": 0,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_key_value_heads": 4,
+}
+
+
+def _layer(model: nn.Module, name: str) -> Any:
+    """The first of the modules that are called so."""
+    return next((n, m) for n, m in model.named_modules() if n.rpartition(".")[2] == name)
+
+
+@pytest.mark.parametrize(
+    ("family", "router"),
+    [
+        ("MixtralForCausalLM", "gate"),
+        ("Qwen2MoeForCausalLM", "gate"),
+        ("Qwen3MoeForCausalLM", "gate"),
+        ("DeepseekV3ForCausalLM", "gate"),
+        ("GptOssForCausalLM", "router"),
+        ("PhimoeForCausalLM", "router"),
+        ("Llama4ForCausalLM", "router"),
+        ("GraniteMoeForCausalLM", "router"),
+    ],
+)
+def test_mixtures_of_experts(family: str, router: str) -> None:
+    model = _hugging(family, **MIXTURE | (DEEPSEEK if "Deepseek" in family else {}))
     table = roles(model)
     assert _complete(model, table)
-    experts = {row.name.rpartition(".")[2]: str(row.view) for row in table if row.role == "experts"}
-    assert experts == {"gate_up_proj": "3 x (48, 16)", "down_proj": "3 x (16, 24)"}
+    path, gate = _layer(model, router)
+    assert gate.weight.shape == (3, 16)  # a score for each expert
+    assert table[f"{path}.weight"].role == "head"
+    assert table[f"{path}.weight"].reason.endswith("a router")
+    assert _views(table)[path.rpartition(".")[0] + ".experts.down_proj"] == "3 x (16, 24)"
+    up = table[path.rpartition(".")[0] + ".experts.gate_up_proj"]
+    halves = "48" if family.startswith("Llama4") else "2 x 24"  # which does not state the order
+    assert (up.role, str(up.view)) == ("experts", f"3 x ({halves}, 16)")
+
+
+@pytest.mark.parametrize("family", ["MixtralForCausalLM", "Qwen3MoeForCausalLM"])
+def test_gate_and_up_of_experts_are_what_the_forward_pass_uses(family: str) -> None:
+    model = _hugging(family, **MIXTURE)
+    path, experts = _layer(model, "experts")
+    ups = _matrices(roles(model), f"{path}.gate_up_proj")
+    downs = _matrices(roles(model), f"{path}.down_proj")
+    x = torch.randn(5, 16)
+    for expert in range(3):
+        gate, up = ups[2 * expert : 2 * expert + 2]
+        expected = (nn.functional.silu(x @ gate.mT) * (x @ up.mT)) @ downs[expert].mT
+        given = experts(x, torch.full((5, 1), expert), torch.ones(5, 1))
+        assert torch.allclose(given, expected, atol=1e-7)
+
+
+def test_gpt_oss_interleaves_gate_and_up_and_stores_inputs_first() -> None:
+    model = _hugging("GptOssForCausalLM", **MIXTURE)
+    path, experts = _layer(model, "experts")
+    for p in experts.parameters():
+        nn.init.normal_(p)
+    ups = _matrices(roles(model), f"{path}.gate_up_proj")
+    downs = _matrices(roles(model), f"{path}.down_proj")
+    x = torch.randn(5, 16)
+    for expert in range(3):
+        bias = experts.gate_up_proj_bias[expert]
+        gate = x @ ups[2 * expert].mT + bias[::2]
+        up = x @ ups[2 * expert + 1].mT + bias[1::2]
+        gate, up = gate.clamp(max=experts.limit), up.clamp(-experts.limit, experts.limit)
+        inside = (up + 1) * gate * torch.sigmoid(gate * experts.alpha)
+        expected = inside @ downs[expert].mT + experts.down_proj_bias[expert]
+        given = experts(x, torch.full((5, 1), expert), torch.ones(5, 1))
+        assert torch.allclose(given, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "output", "settings"),
+    [
+        ("CodeGenForCausalLM", "qkv_proj", "out_proj", {**TINY_GPT2, "n_head": 4, "rotary_dim": 2}),
+        ("GPTBigCodeForCausalLM", "c_attn", "c_proj", {**TINY_GPT2, "multi_query": False}),
+        ("MiniMaxForCausalLM", "qkv_proj", "out_proj", MIXTURE),
+        ("Qwen3NextForCausalLM", "in_proj_qkvz", "out_proj", MIXTURE),
+        ("FalconForCausalLM", "query_key_value", "dense", TINY),
+        ("BloomForCausalLM", "query_key_value", "dense", TINY),
+    ],
+)
+def test_fused_projections_in_turns_stay_one_matrix(
+    family: str, name: str, output: str, settings: dict[str, Any]
+) -> None:
+    model = _hugging(family, **settings)
+    table = roles(model)
+    assert _complete(model, table)
+    path, layer = _layer(model, name)
+    row = table[f"{path}.weight"]
+    assert (row.role, str(row.view)) == ("hidden", "({}, {})".format(*layer.weight.shape))
+    assert row.attention == ()
+    assert table[f"{path.rpartition('.')[0]}.{output}.weight"].reason.endswith("Linear")
+
+
+def test_linear_attention_splits_by_its_own_sizes() -> None:
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    sizes = {"linear_key_head_dim": 4, "linear_value_head_dim": 8}
+    layers = ["linear_attention", "full_attention"]
+    model = _hugging("Qwen3_5ForCausalLM", **MIXTURE, **heads, **sizes, layer_types=layers).eval()
+    path, attention = _layer(model, "linear_attn")
+    table = roles(model)
+    assert table[f"{path}.in_proj_qkv.weight"].attention == ("q", "k", "v")
+    assert _views(table)[f"{path}.in_proj_qkv.weight"] == "(8+8+32, 16)"
+    x = torch.randn(1, 5, 16)
+    with torch.no_grad():  # without the whole of one of the three nothing is left
+        assert attention(x).any()
+        for i in range(3):
+            part = _matrices(table, f"{path}.in_proj_qkv.weight")[i]
+            kept = part.clone()
+            part.zero_()
+            assert not attention(x).any()
+            part.copy_(kept)
+
+
+@pytest.mark.parametrize("family", ["MambaForCausalLM", "FalconMambaForCausalLM"])
+def test_the_decay_of_mamba_is_no_matrix(family: str) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "time_step_rank": 2}
+    model = _hugging(family, **sizes, vocab_size=40)
+    table = roles(model)
+    assert _complete(model, table)
+    mixer = "backbone.layers.0.mixer."
+    assert table[mixer + "A_log"].parameter.shape == (32, 4)
+    vectors = {row.name.removeprefix(mixer) for row in table if row.role == "vector"}
+    assert {"A_log", "D", "dt_proj.bias", "conv1d.weight"} < vectors
+    assert [n.removeprefix(mixer) for n in _views(table)] == [
+        f"{layer}_proj.weight" for layer in ("in", "x", "dt", "out")
+    ]
+
+
+def test_xlnet_has_an_axis_for_the_heads() -> None:
+    sizes = {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 24, "vocab_size": 40}
+    model = _hugging("XLNetLMHeadModel", **sizes)
+    table = roles(model)
+    assert _complete(model, table)
+    path, attention = _layer(model, "rel_attn")
+    assert table[f"{path}.q"].attention == ("q",)
+    (q,), (o,) = (_matrices(table, f"{path}.{name}") for name in "qo")
+    x = torch.randn(3, 1, 16)
+    given = torch.einsum("ibh,hnd->ibnd", x, attention.q)  # as in its forward pass
+    assert torch.allclose(given.flatten(2), x @ q.mT, atol=1e-6)
+    back = torch.einsum("ibnd,hnd->ibh", given, attention.o)
+    assert torch.allclose(back, given.flatten(2) @ o.mT, atol=1e-6)
+
+
+def test_names_that_only_look_like_heads_or_attention() -> None:
+    sizes = {"block_sizes": [1], "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 24}
+    table = roles(_hugging("FunnelBaseModel", **sizes, vocab_size=40))
+    row = table["encoder.blocks.0.0.attention.k_head.weight"]
+    assert (row.role, row.attention) == ("hidden", ("k",))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 40}
+    table = roles(_hugging("RwkvForCausalLM", **sizes, intermediate_size=24))
+    assert table["rwkv.blocks.0.attention.key.weight"].attention == ("k",)
+    assert table["rwkv.blocks.0.feed_forward.key.weight"].attention == ()
+
+
+def test_gains_for_each_head_are_vectors() -> None:
+    table = roles(_hugging("CohereForCausalLM", **TINY, use_qk_norm=True))
+    row = table["model.layers.0.self_attn.q_norm.weight"]
+    assert (row.role, tuple(row.parameter.shape)) == ("vector", (4, 4))
 
 
 def test_neox_interleaves_heads_and_so_stays_one_matrix() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Size, Tensor
@@ -19,7 +20,8 @@ class MatrixView(NamedTuple):
         transposed: False where the rows are the outputs (`nn.Linear`), True where the columns are
             (`nn.ConvTranspose2d`, Hugging Face's `Conv1D`).
         splits: sizes of blocks along the output axis that are matrices of their own (the query, key
-            and value of a fused projection); empty for one block.
+            and value of a fused projection); empty for one block. Nothing but ones for outputs
+            that take turns: `(1, 1)` for two matrices of every other output.
 
     >>> import torch
     >>> [tuple(W.shape) for W in MatrixView(1, 4, 12, True, (4, 4, 4)).matrices(torch.ones(4, 12))]
@@ -67,6 +69,11 @@ class MatrixView(NamedTuple):
         return self.rows if self.transposed else self.columns
 
     @property
+    def is_interleaved(self) -> bool:
+        """Whether the splits take turns: an output of the first, one of the second, and again."""
+        return set(self.splits) == {1} and self.outputs % len(self.splits) == 0
+
+    @property
     def is_plain(self) -> bool:
         """Whether it is one matrix, stored as it is."""
         return self.batch == 1 and not self.transposed and not self.splits
@@ -83,7 +90,7 @@ class MatrixView(NamedTuple):
                 f"got the view {self.batch} x ({self.rows}, {self.columns}) for a parameter of "
                 f"shape {tuple(shape)}, expected the same number of entries"
             )
-        if self.splits and sum(self.splits) != self.outputs:
+        if self.splits and sum(self.splits) != self.outputs and not self.is_interleaved:
             raise ValueError(
                 f"got splits {self.splits}, expected sizes that add up to {self.outputs} outputs"
             )
@@ -99,18 +106,24 @@ class MatrixView(NamedTuple):
         matrices = tensor.view(self.batch, self.rows, self.columns)
         if self.transposed:
             matrices = matrices.mT
-        whole = [
-            part
-            for matrix in matrices.unbind(0)
-            for part in (matrix.split(list(self.splits)) if self.splits else (matrix,))
-        ]
+        whole = [part for matrix in matrices.unbind(0) for part in self._split(matrix)]
         return whole if block is None else [part for W in whole for part in _cut(W, block)]
+
+    def _split_sizes(self) -> tuple[int, ...]:
+        if self.is_interleaved:
+            return (self.outputs // len(self.splits),) * len(self.splits)
+        return self.splits or (self.outputs,)
+
+    def _split(self, matrix: Tensor) -> Sequence[Tensor]:
+        if self.is_interleaved:
+            return [matrix[first :: len(self.splits)] for first in range(len(self.splits))]
+        return matrix.split(list(self.splits)) if self.splits else (matrix,)
 
     def sizes(self, block: int | None = None) -> list[tuple[int, int]]:
         """Return `(out, in)` of what `matrices` returns, of whole matrices also for their parts."""
         if block is None and self.is_plain:
             return [(self.rows, self.columns)]
-        each = [(outputs, self.inputs) for outputs in self.splits or (self.outputs,)] * self.batch
+        each = [(outputs, self.inputs) for outputs in self._split_sizes()] * self.batch
         if block is None:
             return each
         return [size for size in each for _ in range(math.prod(-(-n // block) for n in size))]
@@ -130,9 +143,9 @@ class MatrixView(NamedTuple):
         """Return for instance `8 x (64, 32)` or `(3 x 64, 64)`, outputs first."""
         out = f"{self.outputs}"
         if self.splits:
-            equal = len(set(self.splits)) == 1
-            sizes = "+".join(map(str, self.splits))
-            out = f"{len(self.splits)} x {self.splits[0]}" if equal else sizes
+            sizes = self._split_sizes()
+            equal = len(set(sizes)) == 1
+            out = f"{len(sizes)} x {sizes[0]}" if equal else "+".join(map(str, sizes))
         matrix = f"({out}, {self.inputs})"
         return matrix if self.batch == 1 else f"{self.batch} x {matrix}"
 

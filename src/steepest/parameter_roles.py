@@ -11,6 +11,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal, cast, get_args, overload
@@ -22,22 +23,33 @@ from torch import Tensor, nn
 from steepest.matrix_view import MatrixView
 
 Role = Literal["hidden", "conv", "qkv", "experts", "embedding", "head", "vector"]
+_Found = tuple[Role, MatrixView | None, str]  # and the reason
 MATRIX_ROLES: tuple[Role, ...] = ("hidden", "conv", "qkv", "experts")
 
 _HEAD = re.compile(
-    r"(?<!pre_)(?<![^\W_])(lm_?head|head|classifier|embed_out|unembed\w*|score|output_layer)$"
+    r"(?<!pre_)(?<![qkv]_)(?<![^\W_])(lm_?head|head|classifier|embed_out|unembed\w*|score|output_layer)$"
 )
-_EMBEDDING = re.compile(r"(^|[._])(\w*emb(ed\w*|edding\w*)?s?|wte|wpe|pos|\w*_token|query_tokens)$")
-_QKV = re.compile(r"(^|[._])(\w*qkv\w*|c_attn)$", re.IGNORECASE)
+_EMBEDDING = re.compile(
+    r"(^|[._])(\w*emb(ed\w*|edding\w*)?s?|wte|wpe|pos|rel_pos_[hw]|positions?(_enc\w*)?"
+    r"|\w*_tokens?|latents?(_\w+)?)$"
+)
+_QKV = re.compile(r"(^|_)(\w*qkv(_?(proj|lin\w*|layer))?|c_attn|query_key_value)$", re.IGNORECASE)
+# Known to have the rows of query, key and value by heads or, in CodeGen, by quarters of the heads.
+_MIXED = re.compile(r"query_key_value|MiniMaxLightningAttention|CodeGenAttention")
 _QUERY_KEY_VALUE = re.compile(
-    r"(^|[.])(w|to_)?_?(?P<kind>q|k|v|query|queries|keys?|values?)(_proj|_lin|_layer|_weight)?$",
+    r"(^|[.])(w|to_)?_?(?P<kind>q|k|v|query|queries|keys?|values?)(_proj|_lin|_layer|_head|_weight)?$",
     re.IGNORECASE,
 )
+_FEED_FORWARD = re.compile(r"(^|[.])(ffn?|mlp|feed_?forward)[.]")
+_GATE_AND_UP = re.compile(r"(^|[._])(gate_?up|w_?i$|w12$|weights_in$|input_linear$)", re.IGNORECASE)
 _EXPERTS = re.compile(r"expert|moe", re.IGNORECASE)
+_PARAMETRIZED = re.compile(r"(^|[.])parametrizations[.](\w+)[.]original\d*$")
 _ADAPTER = re.compile(r"(^|[._])lora_(embedding_)?[AB]\b")
-_BIAS = re.compile(r"(^|_)bias(es|_table)?$")
+_BIAS = re.compile(r"(^|_)(bias(es|_table|_u|_v)?|rpb|shift_table)$")
+_ENTRYWISE = re.compile(r"^(A_logs?|(\w+_)?scale)$")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head")
+_HEAD_SIZE = ("head_dim", "head_size", "d_head")
 
 
 @dataclass(frozen=True)
@@ -130,10 +142,10 @@ def roles(model: nn.Module, overrides: Mapping[str, Role | MatrixView] | None = 
     | hidden    | weight of a linear, recurrent or attention layer           | matrix |
     | conv      | convolution, seen as `(out, in * kh * kw)` for each group | matrix |
     | qkv       | fused query, key, value: three matrices                   | matrix |
-    | experts   | `(experts, out, in)`: one matrix for each expert          | matrix |
+    | experts   | three-dimensional: one or two matrices for each expert    | matrix |
     | embedding | embedding table, position, class token; also if tied      | other  |
-    | head      | the layer that gives the output                           | other  |
-    | vector    | bias, norm gain, anything with a single row or column     | other  |
+    | head      | the layer that gives the output, and routers to experts   | other  |
+    | vector    | bias, norm gain, what acts entry by entry, a single row   | other  |
 
     Args:
         model: any module; `torch.compile`d ones too. Nothing is changed or run.
@@ -157,26 +169,19 @@ def roles(model: nn.Module, overrides: Mapping[str, Role | MatrixView] | None = 
     overrides = dict(overrides or {})
     rows: list[ParameterRole] = []
     aliases = _aliases(model)
-    head = _head_module(model)
-    for module_name, module in model.named_modules():
-        parent = model.get_submodule(module_name.rpartition(".")[0])
-        for parameter_name, parameter in module.named_parameters(recurse=False):
-            name = f"{module_name}.{parameter_name}".lstrip(".")
-            names = aliases[id(parameter)]
-            if name != names[0]:
-                continue
-            role, view, reason = _classify(name, parameter, module, parent, module is head)
-            pattern = next((p for p in overrides if any(fnmatchcase(n, p) for n in names)), None)
-            if pattern is not None:
-                shape = tuple(parameter.shape)
-                role, view = _overridden(name, shape, view, overrides[pattern])
-                reason = f"override {pattern!r}"
-            elif len(names) > 1:
-                reason += f"; tied to {', '.join(names[1:])}"
-                if role in ("hidden", "head"):  # the embedding came second
-                    role = "embedding" if _is_embedding_too(model, names) else role
-            attention = _attention(name, role, view)
-            rows.append(ParameterRole(name, parameter, role, view, reason, attention))
+    heads = _heads(model)
+    for name, parameter in model.named_parameters():
+        names = aliases[id(parameter)]
+        role, view, reason = _classify(name, parameter, model, heads)
+        pattern = next((p for p in overrides if any(fnmatchcase(n, p) for n in names)), None)
+        if pattern is not None:
+            role, view = _overridden(name, tuple(parameter.shape), view, overrides[pattern])
+            reason = f"override {pattern!r}"
+        elif len(names) > 1:
+            reason += f"; tied to {', '.join(names[1:])}"
+            if role in ("hidden", "head"):  # the embedding came second
+                role = "embedding" if _is_embedding_too(model, names) else role
+        rows += [ParameterRole(name, parameter, role, view, reason, _attention(name, role, view))]
     if not rows:
         raise ValueError(f"got a {type(model).__name__} without parameters, expected some")
     table = RoleTable(rows)
@@ -185,16 +190,16 @@ def roles(model: nn.Module, overrides: Mapping[str, Role | MatrixView] | None = 
     return table
 
 
-def _classify(
-    name: str, parameter: Tensor, module: nn.Module, parent: nn.Module, is_head: bool
-) -> tuple[Role, MatrixView | None, str]:
+def _classify(name: str, parameter: Tensor, model: nn.Module, heads: dict[int, str]) -> _Found:
     """Role, view and reason: by module type, then by name, then by shape."""
+    name = _PARAMETRIZED.sub(r"\1\2", name)  # what it was called before, for instance, weight norm
+    path, _, last = name.rpartition(".")
+    module, parent = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
     kind = type(module).__name__
-    last = name.rpartition(".")[2]
     shape = tuple(parameter.shape)
     if parameter.ndim < 2 or parameter.numel() == 0:
         return "vector", None, f"{parameter.ndim}-dimensional"
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm) or _BIAS.search(last):
+    if isinstance(module, nn.LayerNorm) or kind.endswith("Norm") or _BIAS.search(last):
         return "vector", None, f"{kind} {'bias' if _BIAS.search(last) else 'gain'}"
 
     view: MatrixView | None
@@ -204,7 +209,8 @@ def _classify(
     if isinstance(module, nn.modules.conv._ConvNd):
         role, reason = "conv", kind if module.groups == 1 else f"{kind}, {module.groups} groups"
         flat = (shape[0], math.prod(shape[1:]))  # a three-dimensional shape would mean experts
-        view = MatrixView.of(flat, batch=module.groups, transposed=module.transposed)
+        groups = math.gcd(module.groups, shape[0])  # 1 for the gains of a weight norm
+        view = MatrixView.of(flat, batch=groups, transposed=module.transposed)
     elif isinstance(module, nn.MultiheadAttention) and last == "in_proj_weight":
         role, reason = "qkv", kind
         view = MatrixView.of(shape, splits=(shape[0] // 3,) * 3)
@@ -213,44 +219,54 @@ def _classify(
         role, reason = "hidden", f"{kind}, {gates} gate{'s' * (gates > 1)}"
         view = MatrixView.of(shape, splits=(shape[0] // gates,) * gates if gates > 1 else ())
     elif isinstance(module, nn.Linear) or (kind == "Conv1D" and hasattr(module, "nf")):
-        transposed = not isinstance(module, nn.Linear)
-        role, view, reason = _linear(name, shape, transposed, parent, is_head, kind)
+        role, view, reason = _linear(path, shape, module, parent)
     else:
-        role, view, reason = _bare(name, shape, kind)
+        role, view, reason = _bare(name, shape, module)
+    if id(module) in heads:
+        return "head", view, f"{kind}, {heads[id(module)]}"
     if view is not None and view.is_vector and role in MATRIX_ROLES:
         return "vector", view, f"{reason}: a single row or column"
     return role, view, reason
 
 
-def _linear(
-    name: str, shape: tuple[int, ...], transposed: bool, parent: nn.Module, is_head: bool, kind: str
-) -> tuple[Role, MatrixView, str]:
-    layer = name.rpartition(".")[0]
-    view = MatrixView.of(shape, transposed=transposed)
-    if is_head:
-        return "head", view, f"{kind}, the model's output"
-    if _HEAD.search(layer.rpartition(".")[2]):
+def _linear(layer: str, shape: tuple[int, ...], module: nn.Module, parent: nn.Module) -> _Found:
+    kind = type(module).__name__
+    last = layer.rpartition(".")[2]
+    view = MatrixView.of(shape, transposed=not isinstance(module, nn.Linear))
+    if _HEAD.search(last):
         return "head", view, f"{kind} named {layer!r}"
-    if _QKV.search(layer) or "query_key_value" in layer:  # the latter interleaves heads
-        splits = () if "query_key_value" in layer else _qkv_splits(view, parent)
+    if _QKV.search(last):
+        splits = _qkv_splits(last, view, parent)
         if splits:
             return "qkv", view._replace(splits=splits), f"{kind} named {layer!r}"
-        reason = f"{kind}; rows of query, key, value unknown: one matrix, override with a view"
-        return "hidden", view, reason
+        reason = f"{kind}; rows of query, key, value mixed or unknown: one matrix"
+        return "hidden", view, f"{reason}, override with a view"
+    linear = [m for m in parent.children() if isinstance(m, nn.Linear)]
+    gated = any((m.out_features, 2 * m.in_features) == (view.inputs, view.outputs) for m in linear)
+    if gated and _GATE_AND_UP.search(last):  # one half of its outputs multiplies the other
+        return "hidden", view._replace(splits=(view.outputs // 2,) * 2), f"{kind}, gate and up"
     return "hidden", view, kind
 
 
-def _qkv_splits(view: MatrixView, attention: nn.Module) -> tuple[int, ...]:
-    """Sizes of query, key and value from the attention module or its config, or a third each."""
-    sources = (attention, getattr(attention, "config", None))
-
-    def look_up(names: tuple[str, ...]) -> int | None:
-        found = [getattr(s, n, None) for s in sources for n in names]
+def _number(names: tuple[str, ...], module: nn.Module) -> int | None:
+    """The first of these that is an integer of the module or, failing that, of its config."""
+    found = (getattr(s, n, None) for s in (module, getattr(module, "config", None)) for n in names)
+    with suppress(Exception):  # some configs refuse to say what differs between their layers
         return next((n for n in found if isinstance(n, int)), None)
+    return None
 
-    heads, kv_heads, size = look_up(_HEADS), look_up(_KV_HEADS), look_up(("head_dim", "head_size"))
+
+def _qkv_splits(name: str, view: MatrixView, attention: nn.Module) -> tuple[int, ...]:
+    """Sizes of query, key and value from the attention module or its config, or a third each."""
+    mixed = _MIXED.search(f"{name} {type(attention).__name__}")
+    if mixed or getattr(attention, "multi_query", None) is False:  # the latter in GPTBigCode
+        return ()
+    key, value = (getattr(attention, each, 0) for each in ("key_dim", "value_dim"))
+    if key and 2 * key + value == view.outputs:  # linear attention
+        return (key, key, value)
+    heads, kv_heads = _number(_HEADS, attention), _number(_KV_HEADS, attention)
     if heads and kv_heads:
-        size = size or view.inputs // heads
+        size = _number(_HEAD_SIZE, attention) or view.inputs // heads
         splits = (heads * size, kv_heads * size, kv_heads * size)
         return splits if sum(splits) == view.outputs else ()
     return (view.outputs // 3,) * 3 if view.outputs == 3 * view.inputs else ()
@@ -258,7 +274,7 @@ def _qkv_splits(view: MatrixView, attention: nn.Module) -> tuple[int, ...]:
 
 def _attention(name: str, role: Role, view: MatrixView | None) -> tuple[str, ...]:
     """Which of query, key and value the matrices are, if any."""
-    if view is None or view.batch != 1:
+    if view is None or view.batch != 1 or _FEED_FORWARD.search(name):
         return ()
     if role == "qkv" and len(view.splits) == 3:
         return ("q", "k", "v")
@@ -266,19 +282,54 @@ def _attention(name: str, role: Role, view: MatrixView | None) -> tuple[str, ...
     return (match["kind"][0].lower(),) if match and role == "hidden" and not view.splits else ()
 
 
-def _bare(name: str, shape: tuple[int, ...], kind: str) -> tuple[Role, MatrixView | None, str]:
+def _bare(name: str, shape: tuple[int, ...], module: nn.Module) -> _Found:
     """Judge a parameter of an unknown module by its name and shape."""
+    kind = type(module).__name__
     last = name.removesuffix(".weight").rpartition(".")[2]
     if _EMBEDDING.search(last) or "lora_embedding" in name:
         return "embedding", MatrixView.of(shape), f"named {last!r}"
     if _HEAD.search(last):
         return "head", MatrixView.of(shape), f"named {last!r}"
+    if _ENTRYWISE.match(last) or (last == "D" and hasattr(module, "A_log")):
+        return "vector", None, f"{kind}, which acts entry by entry"
     if len(shape) == 2:
         return "hidden", MatrixView.of(shape), f"matrix of {kind}"
-    if len(shape) == 3:
-        why = "named as" if _EXPERTS.search(f"{name} {kind}") else "3-dimensional, taken for"
-        return "experts", MatrixView.of(shape, batch=shape[0]), f"{why} experts of {kind}"
-    return "vector", None, f"{len(shape)}-dimensional parameter of {kind}: no view known"
+    if len(shape) != 3 or max(shape) == math.prod(shape):
+        return "vector", None, f"{len(shape)}-dimensional parameter of {kind}: not matrices"
+    named = _EXPERTS.search(f"{name} {kind}")
+    if shape[0] == 1 and not named:
+        return "embedding", MatrixView.of(shape), f"{kind}, one for the whole batch"
+    if not named and shape[1:] == (_number(_HEADS, module), _number(_HEAD_SIZE, module)):
+        view = MatrixView.of((shape[0], math.prod(shape[1:])), transposed=last != "o")
+        return "hidden", view, f"matrix of {kind}, with an axis for the heads"
+    view, order = _experts(last, shape, module)
+    why = "named as" if named else "3-dimensional, taken for"
+    return "experts", view, f"{why} experts of {kind}{order}"
+
+
+def _experts(last: str, shape: tuple[int, ...], module: nn.Module) -> tuple[MatrixView, str]:
+    """View a batch of experts; gate and up are two matrices where their order is known."""
+    up, down = (getattr(module, each, None) for each in ("gate_up_proj", "down_proj"))
+    transposed = False
+    if isinstance(up, Tensor) and isinstance(down, Tensor):
+        transposed = up.shape[1:] == (down.shape[2], 2 * down.shape[1])  # (in, 2 x inter)
+    view = MatrixView.of(shape, batch=shape[0], transposed=transposed)
+    if last != "gate_up_proj":
+        return view, ""
+    concatenated = getattr(module, "is_concatenated", None)  # stated by transformers
+    if concatenated is None:
+        return view, "; order of gate and up unknown: one matrix, override with a view"
+    return view._replace(splits=(view.outputs // 2 if concatenated else 1,) * 2), ""
+
+
+def _heads(model: nn.Module) -> dict[int, str]:
+    """Why a module is a head, by its identity: the output layer, and routers to experts."""
+    found = {id(_head_module(model)): "the model's output"}
+    for module in model.modules():
+        for name, child in module.named_children():
+            if name == "router" or (name in ("gate", "gating") and hasattr(module, "experts")):
+                found |= {id(part): "a router" for part in child.modules()}
+    return found
 
 
 def _head_module(model: nn.Module) -> nn.Module | None:
@@ -339,7 +390,8 @@ def _overridden(
             'expected "vector", "embedding" or "head", or a narrower pattern'
         )
     if choice == "experts":
-        return choice, MatrixView.of(shape, batch=shape[0])
+        known = view is not None and view.batch == shape[0]
+        return choice, view if known else MatrixView.of(shape, batch=shape[0])
     view = view or MatrixView.of(shape)
     if choice != "qkv":
         return choice, view._replace(splits=())

@@ -7,15 +7,21 @@ first derivatives only. Here all that is put aside for the call, and put back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
+from functools import reduce
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 Loss = Callable[[Any, Any], Tensor]
@@ -44,6 +50,8 @@ class Batches:
         if not self.batches:
             raise ValueError("got no batches, expected at least one; a generator can be read once")
         sizes = [float((size or _size)(batch)) for batch in self.batches]
+        if not all(0 < each < math.inf for each in sizes):
+            raise ValueError(f"got batches of sizes {sizes}, expected positive ones")
         self.weights = [each / sum(sizes) for each in sizes]
 
     def __iter__(self) -> Iterator[tuple[Any, float]]:
@@ -59,11 +67,17 @@ class Batches:
             return batch
         if isinstance(batch, torch.utils.data.DataLoader):
             return Batches(batch)
+        if isinstance(batch, Iterator):
+            raise ValueError(
+                f"got a {type(batch).__name__} as a batch, which can be read once; pass "
+                "Batches(...) of it"
+            )
         return Batches([batch], size=lambda _: 1.0)
 
 
 def _size(batch: Any) -> float:
-    for leaf in tree_flatten(batch)[0]:
+    plain = dict(batch) if isinstance(batch, Mapping) else batch  # as that of a tokenizer
+    for leaf in tree_flatten(plain)[0]:
         if isinstance(leaf, Tensor) and leaf.ndim:
             return float(leaf.shape[0])
     raise ValueError(
@@ -105,7 +119,12 @@ class LossFunction:
         self._batch_norm = batch_norm
         names = chosen_parameters(self.model, parameters)
         given = dict(self.model.named_parameters())
-        self._dtype = dtype or _full_precision(given[names[0]].dtype)
+        if found := [name for name in names if given[name].is_complex()]:
+            raise ValueError(
+                f"got the complex parameter {found[0]}, expected real ones; keep real and "
+                "imaginary parts in parameters of their own"
+            )
+        self._dtype = dtype or _full_precision([given[name] for name in names])
         copies = {
             name: self._cast(p.detach()).clone(memory_format=torch.contiguous_format)
             for name, p in given.items()
@@ -128,60 +147,95 @@ class LossFunction:
         """
         with self._differentiable():
             value = functional_call(self._called, self._state, (tree_map(self._cast, batch),))
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"got a loss of shape {got}, expected loss(model, batch) to be a scalar"
-            )
-        if not value.requires_grad:
-            raise ValueError(
-                "got a loss without a graph, expected one that depends on the parameters; "
-                "compute it with the model it is given, without no_grad, detach or item"
-            )
-        if not value.isfinite():
-            raise FloatingPointError(f"got a loss of {value.item()}, expected a finite one")
-        return value.reshape(())
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"got a loss of shape {got}, expected loss(model, batch) to be a scalar"
+                )
+            if not value.requires_grad:
+                raise ValueError(
+                    "got a loss without a graph, expected one that depends on the parameters; "
+                    "compute it with the model it is given, without no_grad, inference_mode, "
+                    "detach or item, and choose parameters that it uses"
+                )
+            if not value.isfinite():
+                raise FloatingPointError(f"got a loss of {value.item()}, expected a finite one")
+            return value.reshape(())
 
     def with_outputs(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return the outputs of the model in the loss, and the loss, with their graph.
 
         Raises:
-            ValueError: if the loss does not call the model exactly once, or the model gives no
-                tensor (also not as `.logits` or as the first of several).
+            ValueError: if the loss does not call the model exactly once, takes several of the
+                tensors that the model returns, or the model returns none.
         """
-        seen: list[Tensor] = []
-        hook = self.model.register_forward_hook(lambda *given: seen.append(_tensor_of(given[-1])))
+        calls: list[tuple[list[Tensor], list[Tensor]]] = []
+
+        def see(module: nn.Module, inputs: Any, output: Any) -> Any:
+            seen = output
+            if not isinstance(getattr(output, "logits", None), Tensor):
+                seen = tree_map(_alias, output)  # which of them the loss takes will show
+            calls.append((_tensors_of(output), _tensors_of(seen)))
+            return seen
+
+        hook = self.model.register_forward_hook(see)
         try:
             loss = self(batch)
         finally:
             hook.remove()
-        if len(seen) != 1:
+        if len(calls) != 1:
             raise ValueError(
-                f"got a loss that calls the model {len(seen)} times, expected once: Gauss-Newton "
+                f"got a loss that calls the model {len(calls)} times, expected once: Gauss-Newton "
                 "and NTK are defined by the outputs of that call"
             )
-        return seen[0], loss
+        outputs, aliases = calls[0]
+        if not outputs:
+            raise ValueError("got a model that returns no tensor with a graph, expected one")
+        if len(outputs) == 1:
+            return outputs[0], loss
+        found = torch.autograd.grad(loss, aliases, retain_graph=True, allow_unused=True)
+        taken = [t for t, g in zip(outputs, found, strict=True) if g is not None]
+        if len(taken) > 1:
+            raise ValueError(
+                f"got a loss that takes {len(taken)} of the tensors that the model returns, "
+                "expected one; let the model return them as one, or its outputs as .logits"
+            )
+        return (taken or outputs)[0], loss  # none: the loss was computed inside the model
 
     @contextmanager
     def _differentiable(self) -> Iterator[None]:
-        training = {module: module.training for module in self.model.modules()}
         fast_attention = torch.backends.mha.get_fastpath_enabled()
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(sdpa_kernel([SDPBackend.MATH]))
-            if any(isinstance(module, nn.RNNBase) for module in training):
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            if any(isinstance(module, nn.RNNBase) for module in self.model.modules()):
+                _set(stack, torch.backends.cudnn, "enabled", False)
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(_PlainWeightNorm())
+            stack.enter_context(
+                torch.autograd.graph.disable_saved_tensors_hooks(
+                    "got activation checkpointing, which would compute again in products, with "
+                    "weights and modes of that time; switch it off for this call"
+                )
+            )
             stack.callback(torch.backends.mha.set_fastpath_enabled, fast_attention)
             torch.backends.mha.set_fastpath_enabled(False)
-            for module in training:
+            for module in self.model.modules():
                 batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-                module.training = batch_norm and self._batch_norm == "batch"
-            try:
-                yield
-            finally:
-                for module, mode in training.items():
-                    module.training = mode
+                _set(stack, module, "training", batch_norm and self._batch_norm == "batch")
+                if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                    _set(stack, module, "sparse", False)
+            yield
+
+
+class _PlainWeightNorm(TorchFunctionMode):
+    """Weight norm without its kernel, whose second derivative takes norms for constants (2.13)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._weight_norm:
+            v, g, dim = args
+            return v * (g / torch.norm_except_dim(v, 2, dim))
+        return func(*args, **(kwargs or {}))
 
 
 class _Called(nn.Module):
@@ -197,8 +251,17 @@ class _Called(nn.Module):
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model behind `torch.compile`."""
-    return getattr(model, "_orig_mod", model)
+    """Return the model behind `torch.compile` and data parallelism."""
+    if isinstance(model, DistributedDataParallel | nn.DataParallel):
+        return unwrapped(model.module)
+    compiled = getattr(model, "_orig_mod", None)
+    return unwrapped(compiled) if isinstance(compiled, nn.Module) else model
+
+
+def _set(stack: ExitStack, owner: Any, name: str, value: bool) -> None:
+    """Set an attribute until the stack is left."""
+    stack.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
 
 
 def chosen_parameters(model: nn.Module, wanted: Sequence[str] | str | None) -> list[str]:
@@ -226,6 +289,8 @@ def chosen_parameters(model: nn.Module, wanted: Sequence[str] | str | None) -> l
                 "(a tied parameter goes by its first name)"
             )
         names += [name for name in found if name not in names]
+    if not names:
+        raise ValueError("got an empty list of parameters, expected names or patterns; None is all")
     if frozen := [name for name in names if not trained[name]]:
         raise ValueError(
             f"got the frozen parameter {frozen[0]}, expected one that is trained; call "
@@ -234,16 +299,77 @@ def chosen_parameters(model: nn.Module, wanted: Sequence[str] | str | None) -> l
     return names
 
 
-def _full_precision(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype.itemsize < 4 else dtype
+def _full_precision(parameters: Iterable[Tensor]) -> torch.dtype:
+    """float32, or what is more precise in some parameter."""
+    return reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
 
 
-def _tensor_of(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
+def _tensors_of(output: Any) -> list[Tensor]:
+    """The tensors in what a model returns that may be its outputs: its logits, else all."""
     if isinstance(getattr(output, "logits", None), Tensor):
-        return output.logits
-    for leaf in tree_flatten(output)[0]:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf
-    raise ValueError(f"got a model that returns {type(output).__name__}, expected a tensor in it")
+        return [output.logits]
+    leaves = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
+    found = [leaf for leaf in leaves if leaf.requires_grad]
+    return [leaf for leaf in found if leaf.ndim] or found  # beside others, a scalar is the loss
+
+
+def _alias(leaf: Any) -> Any:
+    return leaf.view_as(leaf) if isinstance(leaf, Tensor) and leaf.requires_grad else leaf
+
+
+_NO_SECOND = re.compile(r"derivative .*not implemented|differentiate twice|double backward")
+
+
+@contextmanager
+def twice_differentiable(value: Tensor | None = None) -> Iterator[None]:
+    """Refuse operations without a second derivative, also those that autograd would take for 0.
+
+    A custom function whose backward pass is a kernel, or is marked `once_differentiable`, gives a
+    gradient that does not depend on anything; the Hessian would lack its part without a word.
+
+    Raises:
+        NotImplementedError: for such an operation, in what is done or in the graph of `value`.
+    """
+    hooks = [node.register_hook(_refuse_cut(node)) for node in _custom_functions(value)]
+    try:
+        yield
+    except RuntimeError as error:
+        if _NO_SECOND.search(str(error)):
+            raise NotImplementedError(
+                f"got an operation that cannot be differentiated twice ({error}); use one that "
+                'can: in place of a fused kernel the same in plain PyTorch, such as "sdpa" or '
+                '"eager" attention'
+            ) from error
+        raise
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _custom_functions(value: Tensor | None) -> Iterator[Any]:
+    """The nodes of subclasses of `torch.autograd.Function` in a graph."""
+    seen: set[Any] = set()
+    todo: list[Any] = [] if value is None else [value.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        todo += [following for following, _ in node.next_functions]
+        if isinstance(node, BackwardCFunction):
+            yield node
+
+
+def _refuse_cut(node: Any) -> Callable[[Any, Any], None]:
+    name = type(node).__name__
+
+    def check(computed: Sequence[Tensor | None], given: Sequence[Tensor | None]) -> None:
+        if not any(g is not None and g.requires_grad for g in given):
+            return  # no second derivative is asked for
+        for g in computed:
+            if g is None or (g.grad_fn is None and (g.requires_grad or not g.any())):
+                continue
+            if g.grad_fn is None or g.grad_fn.name() == "torch::autograd::Error":
+                raise RuntimeError(f"double backward of {name} is not differentiable")
+
+    return check

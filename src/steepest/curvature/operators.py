@@ -20,6 +20,7 @@ from steepest.curvature.loss_function import (
     Loss,
     LossFunction,
     chosen_parameters,
+    twice_differentiable,
     unwrapped,
 )
 
@@ -292,7 +293,7 @@ class _Network:
     def __init__(self, outputs: Tensor, parameters: list[Tensor]):
         self.outputs = outputs
         self._parameters = parameters
-        self._u = torch.zeros_like(outputs, requires_grad=True)
+        self._u = torch.ones_like(outputs, requires_grad=True)  # any other would do
         self._pulled = _gradients(outputs, parameters, self._u)
 
     def jvp(self, v: Tensor) -> Tensor:
@@ -324,11 +325,14 @@ def flat(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
 
 def _gradients(value: Tensor, inputs: Sequence[Tensor], u: Tensor | None = None) -> list[Tensor]:
     """Gradients that can be differentiated again; zeros where an input has no part in the value."""
-    found = grad(value, inputs, u, create_graph=True, allow_unused=True)
+    u = torch.ones_like(value, requires_grad=True) if u is None else u
+    with twice_differentiable(value):
+        found = grad(value, inputs, u, create_graph=True, allow_unused=True)
     if all(each is None for each in found):
         raise ValueError(
-            "got a loss that does not depend on these parameters; compute it with the model that "
-            "loss(model, batch) is given, and choose parameters that it uses"
+            "got a loss that does not depend on these parameters, or not through what the model "
+            "returns; compute it with the model that loss(model, batch) is given, and choose "
+            "parameters that it uses"
         )
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs, strict=True)]
 
@@ -340,7 +344,8 @@ def _vjp(
     if not live:  # a gradient that is constant
         return [None] * len(inputs)
     outputs, vectors = zip(*live, strict=True)
-    return grad(outputs, inputs, vectors, retain_graph=True, allow_unused=True)
+    with twice_differentiable():
+        return grad(outputs, inputs, vectors, retain_graph=True, allow_unused=True)
 
 
 def _entries(tensors: Iterable[Tensor]) -> int:
