@@ -425,6 +425,18 @@ def gaussian(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return torch.randn(like.numel(), generator=generator, dtype=torch.float64).to(like)
 
 
+def start_near(guess: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Return the direction of a guess `(n,)` with a tenth of a random one, or that if it is zero.
+
+    From the gradient, which lies along large eigenvalues, `eigenpairs` takes one or two products
+    fewer than from a random start, and from the eigenvector of a little while ago a few more.
+    """
+    random = gaussian(guess, generator)
+    random /= _norm(random)
+    norm = _norm(guess)
+    return guess / norm + 0.1 * random if norm else random
+
+
 def _norm(v: Tensor) -> float:
     """Of vectors whose squares may be too large or too small for their precision."""
     return torch.linalg.vector_norm(v, dtype=torch.float64).item()
