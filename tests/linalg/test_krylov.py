@@ -312,9 +312,9 @@ def test_input_that_cannot_be() -> None:
         spectral_density(operator, _start(5), probes=0, steps=3)
     with pytest.raises(ValueError, match=r"got probes=1, steps=0, expected at least 1"):
         spectral_density(operator, _start(5), probes=1, steps=0)
-    for products in (0, 5):
-        with pytest.raises(ValueError, match=rf"got max_products={products}, expected 6 or more"):
-            trace(operator, _start(5), max_products=products)
+    for n, least in ((5, 5), (50, 9)):
+        with pytest.raises(ValueError, match=rf"got max_products=4, expected {least} or more"):
+            trace(operator, _start(n), max_products=4)
 
 
 # ------------------------------------------------------------------------------- the process itself
@@ -532,7 +532,7 @@ def test_trace_is_unbiased_and_its_error_is_calibrated(name: str) -> None:
     assert abs(float(values.mean()) - true) < 4 * float(values.std()) / math.sqrt(150)
     assert int(((values - true).abs() <= 3 * errors).sum()) >= 130
     stated, actual = (float(each.square().mean().sqrt()) for each in (errors, values - true))
-    assert 0.6 < stated / actual < 1.2  # as the docstring says
+    assert 0.85 < stated / actual < 1.3
 
 
 @pytest.mark.parametrize("name", TRACES)
@@ -583,14 +583,14 @@ def test_trace_of_tiny_operators_is_exact(n: int, dtype: torch.dtype) -> None:
     assert found.value == pytest.approx(float(A.trace()), rel=1e-4 if dtype == SINGLE else 1e-10)
     assert found.error == 0
     assert found.converged
-    assert found.products == 2 * n
+    assert found.products == n
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 100])
 def test_trace_of_zero(n: int) -> None:
     found = trace(torch.zeros_like, torch.ones(n))
     assert (found.value, found.error, found.converged) == (0.0, 0.0, True)
-    assert found.products == 1
+    assert found.products == min(n, 8)
 
 
 def test_traceless_operators_end() -> None:
@@ -605,7 +605,7 @@ def test_traceless_operators_end() -> None:
     assert abs(whole.value) <= max(3 * whole.error, 1e-9)
 
 
-@pytest.mark.parametrize("most", [6, 7, 20, 51])
+@pytest.mark.parametrize("most", [9, 10, 20, 51])
 def test_products_are_respected_and_counted(most: int) -> None:
     calls = []
 
@@ -614,7 +614,7 @@ def test_products_are_respected_and_counted(most: int) -> None:
         return _line(-1, 1.1, 90) * v
 
     found = trace(operator, _start(90), 0, most)
-    assert len(calls) == found.products == most // 2 * 2
+    assert len(calls) == found.products == most
     assert math.isfinite(found.value)
     assert math.isfinite(found.error)
     assert not found.converged

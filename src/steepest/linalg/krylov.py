@@ -16,6 +16,8 @@ from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]
 End = Literal["largest", "smallest", "magnitude", "both"]
+_PROBES = 8
+"""Of a trace at least: a standard error from fewer is off by more than a quarter."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Lanczos:
         return len(self.diagonal)
 
     @property
+    def basis(self) -> Tensor:
+        """Those vectors, `(size, n)`, orthonormal rows."""
+        return self._rows[: self.size]
+
+    @property
     def full(self) -> bool:
         """Whether the basis spans the whole space."""
         return self.size == self._rows.shape[1]
@@ -116,15 +123,16 @@ class Lanczos:
 
         `since` leaves out the part of the basis before it.
         """
-        values, vectors = torch.linalg.eigh(self._tridiagonal()[since:, since:])
+        values, vectors = torch.linalg.eigh(self.tridiagonal()[since:, since:])
         return values, abs(self.below[-1]) * vectors[-1].abs(), vectors
 
     def vectors(self, coefficients: Tensor) -> Tensor:
         """Return Q times the coefficients `(m, k)`: `(n, k)`."""
-        Q = self._rows[: self.size]
+        Q = self.basis
         return Q.T @ coefficients.to(Q.device, Q.dtype)
 
-    def _tridiagonal(self) -> Tensor:
+    def tridiagonal(self) -> Tensor:
+        """Return the operator in the basis, `(m, m)`, float64."""
         T = torch.diag(torch.tensor(self.diagonal, dtype=torch.float64))
         off = torch.tensor(self.below[: self.size - 1], dtype=torch.float64)
         return T + torch.diag(off, 1) + torch.diag(off, -1)
@@ -340,18 +348,19 @@ def trace(
     max_products: int = 200,
     generator: torch.Generator | None = None,
 ) -> Estimate:
-    """Return the trace by XTrace, which needs few products where few eigenvalues are large.
+    """Return the trace, from few products where few eigenvalues are large.
 
-    Each probe serves twice: the images of all others span a space in which the trace is taken
-    exactly, and it measures what lies outside. Epperly, Tropp and Webber (2024), arXiv 2301.07825.
-    Probes are added until the standard error is at most `tolerance` times the trace. It takes the
-    probes' estimates for independent, which they are not quite: it is 0.65 to 1 of the true one.
+    In the span of a Lanczos process it is exact; what lies outside is sampled by random probes, of
+    which the part inside is taken off, by what is known of it, whenever the process goes on. So
+    products go to both as the spectrum needs it. Hutch++ (Meyer et al., 2021, arXiv 2010.09649)
+    has the same two parts, but draws new probes for a new subspace. It ends when the standard error
+    over the probes is at most `tolerance` times the trace.
 
     Args:
         operator: the symmetric map of `(n,)`.
         like: `(n,)`, for device and precision.
         tolerance: relative standard error to stop at.
-        max_products: where to stop in any case; two for each probe, six at least.
+        max_products: where to stop in any case; 9 at least, for smaller operators n.
         generator: of the probes.
 
     Raises:
@@ -364,60 +373,49 @@ def trace(
     (True, True)
     """
     n = like.numel()
-    probes: list[Tensor] = []
-    basis: list[Tensor] = []
-    # In the basis Q: R = Qᵀ A Ω, W = Qᵀ Ω, H = Qᵀ A Q; and ωᵀ A ω of each probe.
-    most = min(max_products // 2, n)
-    if most < min(n, 3):
-        raise ValueError(f"got max_products={max_products}, expected {2 * min(n, 3)} or more")
-    R, W, H = (torch.zeros(most, most, dtype=torch.float64) for _ in range(3))
-    own = torch.zeros(most, dtype=torch.float64)
+    first = 0 if n <= _PROBES else _PROBES  # probes before anything else
+    if max_products < (least := min(n, _PROBES + 1)):
+        raise ValueError(f"got max_products={max_products}, expected {least} or more")
+    process = Lanczos(operator, gaussian(like, generator), generator)
+    probes, images = (like.new_empty((0, n)) for _ in range(2))
+    # In the basis Q of the process: Qᵀ ω and Qᵀ A ω of each probe.
+    C, D = (torch.zeros(0, 0, dtype=torch.float64) for _ in range(2))
     value, error = math.nan, math.inf
-    for k in range(most):
-        omega = gaussian(like, generator)
-        omega *= math.sqrt(n) / torch.linalg.vector_norm(omega)
-        image = operator(omega)
-        own[k] = torch.dot(omega, image).double()
-        q = image.clone()
-        for _ in range(2):
-            for i, other in enumerate(basis):
-                along = torch.dot(other, q)
-                q -= along * other
-                R[i, k] += along.double()
-        norm = R[k, k] = _norm(q)
-        if norm <= 10 * torch.finfo(q.dtype).eps * _norm(image) < math.inf:
-            # All of the range is spanned: the trace within it is exact.
-            return Estimate(H[:k, :k].trace().item(), 0.0, 2 * k + 1, True)
-        q /= norm
-        probes.append(omega)
-        basis.append(q)
-        product = operator(q)
-        for i in range(k + 1):
-            H[i, k] = H[k, i] = torch.dot(basis[i], product).double()
-            W[i, k] = torch.dot(basis[i], omega).double()
-            W[k, i] = torch.dot(q, probes[i]).double()
-        if not math.isfinite(norm) or not math.isfinite(H[k, k].item()):
-            raise FloatingPointError("got NaN or infinite entries from a product with the operator")
-        if k < 2:
-            continue
-        each = _left_out(R[: k + 1, : k + 1], W[: k + 1, : k + 1], H[: k + 1, : k + 1], own, n)
-        value, error = each.mean().item(), _standard_error(each)
-        if k >= 3 and error <= tolerance * abs(value):
-            return Estimate(value, error, 2 * k + 2, True)
-    if most == n:  # the basis spans everything
-        return Estimate(H.trace().item(), 0.0, 2 * n, True)
-    return Estimate(value, error, 2 * most, False)
-
-
-def _left_out(R: Tensor, W: Tensor, H: Tensor, own: Tensor, n: int) -> Tensor:
-    """The estimate of the trace from each probe and the images of the others, `(k,)`."""
-    k = len(R)
-    S = torch.linalg.solve_triangular(R.T, torch.eye(k, dtype=R.dtype), upper=False)
-    S = S / torch.linalg.vector_norm(S, dim=0)  # column i: what image i alone adds to the span
-    inside = H.trace() - (S * (H @ S)).sum(0)
-    V = W - S * (S * W).sum(0)  # coordinates of the probes in the span of the others' images
-    outside = own[:k] - 2 * (V * R).sum(0) + (V * (H @ V)).sum(0)
-    return inside + outside * (n - k + 1) / (n - V.square().sum(0))
+    while (products := process.products + len(probes)) < max_products:
+        if len(probes) < first or (first and process.size >= 2 * (len(probes) - first + 1)):
+            probe = gaussian(like, generator)[None]
+            image = operator(probe[0])[None]
+            if not math.isfinite(image.sum().item()):
+                raise FloatingPointError(
+                    f"got NaN or infinite entries from product {products + 1}, expected finite "
+                    "ones; look at the loss and its gradient"
+                )
+            C, D = (
+                torch.cat([inside, (process.basis @ v.T).cpu().double()], dim=1)
+                for inside, v in ((C, probe), (D, image))
+            )
+            probes, images = torch.cat([probes, probe]), torch.cat([images, image])
+        else:
+            process.step()
+            q = process.basis[-1:]
+            C, D = (
+                torch.cat([inside, (q @ v.T).cpu().double()])
+                for inside, v in ((C, probes), (D, images))
+            )
+        T = process.tridiagonal()
+        if process.full:
+            return Estimate(T.trace().item(), 0.0, products + 1, True)
+        if len(probes) >= max(first, 1):
+            own, squares = ((probes * v).sum(1).cpu().double() for v in (images, probes))
+            outside = own - 2 * (C * D).sum(0) + (C * (T @ C)).sum(0)
+            lengths = squares - C.square().sum(0)
+            each = T.trace() + outside * (n - process.size) / lengths
+            few = (len(each) - 1) / (len(each) - 3)  # variance of Student's t
+            value, error = each.mean().item(), _standard_error(each) * math.sqrt(few)
+            floor = 10 * torch.finfo(like.dtype).eps * float(T.abs().max()) if len(T) else 0
+            if error <= max(tolerance * abs(value), floor):
+                return Estimate(value, error, products + 1, True)
+    return Estimate(value, error, products, False)
 
 
 def gaussian(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
