@@ -1,6 +1,6 @@
 """steepest: in which norm should each weight matrix descend?"""
 
-from steepest import linalg
+from steepest import curvature, linalg
 from steepest.matrix_view import MatrixView
 from steepest.optim import (
     SOAP,
@@ -25,6 +25,7 @@ __all__ = [
     "SignSGD",
     "Signum",
     "SpectralDescent",
+    "curvature",
     "linalg",
     "roles",
 ]

@@ -275,14 +275,14 @@ class DirectionalCurvature:
     @property
     def best_step(self) -> float:
         """The t at which the model is lowest; infinite where it has no minimum along D."""
-        if self.gain == 0:
-            return 0.0
-        return self.gain / self.curvature if self.curvature > 0 else math.inf
+        if self.curvature > 0:
+            return self.gain / self.curvature
+        return math.copysign(math.inf, self.gain) if self.gain or self.curvature else 0.0
 
     @property
     def decrease(self) -> float:
-        """What the loss falls by at the best step, gain² / (2 curvature)."""
-        return 0.5 * self.gain * self.best_step
+        """What the loss falls by at the best step, gain² / (2 curvature); infinite without one."""
+        return 0.5 * self.gain * self.best_step if self.gain else abs(self.best_step)
 
 
 def directional_curvature(
