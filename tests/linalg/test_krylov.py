@@ -312,9 +312,9 @@ def test_input_that_cannot_be() -> None:
         spectral_density(operator, _start(5), probes=0, steps=3)
     with pytest.raises(ValueError, match=r"got probes=1, steps=0, expected at least 1"):
         spectral_density(operator, _start(5), probes=1, steps=0)
-    for n, least in ((5, 5), (50, 9)):
-        with pytest.raises(ValueError, match=rf"got max_products=4, expected {least} or more"):
-            trace(operator, _start(n), max_products=4)
+    for n, least in ((4, 4), (50, 7)):
+        with pytest.raises(ValueError, match=rf"got max_products=3, expected {least} or more"):
+            trace(operator, _start(n), max_products=3)
 
 
 # ------------------------------------------------------------------------------- the process itself
@@ -575,7 +575,7 @@ def test_trace_is_exact_for_low_rank(rank: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [DOUBLE, SINGLE])
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 24])
 def test_trace_of_tiny_operators_is_exact(n: int, dtype: torch.dtype) -> None:
     A = _start(n * n).view(n, n)
     A = A + A.T
@@ -590,7 +590,7 @@ def test_trace_of_tiny_operators_is_exact(n: int, dtype: torch.dtype) -> None:
 def test_trace_of_zero(n: int) -> None:
     found = trace(torch.zeros_like, torch.ones(n))
     assert (found.value, found.error, found.converged) == (0.0, 0.0, True)
-    assert found.products == min(n, 8)
+    assert found.products == n if n <= 24 else 6
 
 
 def test_traceless_operators_end() -> None:
@@ -601,11 +601,11 @@ def test_traceless_operators_end() -> None:
     assert not found.converged
     assert abs(found.value) <= 4 * found.error
     whole = trace(lambda v: values * v, values, max_products=10_000)
-    assert whole.products <= 400
+    assert whole.products <= 410
     assert abs(whole.value) <= max(3 * whole.error, 1e-9)
 
 
-@pytest.mark.parametrize("most", [9, 10, 20, 51])
+@pytest.mark.parametrize("most", [7, 10, 20, 51])
 def test_products_are_respected_and_counted(most: int) -> None:
     calls = []
 
@@ -628,7 +628,7 @@ def test_trace_at_any_scale(dtype: torch.dtype, scale: float) -> None:
     assert found.converged
     assert found.error > 0
     assert abs(found.value / scale - 90.425) < 5
-    assert found.products > 7
+    assert found.products > 4
 
 
 def test_trace_of_an_operator_that_returns_its_argument() -> None:
