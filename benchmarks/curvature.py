@@ -77,7 +77,7 @@ class Settings:
     """Whether to time products against sizes of models and batches."""
     threads: int | None = None
     """Threads on the CPU; by default as many as PyTorch takes."""
-    data: Path = Path("data")
+    data: str = "data"
     """Folder with mnist/mnist.npz and cifar10/cifar10_5k_1k.npz; clusters of noise without it."""
     out: Path = Path("benchmarks/results")
     """Folder for the figures."""
@@ -787,10 +787,10 @@ def main(settings: Settings) -> None:
     absent = missing()
     console = Console(stderr=True)
     with differentiable():
-        rows = costs(settings.data) if settings.products else []
+        rows = costs(Path(settings.data)) if settings.products else []
         found = []
         for name in settings.problems:
-            given = problem(name, settings.data)
+            given = problem(name, Path(settings.data))
             states = {"trained": trained(given, settings.steps)}
             if settings.untrained:
                 states["untrained"] = given

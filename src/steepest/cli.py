@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.box import SIMPLE_HEAD
@@ -28,6 +28,7 @@ from rich.table import Table
 from steepest import __version__
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json
+from steepest.lab.studies.edge_of_stability import EdgeConfig, edge_of_stability
 from steepest.lab.studies.optimizer_study import study
 from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.sweep import Run
@@ -61,6 +62,22 @@ class Study(StudyConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reproduce(EdgeConfig):
+    """Measure what a paper claims, and write a report with the verdict.
+
+    edge-of-stability: full-batch training of a small network on digits. Gradient descent sharpens
+    until its largest Hessian eigenvalue is 2 / lr; every other optimizer is measured against its
+    own threshold. Stopped at any moment, the same command goes on with the runs that are missing.
+    For instance: steepest reproduce edge-of-stability --optimizers gd adam muon
+    """
+
+    claim: tyro.conf.Positional[Literal["edge-of-stability"]]
+    """Which claim."""
+    out: Path | None = None
+    """Folder of the runs; by default one under runs/ that is named after the settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Write the report of a study again, from its folder or from an earlier report."""
 
@@ -73,6 +90,7 @@ class Report:
 Command = (
     Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
 
@@ -95,6 +113,8 @@ def main(arguments: list[str] | None = None) -> None:
             _study(command)
         elif isinstance(command, Train):
             _train(command)
+        elif isinstance(command, Reproduce):
+            _reproduce(command)
         else:
             with sentences_for_os_errors(command.path):
                 _report(command)
@@ -149,6 +169,44 @@ def _study(command: Study) -> None:
         if entry["verdict"] != "tuned":
             print(f"{entry['label']}: inconclusive, because {entry['reason']}")
     print(f"report: {page.resolve().as_uri()}")
+
+
+def _reproduce(command: Reproduce) -> None:
+    report = _report_room()
+    settings = asdict(command)
+    for name in ("out", "claim"):
+        del settings[name]
+    config = EdgeConfig(**settings)
+    named = {key: value for key, value in settings.items() if key != "workers"}
+    out = command.out or _folder(command.claim, named)
+    with _bars() as bars:
+        bar = bars.add_task("runs", total=None, detail="")
+
+        def on_run(done: int, of: int, found: str) -> None:
+            bars.update(bar, completed=done, total=of, detail=found)
+            if found and not screen.is_terminal:
+                _say(f"{done} of {of} runs  {found}")
+
+        summary = edge_of_stability(config, out, on_run)
+    with sentences_for_os_errors(out):
+        page = report.write(summary, out / "report.html")
+    Console().print(_edges(summary))
+    print(f"report: {page.resolve().as_uri()}")
+
+
+def _edges(summary: dict[str, Any]) -> Table:
+    """A row for each optimizer and rate: measured over threshold at the end, for each seed."""
+    table = Table(title=summary["title"], box=SIMPLE_HEAD)
+    table.add_column("optimizer")
+    table.add_column("rate", justify="right")
+    table.add_column("ratio at the end", justify="right")
+    table.add_column("verdict")
+    table.caption = "measured / threshold, mean over the last fifth of each run; 1 is the edge"
+    for entry in summary["entries"]:
+        ratios = ", ".join(_number(run["ratio"], ".2f") for run in entry["runs"])
+        verdicts = ", ".join(dict.fromkeys(run["verdict"] for run in entry["runs"]))
+        table.add_row(entry["label"], f"{entry['lr']:g}", ratios, verdicts)
+    return table
 
 
 def _report(command: Report) -> None:

@@ -9,12 +9,14 @@ from steepest.curvature.spectra import (
     hessian_spectrum,
     sharpness,
 )
+from steepest.curvature.tracker import SharpnessTracker
 
 __all__ = [
     "NTK",
     "Batches",
     "GaussNewton",
     "Hessian",
+    "SharpnessTracker",
     "directional_curvature",
     "effective_rank",
     "gauss_newton_split",

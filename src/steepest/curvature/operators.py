@@ -276,9 +276,32 @@ class NTK(CurvatureOperator):
             weights = weights + network.vjp(piece)
         return torch.cat([network.jvp(weights) for network, _ in self._graphs(self._graph)])
 
-    def to_dense(self) -> Tensor:
-        """Return the matrix. The Jacobian, `(examples * outputs, n)`, has to fit into memory."""
-        J = torch.cat([network.jacobian() for network, _ in self._graphs(self._graph)])
+    def to_dense(self, rows: Tensor | None = None) -> Tensor:
+        """Return the matrix, or these rows and columns of it.
+
+        The Jacobian has to fit into memory: `r (n + r)` entries for r rows and n parameters, 4 GB
+        for 1000 rows of a million parameters in float32.
+
+        Args:
+            rows: positions `(r,)`, ascending; all by default.
+
+        Raises:
+            ValueError: for positions that do not ascend, or that there are not.
+        """
+        size = self.shape[0]
+        chosen = torch.arange(size) if rows is None else rows.cpu()
+        if chosen.ndim != 1 or not len(chosen) or chosen.is_floating_point():
+            raise ValueError(f"got rows {tuple(chosen.shape)} of {chosen.dtype}, expected (r,) int")
+        if chosen[0] < 0 or chosen[-1] >= size or bool((chosen.diff() <= 0).any()):
+            raise ValueError(f"got rows {chosen.tolist()}, expected ascending ones below {size}")
+        n = _entries(self.parameters.values())
+        J = torch.empty(len(chosen), n, dtype=self.dtype, device=self.device)
+        before = done = 0
+        for (network, _), outputs in zip(self._graphs(self._graph), self._sizes, strict=True):
+            here = chosen[(chosen >= before) & (chosen < before + outputs)] - before
+            if len(here):
+                network.jacobian(here, J[done : done + len(here)])
+            before, done = before + outputs, done + len(here)
         self.products += len(J)
         return J @ J.T
 
@@ -305,10 +328,26 @@ class _Network:
         given = [u.reshape(self.outputs.shape)]
         return flat(_vjp([self.outputs], self._parameters, given), self._parameters)
 
-    def jacobian(self) -> Tensor:
-        """J, `(outputs, n)`."""
-        rows = torch.eye(self.outputs.numel(), dtype=self.outputs.dtype, device=self.outputs.device)
-        return torch.stack([self.vjp(row) for row in rows])
+    def jacobian(self, rows: Tensor, into: Tensor) -> None:
+        """Write these rows of J, `(r, n)`, eight at a time: small networks take as long for one."""
+        sizes = [p.numel() for p in self._parameters]
+        for chosen, place in zip(rows.split(8), into.split(8), strict=True):
+            u = self.outputs.new_zeros(len(chosen), self.outputs.numel())
+            u[torch.arange(len(chosen)), chosen] = 1
+            try:
+                found = grad(
+                    self.outputs,
+                    self._parameters,
+                    u.view(-1, *self.outputs.shape),
+                    retain_graph=True,
+                    allow_unused=True,
+                    is_grads_batched=True,
+                )
+            except RuntimeError:  # some operation takes no batch of gradients
+                torch.stack([self.vjp(each) for each in u], out=place)
+                continue
+            for g, columns in zip(found, place.split(sizes, dim=1), strict=True):
+                columns.copy_(torch.zeros_like(columns) if g is None else g.flatten(1))
 
 
 def split(v: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -150,7 +150,7 @@ def hessian_spectrum(
     count = min(count, n // 2) or 1
     ends = _ends(H, H, count, tolerance, generator)
     density = spectral_density(H, H.vector(), probes, steps, generator)
-    total = trace(H, H.vector(), max_products=max(9, 2 * probes), generator=generator)
+    total = trace(H, H.vector(), max_products=max(5, 2 * probes), generator=generator)
     value, error = density.sum_of(torch.abs)
     nuclear = Estimate(value, error, density.products, math.isfinite(error))
     return Spectrum(ends, density, total, nuclear, n)

@@ -18,7 +18,13 @@ pytest.importorskip("jinja2", reason="the extra steepest[report] is not installe
 
 from steepest.lab.report import read, render, write
 from steepest.lab.report.condition_map import EVEN, condition_map, condition_share
-from steepest.lab.report.figures import colours, learning_rates, loss_curves
+from steepest.lab.report.figures import (
+    colours,
+    learning_rates,
+    loss_curves,
+    sharpness,
+    stability,
+)
 from steepest.lab.report.wording import headline
 
 HOSTILE = (
@@ -329,6 +335,23 @@ def test_the_map_is_the_log_ratio_centred_at_one(summary):
     assert axis.cmin == -axis.cmax
     assert axis.colorscale[1] == (0.5, EVEN)
     assert condition_share(optimizer) == (0, 1, 9)
+
+
+def test_sharpness_is_shown_where_it_was_measured(summary):
+    given = summary(2)
+    assert sharpness(given) is None
+    assert "Sharpness during training" not in render(given)
+    by_name(given, "muon")["sharpness"] = [
+        {"step": 10, "sharpness": 5.0, "stability": [{"measure": "one step", "ratio": 0.5}]},
+        {"step": 20, "sharpness": None, "stability": [{"measure": "one step", "ratio": 0.8}]},
+        {"step": 30, "sharpness": 9.0, "stability": []},
+    ]
+    (line,) = sharpness(given).figure.data
+    assert (list(line.x), list(line.y)) == ([10, 30], [5.0, 9.0])
+    (line,) = stability(given).figure.data
+    assert (list(line.x), list(line.y)) == ([10, 20], [0.5, 0.8])
+    assert stability(given).figure.layout.shapes[0].y0 == 1
+    assert "Sharpness during training" in render(given)
 
 
 def test_the_page_loads_nothing(summary):

@@ -54,6 +54,11 @@ def _losses(out: Path) -> list[tuple[str, int, float]]:
     return [(r["kind"], r["step"], r["loss"]) for r in read_metrics(out) if r["kind"] in kinds]
 
 
+def _sharpness(out: Path) -> list[dict[str, Any]]:
+    rows = [row for row in read_metrics(out) if row["kind"] == "sharpness"]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
 def _weights(out: Path) -> bytes:
     return (sorted((out / "checkpoints").glob("step-*"))[-1] / "model.safetensors").read_bytes()
 
@@ -62,7 +67,7 @@ def _weights(out: Path) -> bytes:
 def test_a_run_stopped_anywhere_ends_bit_for_bit_like_one_that_was_not(
     tmp_path: Path, text: Path, optimizer: Any
 ) -> None:
-    own = {"accumulate": 2, "clip": 1.0, "conditions_every": 5}
+    own = {"accumulate": 2, "clip": 1.0, "conditions_every": 5, "sharpness_every": 4}
     if optimizer == "teon":
         own["model"] = replace(MODEL, depth=2)  # something to stack
     config = _config(text, optimizer=optimizer, **own)
@@ -74,6 +79,8 @@ def test_a_run_stopped_anywhere_ends_bit_for_bit_like_one_that_was_not(
     assert parts["validation_loss"] == whole["validation_loss"]
     assert _weights(tmp_path / "parts") == _weights(tmp_path / "whole")
     assert _losses(tmp_path / "parts") == _losses(tmp_path / "whole")
+    assert _sharpness(tmp_path / "parts") == _sharpness(tmp_path / "whole")
+    assert [row["step"] for row in _sharpness(tmp_path / "whole")] == [4, 8, 12]
     states = [
         torch.load(
             tmp_path / name / "checkpoints" / "step-00000012" / "state.pt", weights_only=True
@@ -129,10 +136,12 @@ def test_training_learns_and_measures(tmp_path: Path, text: Path) -> None:
     assert result["optimizer_state_bytes"] > 0
 
 
-def test_measuring_the_conditions_changes_nothing(tmp_path: Path, text: Path) -> None:
+@pytest.mark.parametrize("what", ["conditions_every", "sharpness_every"])
+def test_measuring_changes_nothing(tmp_path: Path, text: Path, what: str) -> None:
     config = _config(text)
     plain = train(config, tmp_path / "plain")
-    measured = train(replace(config, conditions_every=2), tmp_path / "measured")
+    changes: dict[str, Any] = {what: 2}
+    measured = train(replace(config, **changes), tmp_path / "measured")
     assert plain["validation_loss"] == measured["validation_loss"]
     assert _weights(tmp_path / "plain") == _weights(tmp_path / "measured")
 

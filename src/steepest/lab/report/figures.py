@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
@@ -174,6 +174,54 @@ def _sensitivity(
                 "color": colour, "opacity": 1, "line": {"width": 1.5, "color": colour}},
         showlegend=False, **group,
     )  # fmt: skip
+
+
+def sharpness(summary: dict[str, Any]) -> Picture | None:
+    """The largest eigenvalue of the Hessian by step, one run for each optimizer."""
+    return _by_step(
+        summary,
+        "largest eigenvalue of the Hessian",
+        lambda row: finite(row.get("sharpness")),
+        "log",
+    )
+
+
+def stability(summary: dict[str, Any]) -> Picture | None:
+    """What limits the matrices' steps, over the value at which they become unstable, by step."""
+    picture = _by_step(summary, "measured / threshold", _ratio, "linear")
+    if picture:
+        line = {"dash": "dot", "width": 1.5, "color": BASELINE_COLOUR}
+        picture.figure.add_hline(y=1, line=line)
+    return picture
+
+
+def _ratio(row: dict[str, Any]) -> float | None:
+    """Of the matrices, whose group is the first."""
+    parts = row.get("stability") or [{}]
+    return finite(parts[0].get("ratio"))
+
+
+def _by_step(
+    summary: dict[str, Any],
+    title: str,
+    value: Callable[[dict[str, Any]], float | None],
+    scale: str,
+) -> Picture | None:
+    colour, figure = colours(summary), go.Figure()
+    for optimizer in ranked(summary):
+        rows = [(row["step"], value(row)) for row in optimizer.get("sharpness") or []]
+        points = [(x, y) for x, y in rows if y is not None]
+        if points:
+            figure.add_scatter(
+                x=[x for x, _ in points], y=[y for _, y in points], mode="lines+markers",
+                name=plain(label(optimizer)), hovertemplate="step %{x}: %{y:.3g}",
+                line={"color": colour[str(optimizer.get("name"))], "width": 2},
+            )  # fmt: skip
+    if not figure.data:
+        return None
+    finish(figure, "step", title)
+    figure.update_yaxes(type=scale)
+    return Picture(figure)
 
 
 @dataclass

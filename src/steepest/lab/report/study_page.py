@@ -7,7 +7,15 @@ from typing import Any
 
 from steepest.lab.report import wording
 from steepest.lab.report.condition_map import colour_limit, condition_map, condition_share
-from steepest.lab.report.figures import Picture, colours, learning_rates, loss_curves, ranked
+from steepest.lab.report.figures import (
+    Picture,
+    colours,
+    learning_rates,
+    loss_curves,
+    ranked,
+    sharpness,
+    stability,
+)
 from steepest.lab.report.wording import NOT_MEASURED, estimate, finite, is_baseline, label, number
 
 
@@ -17,6 +25,8 @@ def study_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Pictu
         "tokens": loss_curves(summary, "tokens"),
         "seconds": loss_curves(summary, "seconds"),
         "rates": learning_rates(summary),
+        "sharpness": sharpness(summary),
+        "stability": stability(summary),
     }
     limit, maps = colour_limit(summary), []
     for i, optimizer in enumerate(summary.get("optimizers") or []):

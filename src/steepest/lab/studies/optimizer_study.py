@@ -185,6 +185,7 @@ class _Study:
             seed=seed,
             validate_every=every,
             conditions_every=every if seed == 1 else 0,
+            sharpness_every=every if seed == 1 and self.config.sharpness else 0,
             checkpoint_every=max(50, steps // 4),
         )
 

@@ -35,6 +35,8 @@ class StudyConfig:
     """Learning rate of AdamW for embeddings, head and vectors, the same for every optimizer."""
     weight_decay: float = 0.0
     """Decoupled weight decay of the matrices."""
+    sharpness: bool = False
+    """Whether to measure sharpness along the first of an optimizer's fresh seeds; costs time."""
     workers: int | None = None
     """Runs at the same time, one thread each; by default one for each core, or one on a GPU."""
     device: str = "auto"

@@ -154,6 +154,7 @@ def _optimizer(
         "optimizer_state_bytes": median("optimizer_state_bytes"),
         "curves": curves,
         "conditions": [row for run in finished for row in _conditions(run)],
+        "sharpness": [row for run in finished for row in _sharpness(run)],
     }
 
 
@@ -212,3 +213,18 @@ def _conditions(run: Run) -> list[dict[str, Any]]:
     keys = ("step", "matrix", "role", "nuclear_rank", "stable_rank", "stable_rank_output")
     rows = (row for row in read_metrics(run.out) if row["kind"] == "condition")
     return [{key: row[key] for key in keys} for row in rows]
+
+
+def _sharpness(run: Run) -> list[dict[str, Any]]:
+    """Sharpness, and the ratio to the threshold for each part of the optimizer."""
+    rows = (row for row in read_metrics(run.out) if row["kind"] == "sharpness")
+    return [
+        {
+            "step": row["step"],
+            "sharpness": row["sharpness"],
+            "stability": [
+                {"measure": part["measure"], "ratio": part["ratio"]} for part in row["stability"]
+            ],
+        }
+        for row in rows
+    ]

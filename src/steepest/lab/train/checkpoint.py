@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
+from steepest.curvature import SharpnessTracker
 from steepest.lab.errors import InputError
 from steepest.lab.files import write_json
 
@@ -26,7 +27,12 @@ class TornFile(Exception):
 
 
 def save(
-    folder: Path, step: int, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any]
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    progress: dict[str, Any],
+    tracker: SharpnessTracker | None = None,
 ) -> None:
     """Write the checkpoint of `step` into `folder`; older ones but the last go afterwards.
 
@@ -45,6 +51,7 @@ def save(
         "optimizer": optimizer.state_dict(),
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        **({"tracker": tracker.state_dict()} if tracker else {}),
     }
     try:
         safetensors.torch.save_model(model, str(aside / "model.safetensors"))
@@ -64,7 +71,7 @@ def save(
 
 
 def load_latest(
-    folder: Path, model: nn.Module, optimizer: Optimizer
+    folder: Path, model: nn.Module, optimizer: Optimizer, tracker: SharpnessTracker | None = None
 ) -> tuple[int, dict[str, Any], list[str]]:
     """Load the newest checkpoint that is whole, and say which ones are not.
 
@@ -86,6 +93,8 @@ def load_latest(
         safetensors.torch.load_model(model, str(place / "model.safetensors"))
         state = torch.load(place / "state.pt", weights_only=True, map_location="cpu")
         optimizer.load_state_dict(state["optimizer"])
+        if tracker:
+            tracker.load_state_dict(state["tracker"])
         torch.set_rng_state(state["random"])
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])

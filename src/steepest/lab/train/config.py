@@ -60,6 +60,8 @@ class TrainConfig:
     """Windows of the validation text in each of them, always the same."""
     conditions_every: int = 0
     """Updates between two measurements of the layerwise condition; 0 for none."""
+    sharpness_every: int = 0
+    """Updates between two measurements of sharpness, on the first batch; 0 for none."""
     checkpoint_every: int = 100
     """Updates between two checkpoints; 0 for one at the end only."""
     log_every: int = 10
@@ -76,7 +78,7 @@ class TrainConfig:
                 f"got warmup={self.warmup} of {self.steps} steps, expected at least 0 and fewer "
                 "than all"
             )
-        for name in ("conditions_every", "checkpoint_every", "seed"):
+        for name in ("conditions_every", "sharpness_every", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"got {name}={getattr(self, name)}, expected at least 0")
         if self.seed >= 2**63:

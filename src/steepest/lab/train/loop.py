@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from steepest.curvature import SharpnessTracker
 from steepest.diagnosis import LayerConditions
 from steepest.lab.data import Corpus, Sampler, load, validation_batches
 from steepest.lab.errors import Diverged, InputError
@@ -91,7 +93,13 @@ def _train(
     evaluate = _evaluator(config, model, corpus, device)
 
     say(f"data: {corpus}")
-    start, progress, damaged = checkpoint.load_latest(out / "checkpoints", model, optimizer)
+    tracker = None
+    if config.sharpness_every:
+        first = tuple(t.to(device) for t in sampler.batch(0, 0))
+        tracker = SharpnessTracker(model, _loss_of, first, optimizer, every=config.sharpness_every)
+    start, progress, damaged = checkpoint.load_latest(
+        out / "checkpoints", model, optimizer, tracker
+    )
     for sentence in damaged:
         say(f"{sentence}; going on from step {start}")
     if start:
@@ -136,13 +144,15 @@ def _train(
                 metrics.write("train", done, tokens=tokens, loss=loss_now, lr=lr, **clock.totals())
             for row in rows:
                 metrics.write("condition", done, **row.as_dict())
+            if tracker and (record := tracker.step()):
+                metrics.write(**record)
             if last or done % config.validate_every == 0 or done == 1:
                 value = evaluate()
                 _check_finite(value, done, out)
                 metrics.write("validation", done, tokens=tokens, loss=value, **clock.totals())
             if last or _due(done, config.checkpoint_every):
                 _check_finite(sum(p.sum().item() for p in model.parameters()), done, out, "weights")
-                checkpoint.save(out / "checkpoints", done, model, optimizer, clock.state())
+                checkpoint.save(out / "checkpoints", done, model, optimizer, clock.state(), tracker)
             on_step(done, {"loss": loss_now, "tokens": tokens, **clock.totals()})
     except FloatingPointError as error:  # from the optimizer or the probe
         raise Diverged(f"{out.name} at step {step + 1}: {error}") from error
@@ -190,6 +200,10 @@ def _prepare(config: TrainConfig) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     return device
+
+
+def _loss_of(model: GPT, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return model.loss(*batch)
 
 
 def _probe(

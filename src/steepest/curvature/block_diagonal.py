@@ -1,0 +1,185 @@
+"""How much of the Hessian is in its diagonal blocks: across matrices, and across output rows.
+
+Muon was first explained by a Hessian that is "low-rank and approximately blockwise diagonal" (Shen
+et al., arXiv 2505.23737v1). This measures the second half of it, without the matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steepest.curvature.hessian_blocks import Place, matrices, parameter_hessians, places
+from steepest.curvature.loss_function import Loss
+from steepest.curvature.operators import Hessian
+from steepest.linalg.krylov import Estimate, gaussian
+
+_FEW = 8
+"""Blocks with a product each; more share products, under random signs."""
+_SIGNS = 4
+"""Draws of signs for a probe: of 2 to 8, the least error for as many products."""
+_PROBES = 6
+"""At least, for a standard error that is off by less than a third."""
+
+
+@dataclass(frozen=True)
+class DiagonalShare:
+    """The share of diagonal blocks in the square of ‖H‖_F, as an estimate; `float()` gives it.
+
+    Attributes:
+        share: Σ_b ‖H_bb‖_F² / ‖H‖_F², with its standard error.
+        even: the share of the entries of H that is in these blocks, hence what a Hessian without
+            any such structure would have.
+        blocks: how many there are.
+    """
+
+    share: Estimate
+    even: float
+    blocks: int
+
+    def __float__(self) -> float:
+        return self.share.value
+
+
+@dataclass(frozen=True)
+class BlockwiseDiagonal:
+    """How blockwise diagonal a Hessian is, as `blockwise_diagonal` returns it.
+
+    Attributes:
+        across_matrices: of the Hessian of all matrices, with a block for each of them.
+        across_rows: of the Hessian of each matrix, by its name, with a block for each row, which is
+            an output: as H = I ⊗ Λ of the theory has it.
+    """
+
+    across_matrices: DiagonalShare
+    across_rows: dict[str, DiagonalShare]
+
+
+def blockwise_diagonal(
+    model: nn.Module,
+    loss: Loss,
+    batch: Any,
+    parameters: Sequence[str] | str | None = None,
+    *,
+    tolerance: float = 0.05,
+    max_products: int = 100,
+    generator: torch.Generator | None = None,
+    **how: Any,
+) -> BlockwiseDiagonal:
+    """Return how much of the Hessian is in diagonal blocks, of matrices and of their output rows.
+
+    Args:
+        model, loss, batch, how: as for `Hessian`.
+        parameters: names or patterns; by default the matrices of `steepest.roles`.
+        tolerance: standard error of each share to stop at.
+        max_products: where each estimate stops in any case; at least 24, or 48 for
+            eight blocks, which are the dearest.
+        generator: of the probes.
+
+    Raises:
+        ValueError: for what `Hessian` refuses, parameters that are no matrices, too few products,
+            and a Hessian of zero.
+
+    >>> model = nn.Linear(3, 4, bias=False).double()
+    >>> squares = lambda model, x: 0.5 * model(x).square().sum()  # H = I ⊗ x xᵀ: no row sees others
+    >>> found = blockwise_diagonal(model, squares, torch.eye(3).double(), "weight")
+    >>> found.across_rows["weight"].even
+    0.25
+    >>> abs(found.across_rows["weight"].share.value - 1) < 1e-9
+    True
+    """
+    if not 0 < tolerance < 1:
+        raise ValueError(f"got tolerance={tolerance}, expected a standard error between 0 and 1")
+    members = places(model, parameters)
+    H = Hessian(model, loss, batch, list(dict.fromkeys(each.name for each in members)), **how)
+    across = _share(H, members, False, tolerance, max_products, generator)
+    del H  # its graph
+    rows = {
+        each.label: _share(H, [each], True, tolerance, max_products, generator)
+        for H, own in parameter_hessians(model, loss, batch, members, how)
+        for each in own
+    }
+    return BlockwiseDiagonal(across, rows)
+
+
+def _share(
+    H: Hessian,
+    members: Sequence[Place],
+    by_row: bool,
+    tolerance: float,
+    max_products: int,
+    generator: torch.Generator | None,
+) -> DiagonalShare:
+    """The share of the blocks of these matrices, or of their rows, in the Hessian of them."""
+    block = torch.full(H.shape[:1], -1, device=H.device)  # of each entry; none outside
+    count = 0
+    for W in matrices(H, block, members):
+        W.copy_(count + torch.arange(len(W))[:, None] if by_row else torch.tensor(count))
+        count += len(W) if by_row else 1
+    sizes = torch.bincount(block[block >= 0]).double()
+    even = (sizes.square().sum() / sizes.sum().square()).item()
+    alone = count <= _FEW
+    cost = count if alone else _SIGNS
+    if max_products < _PROBES * cost:
+        raise ValueError(
+            f"got max_products={max_products}, expected {_PROBES * cost} or more: {_PROBES} probes "
+            f"of {cost} products each"
+        )
+    samples: list[tuple[float, float]] = []
+    value, error = math.nan, math.inf
+    while cost * (len(samples) + 1) <= max_products and error > tolerance:
+        z = gaussian(H.vector(), generator)
+        samples.append(_alone(H, z, block) if alone else _together(H, z, block, generator))
+        if len(samples) >= _PROBES:
+            value, error = _ratio(samples)
+    estimate = Estimate(value, error, cost * len(samples), error <= tolerance)
+    return DiagonalShare(estimate, even, count)
+
+
+def _alone(H: Hessian, z: Tensor, block: Tensor) -> tuple[float, float]:
+    """Σ_b ‖H_bb z_b‖² and Σ_b ‖H z_b‖² from a product for each block."""
+    own = whole = 0.0
+    for b in range(int(block.max()) + 1):
+        image = H((block == b) * z)
+        own += _square(image[block == b])
+        whole += _square(image[block >= 0])
+    return own, whole
+
+
+def _together(
+    H: Hessian, z: Tensor, block: Tensor, generator: torch.Generator | None
+) -> tuple[float, float]:
+    """The same on average, from a product for each draw of a sign for every block.
+
+    In block b, S H S z = H_bb z_b + Σ_c s_b s_c H_bc z_c. Only the first part is the same in all
+    draws, and the others are uncorrelated, so two images have the inner product Σ_b ‖H_bb z_b‖².
+    """
+    images = []
+    for _ in range(_SIGNS):
+        signs = 2 * torch.randint(2, (int(block.max()) + 1,), generator=generator) - 1
+        S = torch.where(block >= 0, signs.to(z)[block], 0)
+        images.append(S * H(S * z))
+    squares = sum(_square(image) for image in images)
+    pairs = _square(torch.stack(images).sum(0)) - squares
+    return pairs / (_SIGNS * _SIGNS), squares / _SIGNS
+
+
+def _ratio(samples: list[tuple[float, float]]) -> tuple[float, float]:
+    """The ratio of two means, and its standard error by the jackknife."""
+    a, b = torch.tensor(samples, dtype=torch.float64).T
+    if not b.any():
+        raise ValueError("got a Hessian of zero, expected one with curvature")
+    without = (a.sum() - a) / (b.sum() - b)
+    k = len(a)
+    few = (k - 1) / (k - 3)  # variance of Student's t
+    error = (few * (k - 1) ** 2 / k * without.var()).sqrt()
+    return (a.sum() / b.sum()).item(), error.item()
+
+
+def _square(v: Tensor) -> float:
+    return v.double().square().sum().item()

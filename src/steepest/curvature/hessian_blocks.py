@@ -1,0 +1,94 @@
+"""Blocks of the Hessian that belong to matrices, rather than to parameters as they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steepest.curvature.loss_function import Loss, chosen_parameters, unwrapped
+from steepest.curvature.operators import Hessian, split
+from steepest.matrix_view import MatrixView
+from steepest.parameter_roles import roles
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a matrix is: in which parameter, how that is seen, and its number there."""
+
+    name: str
+    view: MatrixView
+    index: int
+
+    @property
+    def label(self) -> str:
+        """The name, with the number where there are several: `qkv.weight[2]`."""
+        return self.name if len(self.view.sizes()) == 1 else f"{self.name}[{self.index}]"
+
+
+def places(model: nn.Module, parameters: Sequence[str] | str | None = None) -> list[Place]:
+    """Return the matrices of these parameters, by default of all that are hidden ones.
+
+    Raises:
+        ValueError: for parameters that are no matrices, and models without any.
+    """
+    model = unwrapped(model)
+    table = roles(model)
+    if parameters is None:
+        names = [row.name for row in table.matrices if row.parameter.requires_grad]
+        if not names:
+            raise ValueError(
+                f"got a {type(model).__name__} without hidden matrices that are trained, expected "
+                "some; name the parameters to look at"
+            )
+    else:
+        names = chosen_parameters(model, parameters)
+    found = []
+    for row in (table[name] for name in names):
+        if row.view is None:
+            raise ValueError(f"got {row.name} ({row.reason}), expected matrices; leave it out")
+        found += [Place(row.name, row.view, i) for i in range(len(row.view.sizes()))]
+    return found
+
+
+class HessianBlock:
+    """The Hessian over K matrices of equal shape, all else held fixed, as a map of `(K, m, n)`."""
+
+    def __init__(self, H: Hessian, members: Sequence[Place]):
+        self._H = H
+        self._members = members
+        self.gradient = torch.stack(matrices(H, H.gradient(), members))
+        """Of the loss, `(K, m, n)`."""
+
+    def __call__(self, X: Tensor) -> Tensor:
+        """Return H[X], `(K, m, n)`."""
+        v = self._H.vector()
+        for W, part in zip(matrices(self._H, v, self._members), X, strict=True):
+            W.copy_(part)
+        return torch.stack(matrices(self._H, self._H(v), self._members))
+
+    def flat(self, v: Tensor) -> Tensor:
+        """Return the product with a vector `(K m n,)`."""
+        return self(v.view(self.gradient.shape)).flatten()
+
+
+def matrices(H: Hessian, v: Tensor, members: Sequence[Place]) -> list[Tensor]:
+    """Return these matrices in a vector of the Hessian; writing to them writes to the vector."""
+    pieces = dict(zip(H.parameters, split(v, list(H.parameters.values())), strict=True))
+    return [each.view.matrices(pieces[each.name])[each.index] for each in members]
+
+
+def parameter_hessians(
+    model: nn.Module, loss: Loss, batch: Any, members: Sequence[Place], how: Mapping[str, Any]
+) -> Iterator[tuple[Hessian, list[Place]]]:
+    """Yield the Hessian of each parameter, and its matrices; of those with any gradient."""
+    H = Hessian(model, loss, batch, list(dict.fromkeys(each.name for each in members)), **how)
+    gradient = H.gradient()
+    used = [each for each in members if matrices(H, gradient, [each])[0].any()]
+    del H  # its graph
+    for name in dict.fromkeys(each.name for each in used):
+        own = [each for each in used if each.name == name]
+        yield Hessian(model, loss, batch, [name], **how), own

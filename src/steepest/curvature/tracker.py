@@ -1,0 +1,159 @@
+"""Sharpness along a training run, a few Hessian-vector products at a time."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from steepest.curvature.loss_function import Loss
+from steepest.curvature.operators import Hessian
+from steepest.curvature.preconditioned import Stability, preconditioned_sharpness
+from steepest.curvature.spectra import sharpness
+
+
+class SharpnessTracker:
+    """Measures every few steps how sharp the loss is, and how near the optimizer is to instability.
+
+    Each measurement starts from the eigenvectors of the last one, so that it takes a few products.
+    Model, optimizer, gradients and the global random generator stay as they are, bit for bit.
+
+    Args:
+        model, loss, batch, how: as for `Hessian`; the same batch every time, so keep it small.
+        optimizer: of the model; with it `preconditioned_sharpness` is measured too.
+        every: steps between two measurements.
+        tolerance: relative error of eigenvalues.
+        path: a file that gets each record as a line of JSON.
+
+    Raises:
+        ValueError: for `every` below 1.
+        FileExistsError: at the first record, for a `path` with the records of another run.
+        FloatingPointError: from `step` or `measure`, for a loss that is not finite.
+
+    Each record has `step`, `loss`, `sharpness`, its `error`, and `products` and `seconds` that it
+    took; `stability` has for each part of the optimizer `measure`, `value`, `threshold`, `ratio`.
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> loss = lambda model, x: 0.5 * model(x).square().sum()
+    >>> x = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    >>> with torch.no_grad():
+    ...     _ = model.weight.fill_(1.0)
+    >>> tracker = SharpnessTracker(model, loss, x, optimizer, every=2)
+    >>> for _ in range(4):
+    ...     optimizer.zero_grad()
+    ...     loss(model, x).backward()
+    ...     optimizer.step()
+    ...     _ = tracker.step()
+    >>> [(record["step"], round(record["sharpness"], 2)) for record in tracker.records]
+    [(2, 9.0), (4, 9.0)]
+    >>> round(tracker.records[0]["stability"][0]["threshold"], 2)
+    20.0
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        batch: Any,
+        optimizer: Optimizer | None = None,
+        *,
+        every: int = 10,
+        tolerance: float = 0.01,
+        path: str | Path | None = None,
+        **how: Any,
+    ):
+        if every < 1:
+            raise ValueError(f"got every={every}, expected at least 1")
+        self.records: list[dict[str, Any]] = []
+        """What was measured, in the order of steps."""
+        self._model, self._loss, self._batch, self._how = model, loss, batch, how
+        self._optimizer = optimizer
+        self._every, self._tolerance = every, tolerance
+        self._path = None if path is None else Path(path)
+        self._steps = 0
+        self._top: Tensor | None = None
+        self._rows: list[Stability] = []
+        self._is_open = False
+
+    def step(self) -> dict[str, Any] | None:
+        """Call after each step of the optimizer; return the record if it was time to measure."""
+        self._steps += 1
+        return self.measure() if self._steps % self._every == 0 else None
+
+    def measure(self) -> dict[str, Any]:
+        """Measure now, and return the record; before the first step without `stability`."""
+        began = time.perf_counter()
+        given = (self._model, self._loss, self._batch)
+        generator = torch.Generator().manual_seed(self._steps)
+        settings: Any = {"tolerance": self._tolerance, "generator": generator, **self._how}
+        top = sharpness(*given, start=self._top, **settings)
+        self._top, products = top.vector, top.products
+        record: dict[str, Any] = {
+            "kind": "sharpness",
+            "step": self._steps,
+            "loss": Hessian(*given, **self._how).loss(),
+            "sharpness": top.value,
+            "error": top.error,
+        }
+        if self._optimizer is not None and self._steps:
+            self._rows = preconditioned_sharpness(
+                *given, self._optimizer, start=self._rows, **settings
+            )
+            products += sum(row.products for row in self._rows)
+            shown = ("parameters", "measure", "value", "threshold", "ratio")
+            record["stability"] = [{k: getattr(row, k) for k in shown} for row in self._rows]
+        record |= {"products": products, "seconds": time.perf_counter() - began}
+        self.records.append(record)
+        self._write(record)
+        return record
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on: the step, and where the next measurement starts."""
+        return {
+            "steps": self._steps,
+            "top": self._top,
+            "rows": [asdict(row) for row in self._rows],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; what `path` has beyond that step is dropped, as it will come again."""
+        self._steps, self._top = state["steps"], state["top"]
+        self._rows = [Stability(**row) for row in state["rows"]]
+        self.records = []
+        if self._path is not None and self._path.exists():
+            self.records = [r for r in _read(self._path) if r["step"] <= self._steps]
+            aside = self._path.with_name(f".{self._path.name}")
+            aside.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+            aside.replace(self._path)
+        self._is_open = True
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._path is None:
+            return
+        if not self._is_open and self._path.exists() and self._path.stat().st_size:
+            raise FileExistsError(
+                f"got the path {self._path}, which has records already; choose another one, or "
+                "load the state_dict of the run that wrote it"
+            )
+        self._is_open = True
+        with open(self._path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The records of a file; a last line that was cut off is left out."""
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
