@@ -1,7 +1,11 @@
 """Curvature of the loss: operators, and what they tell about steps."""
 
+from steepest.curvature.block_diagonal import blockwise_diagonal
 from steepest.curvature.loss_function import Batches
+from steepest.curvature.muon_theory import muon_conditions
+from steepest.curvature.ntk import label_alignment, ntk_drift, ntk_spectrum
 from steepest.curvature.operators import NTK, GaussNewton, Hessian
+from steepest.curvature.preconditioned import preconditioned_sharpness
 from steepest.curvature.spectra import (
     directional_curvature,
     effective_rank,
@@ -9,6 +13,7 @@ from steepest.curvature.spectra import (
     hessian_spectrum,
     sharpness,
 )
+from steepest.curvature.teon_theory import stack_conditions
 from steepest.curvature.tracker import SharpnessTracker
 
 __all__ = [
@@ -17,9 +22,16 @@ __all__ = [
     "GaussNewton",
     "Hessian",
     "SharpnessTracker",
+    "blockwise_diagonal",
     "directional_curvature",
     "effective_rank",
     "gauss_newton_split",
     "hessian_spectrum",
+    "label_alignment",
+    "muon_conditions",
+    "ntk_drift",
+    "ntk_spectrum",
+    "preconditioned_sharpness",
     "sharpness",
+    "stack_conditions",
 ]

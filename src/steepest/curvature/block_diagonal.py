@@ -166,7 +166,7 @@ def _together(
         images.append(S * H(S * z))
     squares = sum(_square(image) for image in images)
     pairs = _square(torch.stack(images).sum(0)) - squares
-    return pairs / (_SIGNS * _SIGNS), squares / _SIGNS
+    return pairs / (_SIGNS * (_SIGNS - 1)), squares / _SIGNS
 
 
 def _ratio(samples: list[tuple[float, float]]) -> tuple[float, float]:

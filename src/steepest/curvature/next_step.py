@@ -20,9 +20,8 @@ def next_step(optimizer: Optimizer, groups: Sequence[Group], H: Hessian, G: Tens
         raise ValueError("got LBFGS, whose step needs a closure, expected one that takes gradients")
     twin = _twin(optimizer)
     for group in twin.param_groups:
-        group.update({"weight_decay": 0.0} if "weight_decay" in group else {})
-        for p in group["params"]:
-            p.grad = None
+        if "weight_decay" in group:
+            group["weight_decay"] = 0.0
     both = zip(optimizer.param_groups, twin.param_groups, strict=True)
     chosen = [copied for own, copied in both if any(own is group for group in groups)]
     params = [p for group in chosen for p in group["params"] if p.requires_grad]
@@ -40,7 +39,7 @@ def next_step(optimizer: Optimizer, groups: Sequence[Group], H: Hessian, G: Tens
 
 
 def _twin(optimizer: Optimizer) -> Optimizer:
-    """A copy with parameters of its own."""
+    """A copy with parameters of its own, which have no gradients."""
     memo: dict[int, Any] = {}
     twin = copy.deepcopy(optimizer, memo)
     for key, value in vars(optimizer).items():  # a copy only has what torch itself knows of

@@ -55,7 +55,7 @@ def inverse_threshold(group: Group) -> float:
     """
     lr = float(group["lr"])
     beta, nesterov = float(group.get("momentum", 0.0)), group.get("nesterov", False)
-    weight = 1 - beta  # an average, as also heavy balls are whose direction has no scale
+    weight = 1 - beta  # an average, which `unbiased` makes of a heavy ball too
     if "betas" in group:
         beta, nesterov = float(group["betas"][0]), False
         weight = 1 - beta
