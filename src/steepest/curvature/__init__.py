@@ -5,7 +5,7 @@ from steepest.curvature.loss_function import Batches
 from steepest.curvature.muon_theory import muon_conditions
 from steepest.curvature.ntk import label_alignment, ntk_drift, ntk_spectrum
 from steepest.curvature.operators import NTK, GaussNewton, Hessian
-from steepest.curvature.preconditioned import preconditioned_sharpness
+from steepest.curvature.preconditioned import Stability, preconditioned_sharpness
 from steepest.curvature.spectra import (
     directional_curvature,
     effective_rank,
@@ -22,6 +22,7 @@ __all__ = [
     "GaussNewton",
     "Hessian",
     "SharpnessTracker",
+    "Stability",
     "blockwise_diagonal",
     "directional_curvature",
     "effective_rank",
