@@ -202,6 +202,22 @@ class Hessian(CurvatureOperator):
     def _gradient(self, batch: Any) -> list[Tensor]:
         return _gradients(self._function(batch), self._of(self._columns))
 
+    def diagonal_block(self, name: str, D: Tensor) -> Tensor:
+        """Return H[D] for a direction of one parameter, in that parameter; D has its shape.
+
+        Only the part of the graph between the two is gone through.
+        """
+        columns = list(self._columns)
+        if name not in columns:
+            raise ValueError(f"got {name!r}, expected one of {', '.join(columns[:5])}, ...")
+        self.products += 1
+        W, place = self.parameters[name], columns.index(name)
+        total = torch.zeros_like(W)
+        for G, weight in self._graphs(self._gradient):
+            [HD] = _vjp([G[place]], [W], [D.to(W)])
+            total += 0 if HD is None else weight * HD
+        return total
+
     def gradient(self) -> Tensor:
         """Return the gradient of the loss `(n,)`."""
         columns = self._of(self._columns)

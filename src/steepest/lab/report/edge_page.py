@@ -15,7 +15,7 @@ MEASURES = {
     "norm ball": "largest curvature in the norm's unit ball (a lower bound)",
     "one step": "price of the next step over its gain",
 }
-TOP = 2.0  # of the axis of ratios, unless the last values need more
+TOP = 2.0  # of the axis of ratios; a double click shows what is above
 
 
 def edge_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Picture | None]]:
@@ -124,7 +124,7 @@ def _sharpness(summary: dict[str, Any]) -> Picture | None:
 
 def _ratios(entries: list[dict[str, Any]], edge: list[float]) -> Picture | None:
     """What is measured over its threshold: a colour for each rate, a line for each seed."""
-    figure, last = go.Figure(), [1.0]
+    figure = go.Figure()
     for i, entry in enumerate(entries):
         for j, run in enumerate(entry["runs"]):
             points = [
@@ -132,7 +132,6 @@ def _ratios(entries: list[dict[str, Any]], edge: list[float]) -> Picture | None:
                 for x, y in zip(run["steps"], run["ratios"], strict=True)
                 if finite(y) is not None
             ]
-            last += [y for _, y in points[-3:] if run["verdict"] != "diverged"]
             figure.add_scatter(
                 x=[x for x, _ in points], y=[y for _, y in points], mode="lines",
                 name=f"lr {rate(entry['lr'])}" + (", diverged" if _diverged(entry) else ""),
@@ -144,7 +143,7 @@ def _ratios(entries: list[dict[str, Any]], edge: list[float]) -> Picture | None:
     finish(figure, "step", "measured / threshold")
     figure.add_hrect(*edge, fillcolor=BASELINE_COLOUR, opacity=0.15, line_width=0)
     figure.add_hline(y=1, line={"dash": "dot", "width": 1.5, "color": BASELINE_COLOUR})
-    figure.update_yaxes(range=[min(0.0, *last), max(TOP, 1.1 * max(last))])
+    figure.update_yaxes(range=[0.0, TOP])
     figure.update_layout(
         height=300, legend={"y": -0.28, "yanchor": "top"}, margin={"t": 30, "b": 80}
     )

@@ -1,0 +1,206 @@
+"""What batches say of each matrix: gains between batches, curvature along directions, soft ranks.
+
+A direction comes from one batch and its gain from another: the noise of a gradient raises its
+nuclear rank, which on its own batch looks like an advantage of spectral steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from steepest.curvature.loss_function import Loss, LossFunction, unwrapped
+from steepest.curvature.operators import Hessian
+from steepest.diagnosis.inputs import InputRanks, Inputs
+from steepest.geometry import Euclidean, Sign, Spectral
+from steepest.linalg import spectral_norm
+from steepest.parameter_roles import ParameterRole, roles
+
+GeometryName = Literal["euclidean", "sign", "spectral", "adaptive"]
+GEOMETRIES: tuple[GeometryName, ...] = get_args(GeometryName)
+
+
+@dataclass
+class Evidence:
+    """Of one matrix, from B batches.
+
+    Attributes:
+        row: the parameter.
+        index: which of its matrices.
+        gains: for each geometry `(B, B)`, ⟨G_j, D(G_i)⟩ at [i, j].
+        curvatures: for each geometry `(B,)`, ⟨D, H D⟩ with the direction of batch i and the Hessian
+            of batch i + 1; empty where it was not measured.
+        nuclear_ranks, stable_ranks: of G_i, `(B,)`.
+        inputs: of each batch, where the layer could be looked into.
+        sketch: singular values of the mean gradient over its largest one, at even places.
+    """
+
+    row: ParameterRole
+    index: int
+    gains: dict[GeometryName, Tensor] = field(default_factory=dict)
+    curvatures: dict[GeometryName, Tensor] = field(default_factory=dict)
+    nuclear_ranks: Tensor = field(default_factory=lambda: torch.empty(0))
+    stable_ranks: Tensor = field(default_factory=lambda: torch.empty(0))
+    inputs: list[InputRanks] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """The parameter, with the number of the matrix where there are several."""
+        assert self.row.view is not None
+        several = len(self.row.view.sizes()) > 1
+        return f"{self.row.name}[{self.index}]" if several else self.row.name
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        assert self.row.view is not None
+        return self.row.view.sizes()[self.index]
+
+
+def gather(
+    model: nn.Module,
+    loss: Loss,
+    batches: Sequence[Any],
+    parameters: Sequence[str] | None,
+    curvature: bool,
+    tick: Callable[[], None] = lambda: None,
+    **how: Any,
+) -> list[Evidence]:
+    """Return the evidence for each matrix that every batch has a gradient for.
+
+    `tick` is called after each gradient, and after each Hessian-vector product.
+    """
+    model = unwrapped(model)
+    table = roles(model)
+    function = LossFunction(model, loss, parameters, **how)
+    rows = [
+        row
+        for row in table
+        if row.name in function.parameters and row.view is not None and not row.view.is_vector
+    ]
+    if not rows:
+        raise ValueError(
+            f"got a {type(model).__name__} without matrices that are trained, expected some"
+        )
+    names = [row.name for row in rows]
+    gradients: list[list[Tensor]] = []  # of each batch, of each matrix in turn
+    inputs = []
+    for batch in batches:
+        with Inputs(model, table) as seen:
+            value = function(batch)
+        found = torch.autograd.grad(
+            value, [function.parameters[name] for name in names], allow_unused=True
+        )
+        inputs.append(seen.ranks)
+        gradients.append(
+            [
+                G
+                for row, g in zip(rows, found, strict=True)
+                for G in _matrices(row, torch.zeros_like(row.parameter) if g is None else g)
+            ]
+        )
+        tick()
+    places = [Evidence(row, i) for row in rows for i in range(len(_sizes(row)))]
+    kept = []
+    for place, each in zip(places, zip(*gradients, strict=True), strict=True):
+        if not all(bool(G.any()) for G in each):
+            continue  # an idle expert, or a layer behind a zero: no direction to judge
+        _measure(place, torch.stack(each), inputs)
+        kept.append(place)
+    if curvature:
+        _curvatures(model, loss, batches, kept, names, gradients, places, tick, how)
+    return kept
+
+
+def directions(G: Tensor, V: Tensor) -> dict[GeometryName, Tensor]:
+    """Return the direction of each geometry for gradients `(..., m, n)`.
+
+    `V` is a mean of squared gradients, what Adam's second moment would be.
+    """
+    return {
+        "euclidean": Euclidean().direction(G),
+        "sign": Sign().direction(G),
+        "spectral": Spectral("auto").direction(G),
+        "adaptive": _adapted(G, V),
+    }
+
+
+def _adapted(G: Tensor, V: Tensor) -> Tensor:
+    root = V.sqrt()
+    return G / (root + 1e-6 * root.amax((-2, -1), keepdim=True))
+
+
+def _measure(place: Evidence, G: Tensor, inputs: list[dict[tuple[str, int], InputRanks]]) -> None:
+    """Fill in what needs gradients only; `G` is `(B, m, n)`."""
+    pairs = torch.stack(
+        [torch.stack([(D * g).sum((-2, -1)) for D in each.values()]) for g, each in _against(G)]
+    )  # (j, geometry, i)
+    for k, name in enumerate(GEOMETRIES):
+        place.gains[name] = pairs[:, k].T.double().cpu()
+    frobenius = torch.linalg.matrix_norm(G)
+    nuclear = (place.gains["spectral"].diag() / frobenius.cpu()).square()
+    place.nuclear_ranks = nuclear
+    place.stable_ranks = (frobenius / spectral_norm(G, "power")).square().double().cpu()
+    view = place.row.view
+    assert view is not None
+    group = place.index // max(1, len(view.splits))
+    found = [each.get((place.row.name, group)) for each in inputs]
+    place.inputs = [each for each in found if each is not None]
+
+
+def _against(G: Tensor) -> Iterator[tuple[Tensor, dict[GeometryName, Tensor]]]:
+    """Each batch's gradient, and all directions `(B, m, n)` that it may judge."""
+    known = directions(G, G.square().mean(0))
+    for j in range(len(G)):
+        yield G[j], known | {"adaptive": _adapted(G, second_moment(G, j))}
+
+
+def second_moment(G: Tensor, without: int) -> Tensor:
+    """The mean of squares over all batches but one: what judges has no part in a direction."""
+    others = [i for i in range(len(G)) if i != without]
+    return G[others].square().mean(0)
+
+
+def _curvatures(
+    model: nn.Module,
+    loss: Loss,
+    batches: Sequence[Any],
+    kept: list[Evidence],
+    names: list[str],
+    gradients: list[list[Tensor]],
+    places: list[Evidence],
+    tick: Callable[[], None],
+    how: dict[str, Any],
+) -> None:
+    """Fill in ⟨D_i, H_{i+1} D_i⟩ for each geometry: one product each."""
+    position = {id(place): k for k, place in enumerate(places)}
+    for place in kept:
+        place.curvatures = {
+            name: torch.full((len(batches),), math.nan, dtype=torch.float64) for name in GEOMETRIES
+        }
+    for i in range(len(batches)):
+        j = (i + 1) % len(batches)
+        H = Hessian(model, loss, batches[j], names, **how)
+        for place in kept:
+            G = torch.stack([each[position[id(place)]] for each in gradients])
+            for name, D in directions(G[i], second_moment(G, j)).items():
+                whole = torch.zeros_like(H.parameters[place.row.name])
+                _matrices(place.row, whole)[place.index].copy_(D)
+                product = H.diagonal_block(place.row.name, whole)
+                place.curvatures[name][i] = torch.dot(product.flatten(), whole.flatten()).double()
+                tick()
+
+
+def _matrices(row: ParameterRole, tensor: Tensor) -> list[Tensor]:
+    assert row.view is not None
+    return row.view.matrices(tensor.contiguous())
+
+
+def _sizes(row: ParameterRole) -> list[tuple[int, int]]:
+    assert row.view is not None
+    return row.view.sizes()
