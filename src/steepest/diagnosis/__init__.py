@@ -1,5 +1,16 @@
-"""What a model says about its layers: hooks that capture, and the layerwise conditions."""
+"""What a model says about its layers, and which norm each of them wants."""
 
+from steepest.diagnosis.diagnosis import Diagnosis, MatrixDiagnosis, Prediction
 from steepest.diagnosis.layer_conditions import LayerCondition, LayerConditions
+from steepest.diagnosis.race import RaceResult
+from steepest.diagnosis.verdicts import diagnose
 
-__all__ = ["LayerCondition", "LayerConditions"]
+__all__ = [
+    "Diagnosis",
+    "LayerCondition",
+    "LayerConditions",
+    "MatrixDiagnosis",
+    "Prediction",
+    "RaceResult",
+    "diagnose",
+]

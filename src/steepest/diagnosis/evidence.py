@@ -7,7 +7,8 @@ nuclear rank, which on its own batch looks like an advantage of spectral steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from steepest.curvature.loss_function import Loss, LossFunction, unwrapped
 from steepest.curvature.operators import Hessian
 from steepest.diagnosis.inputs import InputRanks, Inputs
-from steepest.geometry import Euclidean, Sign, Spectral
-from steepest.linalg import spectral_norm
+from steepest.geometry import Euclidean, Sign
+from steepest.linalg import polar, spectral_norm
 from steepest.parameter_roles import ParameterRole, roles
 
 GeometryName = Literal["euclidean", "sign", "spectral", "adaptive"]
@@ -37,7 +38,6 @@ class Evidence:
             of batch i + 1; empty where it was not measured.
         nuclear_ranks, stable_ranks: of G_i, `(B,)`.
         inputs: of each batch, where the layer could be looked into.
-        sketch: singular values of the mean gradient over its largest one, at even places.
     """
 
     row: ParameterRole
@@ -76,7 +76,9 @@ def gather(
     `tick` is called after each gradient, and after each Hessian-vector product.
     """
     model = unwrapped(model)
-    table = roles(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that no matrix is for the optimizers does not matter here
+        table = roles(model)
     function = LossFunction(model, loss, parameters, **how)
     rows = [
         row
@@ -117,31 +119,28 @@ def gather(
     return kept
 
 
-def directions(G: Tensor, V: Tensor) -> dict[GeometryName, Tensor]:
-    """Return the direction of each geometry for gradients `(..., m, n)`.
+def direction(geometry: GeometryName, G: Tensor, V: Tensor) -> Tensor:
+    """Return the direction of a geometry for gradients `(..., m, n)`.
 
     `V` is a mean of squared gradients, what Adam's second moment would be.
     """
-    return {
-        "euclidean": Euclidean().direction(G),
-        "sign": Sign().direction(G),
-        "spectral": Spectral("auto").direction(G),
-        "adaptive": _adapted(G, V),
-    }
-
-
-def _adapted(G: Tensor, V: Tensor) -> Tensor:
-    root = V.sqrt()
-    return G / (root + 1e-6 * root.amax((-2, -1), keepdim=True))
+    if geometry == "adaptive":
+        root = V.sqrt()
+        return G / (root + 1e-6 * root.amax((-2, -1), keepdim=True))
+    if geometry == "spectral":
+        return polar(G, "auto", tolerance=0.01, nonfinite="nan")
+    return (Sign() if geometry == "sign" else Euclidean()).direction(G)
 
 
 def _measure(place: Evidence, G: Tensor, inputs: list[dict[tuple[str, int], InputRanks]]) -> None:
     """Fill in what needs gradients only; `G` is `(B, m, n)`."""
-    pairs = torch.stack(
-        [torch.stack([(D * g).sum((-2, -1)) for D in each.values()]) for g, each in _against(G)]
-    )  # (j, geometry, i)
-    for k, name in enumerate(GEOMETRIES):
-        place.gains[name] = pairs[:, k].T.double().cpu()
+    for name in GEOMETRIES:
+        D = direction(name, G, G) if name != "adaptive" else None
+        columns = []
+        for j in range(len(G)):
+            Dj = direction(name, G, second_moment(G, j)) if D is None else D
+            columns.append((Dj * G[j]).sum((-2, -1)))
+        place.gains[name] = torch.stack(columns, dim=1).double().cpu()
     frobenius = torch.linalg.matrix_norm(G)
     nuclear = (place.gains["spectral"].diag() / frobenius.cpu()).square()
     place.nuclear_ranks = nuclear
@@ -151,13 +150,6 @@ def _measure(place: Evidence, G: Tensor, inputs: list[dict[tuple[str, int], Inpu
     group = place.index // max(1, len(view.splits))
     found = [each.get((place.row.name, group)) for each in inputs]
     place.inputs = [each for each in found if each is not None]
-
-
-def _against(G: Tensor) -> Iterator[tuple[Tensor, dict[GeometryName, Tensor]]]:
-    """Each batch's gradient, and all directions `(B, m, n)` that it may judge."""
-    known = directions(G, G.square().mean(0))
-    for j in range(len(G)):
-        yield G[j], known | {"adaptive": _adapted(G, second_moment(G, j))}
 
 
 def second_moment(G: Tensor, without: int) -> Tensor:
@@ -188,7 +180,8 @@ def _curvatures(
         H = Hessian(model, loss, batches[j], names, **how)
         for place in kept:
             G = torch.stack([each[position[id(place)]] for each in gradients])
-            for name, D in directions(G[i], second_moment(G, j)).items():
+            for name in GEOMETRIES:
+                D = direction(name, G[i], second_moment(G, j))
                 whole = torch.zeros_like(H.parameters[place.row.name])
                 _matrices(place.row, whole)[place.index].copy_(D)
                 product = H.diagonal_block(place.row.name, whole)

@@ -1,0 +1,209 @@
+"""Which norm each matrix of a model wants, with the evidence."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from steepest.diagnosis.evidence import GEOMETRIES, GeometryName
+from steepest.diagnosis.intervals import Interval
+from steepest.diagnosis.race import RaceResult
+from steepest.parameter_roles import Role
+
+Level = Literal["quick", "standard", "thorough"]
+Verdict = Literal["spectral", "euclidean", "sign", "adaptive", "cannot tell"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One step in one geometry, on the quadratic model.
+
+    Attributes:
+        geometry: of the direction D.
+        gain: ⟨G, D⟩, the mean over pairs of batches; D is scaled as the geometry does.
+        curvature: ⟨D, H D⟩, the mean; None at the level "quick".
+        best_step: gain / |curvature|.
+        decrease: of the loss at the best step, gain² / (2 |curvature|).
+        log_ratio: the natural logarithm of the decrease over that of the Euclidean step, with its
+            95% interval; at the level "quick" by the bounds of the theory.
+    """
+
+    geometry: GeometryName
+    gain: float
+    curvature: float | None
+    best_step: float | None
+    decrease: float | None
+    log_ratio: Interval | None
+
+
+@dataclass(frozen=True)
+class MatrixDiagnosis:
+    """One matrix: what it is, what was measured, what follows.
+
+    Attributes:
+        matrix: parameter name; `[i]` behind it counts the matrices of a fused or batched one.
+        parameter: the parameter.
+        role: what the parameter is, see `steepest.roles`.
+        shape: (out, in).
+        tokens: columns of the activations of one batch; 0 where the layer is not covered.
+        stable_rank: of what the matrix multiplies, uncentred, behind the previous nonlinearity;
+            the mean over batches, None where the layer is not covered. So the next two.
+        stable_rank_centred: with the mean over tokens taken off.
+        stable_rank_output: of what the layer gives, before the next nonlinearity.
+        nuclear_rank: ‖G‖_*² / ‖G‖_F², the mean over batches.
+        nuclear_rank_across: (⟨G', polar(G)⟩ / ⟨G', G / ‖G‖_F⟩)² with G' from other batches: what is
+            left of it without the noise; None where the batches have no common direction.
+        gradient_stable_rank: of G.
+        predictions: for each geometry that was looked at.
+        race: what K real steps gave, at the level "thorough".
+        verdict: the answer.
+        reason: in a sentence.
+    """
+
+    matrix: str
+    parameter: str
+    role: Role
+    shape: tuple[int, int]
+    tokens: int
+    stable_rank: float | None
+    stable_rank_centred: float | None
+    stable_rank_output: float | None
+    nuclear_rank: float
+    nuclear_rank_across: float | None
+    gradient_stable_rank: float
+    predictions: tuple[Prediction, ...]
+    race: tuple[RaceResult, ...]
+    verdict: Verdict
+    reason: str
+
+    def prediction(self, geometry: GeometryName) -> Prediction | None:
+        """Return the prediction for a geometry, if there is one."""
+        return next((each for each in self.predictions if each.geometry == geometry), None)
+
+
+class Diagnosis(Sequence[MatrixDiagnosis]):
+    """The rows of `diagnose`, one for each matrix, in the model's order; prints as a table."""
+
+    def __init__(self, rows: Sequence[MatrixDiagnosis], level: Level, batches: int):
+        self._rows = tuple(rows)
+        self.level: Level = level
+        """How much was measured."""
+        self.batches = batches
+        """On how many batches."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            for row in self._rows:
+                if row.matrix == key:
+                    return row
+            raise KeyError(f"got {key!r}, which no matrix is called")
+        return self._rows[key]
+
+    def __str__(self) -> str:
+        with (console := Console(width=110, color_system=None)).capture() as shown:
+            console.print(self.table())
+        return shown.get()
+
+    def table(self) -> Table:
+        """Return the rows as a table for a terminal."""
+        table = Table(box=SIMPLE_HEAD, title=f"{self.level}, {self.batches} batches")
+        for name in ("matrix", "role", "shape"):
+            table.add_column(name, no_wrap=name == "matrix")
+        table.add_column("st(A)", justify="right")
+        table.add_column("nr(G)", justify="right")
+        table.add_column("across", justify="right")
+        shown = GEOMETRIES[1:] if self.level != "quick" else ("spectral",)
+        for geometry in shown:
+            table.add_column(f"{geometry}\n/ Euclidean", justify="right")
+        table.add_column("verdict")
+        for row in self._rows:
+            ratios = [_ratio(row.prediction(geometry)) for geometry in shown]
+            table.add_row(
+                row.matrix,
+                row.role,
+                f"{row.shape[0]} x {row.shape[1]}",
+                _number(row.stable_rank),
+                _number(row.nuclear_rank),
+                _number(row.nuclear_rank_across),
+                *ratios,
+                row.verdict,
+            )
+        table.caption = "decrease at the best step over the Euclidean one, with 95% intervals"
+        return table
+
+    def to_dataframe(self) -> Any:
+        """Return a pandas data frame, a row for each matrix.
+
+        Raises:
+            ModuleNotFoundError: without pandas.
+        """
+        import pandas
+
+        records = []
+        for row in self._rows:
+            record = {f.name: getattr(row, f.name) for f in fields(row)}
+            del record["predictions"], record["race"]
+            for each in row.predictions:
+                if each.log_ratio is not None:
+                    record[f"{each.geometry}_log_ratio"] = each.log_ratio.value
+            records.append(record)
+        return pandas.DataFrame(records)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything as JSON."""
+        content = {"kind": "diagnosis", "level": self.level, "batches": self.batches}
+        rows = [asdict(row) for row in self._rows]
+        Path(path).write_text(json.dumps({**content, "rows": rows}, indent=1))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Diagnosis:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: for another file.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+            rows = [_row(each) for each in content["rows"]]
+            return cls(rows, content["level"], content["batches"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"got {path}, which holds no diagnosis ({error}); expected what `save` wrote"
+            ) from error
+
+
+def _row(content: dict[str, Any]) -> MatrixDiagnosis:
+    def interval(given: Any) -> Interval | None:
+        return None if given is None else Interval(**given)
+
+    predictions = tuple(
+        Prediction(**{**each, "log_ratio": interval(each["log_ratio"])})
+        for each in content["predictions"]
+    )
+    raced = tuple(
+        RaceResult(**{**each, "log_ratio": interval(each["log_ratio"])}) for each in content["race"]
+    )
+    changed = {"predictions": predictions, "race": raced, "shape": tuple(content["shape"])}
+    return MatrixDiagnosis(**{**content, **changed})
+
+
+def _ratio(prediction: Prediction | None) -> str:
+    if prediction is None or prediction.log_ratio is None:
+        return "-"
+    ratio = prediction.log_ratio
+    return f"{math.exp(ratio.value):.2g} ({math.exp(ratio.low):.2g}-{math.exp(ratio.high):.2g})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

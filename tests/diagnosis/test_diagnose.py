@@ -1,0 +1,295 @@
+"""`diagnose` against brute force in float64: ranks, gains between batches, curvature, verdicts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from steepest.curvature import Hessian
+from steepest.diagnosis.diagnosis import Diagnosis
+from steepest.diagnosis.evidence import GEOMETRIES, direction, gather
+from steepest.diagnosis.intervals import Interval, jackknife
+from steepest.diagnosis.race import race
+from steepest.diagnosis.verdicts import diagnose
+from steepest.linalg import nuclear_rank, polar, stable_rank
+
+Batch = tuple[Tensor, Tensor]
+
+
+def _mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def _batches(count: int, size: int = 40) -> list[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    teacher = torch.randn(6, 4, generator=generator)
+    inputs = [torch.randn(size, 6, generator=generator) for _ in range(count)]
+    return [(x, (x @ teacher).argmax(1)) for x in inputs]
+
+
+def _loss(model: Any, batch: Batch) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def _gradient(model: nn.Module, batch: Batch, name: str) -> Tensor:
+    return torch.autograd.grad(_loss(model, batch), model.get_parameter(name))[0]
+
+
+def test_structure_is_that_of_the_activations_and_gradients() -> None:
+    model, batches = _mlp(), _batches(4)
+    row = diagnose(model, _loss, batches, level="quick")["2.weight"]
+    entering = [model[1](model[0](x)) for x, _ in batches]
+    leaving = [model[2](A) for A in entering]
+    for stated, tokens in (
+        (row.stable_rank, entering),
+        (row.stable_rank_centred, [A - A.mean(0) for A in entering]),
+        (row.stable_rank_output, leaving),
+    ):
+        assert stated == pytest.approx(fmean(float(stable_rank(A)) for A in tokens), rel=0.05)
+    G = [_gradient(model, batch, "2.weight") for batch in batches]
+    assert row.nuclear_rank == pytest.approx(fmean(float(nuclear_rank(g)) for g in G), rel=0.03)
+    stable = fmean(float(stable_rank(g)) for g in G)
+    assert row.gradient_stable_rank == pytest.approx(stable, rel=0.03)
+    assert (row.tokens, row.shape, row.role) == (40, (8, 10), "hidden")
+
+
+def test_gains_are_between_batches_and_curvature_is_along_the_direction() -> None:
+    model, batches = _mlp().double(), [(x.double(), y) for x, y in _batches(3)]
+    found = gather(model, _loss, batches, None, curvature=True)
+    assert [each.label for each in found] == ["0.weight", "2.weight", "4.weight"]
+    name, place = "2.weight", found[1]
+    G = [_gradient(model, batch, name) for batch in batches]
+    exact: dict[str, Callable[[int, int], Tensor]] = {
+        "euclidean": lambda i, j: G[i] / G[i].norm(),
+        "sign": lambda i, j: G[i].sign(),
+        "spectral": lambda i, j: polar(G[i], "svd"),
+        "adaptive": lambda i, j: (
+            G[i] / torch.stack([g**2 for k, g in enumerate(G) if k != j]).mean(0).sqrt()
+        ).nan_to_num(0),
+    }
+    for geometry in GEOMETRIES:
+        tolerance = 0.05 if geometry == "spectral" else 1e-3
+        for i in range(3):
+            for j in range(3):
+                if i == j:
+                    continue
+                gain = (exact[geometry](i, j) * G[j]).sum().item()
+                scale = abs((exact[geometry](i, j) * G[i]).sum().item())
+                assert place.gains[geometry][i, j].item() == pytest.approx(
+                    gain, abs=tolerance * scale
+                )
+            j = (i + 1) % 3
+            H = Hessian(model, _loss, batches[j], [name]).to_dense()
+            D = exact[geometry](i, j).flatten()
+            assert place.curvatures[geometry][i].item() == pytest.approx(
+                (D @ H @ D).item(), rel=2 * tolerance, abs=1e-3 * tolerance
+            )
+
+
+def test_a_batch_does_not_judge_its_own_direction() -> None:
+    """Pure noise has a large nuclear rank, and no advantage across batches."""
+    torch.manual_seed(0)
+    model = nn.Linear(30, 30, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()
+    batches = [(torch.randn(50, 30), torch.randn(50, 30)) for _ in range(8)]
+
+    def loss(model: Any, batch: Batch) -> Tensor:
+        return (model(batch[0]) * batch[1]).sum(1).mean()  # a gradient of mean zero
+
+    [row] = diagnose(model, loss, batches, level="quick")
+    assert row.nuclear_rank > 15
+    assert row.verdict == "cannot tell"
+    spectral = row.prediction("spectral")
+    assert spectral is not None
+    own = math.sqrt(row.nuclear_rank) * 1.0
+    assert abs(spectral.gain) < 0.2 * own
+
+
+def test_spectral_wins_where_the_signal_has_full_rank_and_the_input_a_spike() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(20, 20, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()
+
+    def batch() -> Batch:
+        x = torch.randn(400, 20) + 3.0 * torch.ones(20)
+        return x, x - x.mean(0)
+
+    def loss(model: Any, given: Batch) -> Tensor:
+        return 0.5 * (model(given[0]) - given[1]).square().sum(1).mean()
+
+    found = diagnose(model, loss, [batch() for _ in range(5)], level="quick")
+    [row] = found
+    assert row.stable_rank is not None
+    assert row.stable_rank < 2
+    assert row.nuclear_rank_across == pytest.approx(20, rel=0.2)
+    assert row.verdict == "spectral"
+    assert "times" in row.reason
+
+
+def test_the_bound_is_nuclear_rank_over_stable_rank() -> None:
+    model, batches = _mlp(), _batches(4)
+    row = diagnose(model, _loss, batches, level="quick")["4.weight"]
+    ratio = row.prediction("spectral")
+    assert ratio is not None
+    assert ratio.log_ratio is not None
+    assert row.nuclear_rank_across is not None
+    assert row.stable_rank is not None
+    assert ratio.log_ratio.value == pytest.approx(
+        math.log(row.nuclear_rank_across / row.stable_rank), rel=1e-6
+    )
+
+
+def test_predictions_are_those_of_the_quadratic_model() -> None:
+    model, batches = _mlp(), _batches(4)
+    for row in diagnose(model, _loss, batches):
+        euclidean = row.prediction("euclidean")
+        for each in row.predictions:
+            assert each.curvature is not None
+            assert each.decrease == pytest.approx(each.gain**2 / (2 * abs(each.curvature)))
+            assert each.best_step == pytest.approx(each.gain / abs(each.curvature))
+            assert each.log_ratio is not None
+            assert euclidean is not None
+            assert each.log_ratio.value == pytest.approx(
+                math.log(each.decrease / euclidean.decrease), abs=1e-9
+            )
+            assert each.log_ratio.low <= each.log_ratio.value <= each.log_ratio.high
+
+
+def test_nothing_is_changed() -> None:
+    model, batches = nn.Sequential(_mlp(), nn.Dropout(0.5)), _batches(6, 10)
+    model[0][0].weight.grad = torch.ones(10, 6)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    random = torch.get_rng_state()
+    diagnose(model, _loss, batches, level="thorough", parameters=["0.2.weight"])
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(model[0][0].weight.grad, torch.ones(10, 6))
+    assert model[0][2].weight.grad is None
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_race_finds_the_better_geometry() -> None:
+    """Least squares with a spike in the input: Euclidean steps follow the spike first."""
+    torch.manual_seed(0)
+    model = nn.Linear(12, 12, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()
+
+    def batch() -> Batch:
+        x = torch.randn(300, 12) + 6.0 * torch.ones(12)
+        return x, x - x.mean(0)
+
+    def loss(model: Any, given: Batch) -> Tensor:
+        return 0.5 * (model(given[0]) - given[1]).square().sum(1).mean()
+
+    batches = [batch() for _ in range(4)]
+    [place] = gather(model, loss, batches, None, curvature=True)
+    results = {each.geometry: each for each in race(model, loss, batches, [place])["weight"]}
+    spectral = results["spectral"]
+    assert spectral.log_ratio is not None
+    assert spectral.log_ratio.low > 0
+    assert spectral.decrease > results["euclidean"].decrease > 0
+    assert results["euclidean"].log_ratio == Interval(0.0, 0.0, 0.0)
+
+
+class _Grouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3, groups=2)
+        self.unused = nn.Linear(3, 3)
+        self.lstm = nn.LSTM(6, 5, batch_first=True)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.conv(x)).flatten(2).mT
+        return self.head(self.lstm(y)[0][:, -1])
+
+
+def test_other_networks() -> None:
+    torch.manual_seed(0)
+    model = _Grouped()
+    batches = [(torch.randn(8, 4, 6, 6), torch.arange(8) % 4) for _ in range(3)]
+    found = {row.matrix: row for row in diagnose(model, _loss, batches)}
+    assert {"conv.weight[0]", "conv.weight[1]", "head.weight"} <= set(found)
+    assert not any(name.startswith("unused") for name in found)
+    recurrent = [row for name, row in found.items() if name.startswith("lstm.")]
+    assert recurrent
+    assert all(row.stable_rank is None and row.predictions for row in recurrent)
+    quick = diagnose(model, _loss, batches, level="quick")
+    lost = [row for row in quick if row.matrix.startswith("lstm.")]
+    assert all(row.verdict == "cannot tell" and "not known" in row.reason for row in lost)
+    patches = F.unfold(batches[0][0][:, :2], 3).mT.reshape(-1, 18)
+    [first] = gather(model, _loss, batches, ["conv.weight"], curvature=False)[:1]
+    assert first.inputs[0].entering == pytest.approx(float(stable_rank(patches)), rel=0.03)
+
+
+def test_embeddings_multiply_indicators() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 4))
+    tokens = torch.tensor([0, 0, 0, 1, 2, 2, 3, 4])
+    batches = [(tokens, torch.randint(4, (8,))) for _ in range(3)]
+    row = diagnose(model, _loss, batches, level="quick", parameters=["0.weight"])[0]
+    H = F.one_hot(tokens, 7).double()
+    assert row.stable_rank == pytest.approx(float(stable_rank(H)))
+    assert row.stable_rank_centred == pytest.approx(float(stable_rank(H - H.mean(0))), rel=1e-3)
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    found = diagnose(_mlp(), _loss, _batches(6), level="thorough", parameters=["4.weight"])
+    found.save(tmp_path / "d.json")
+    again = Diagnosis.load(tmp_path / "d.json")
+    assert list(again) == list(found)
+    assert (again.level, again.batches) == ("thorough", 6)
+    assert str(again) == str(found)
+    assert "4.weight" in str(found)
+    (tmp_path / "other.json").write_text(json.dumps({"rows": 3}))
+    with pytest.raises(ValueError, match="which holds no diagnosis"):
+        Diagnosis.load(tmp_path / "other.json")
+    with pytest.raises(KeyError, match="which no matrix is called"):
+        found["nothing"]
+
+
+def test_jackknife_is_the_standard_error_of_a_mean() -> None:
+    values = [1.0, 4.0, 2.0, 7.0, 3.0]
+    found = jackknife(lambda kept: fmean(values[i] for i in kept), 5)
+    error = torch.tensor(values).std().item() / math.sqrt(5)
+    assert found is not None
+    assert found.high - found.value == pytest.approx(2.7764 * error, rel=1e-3)
+    assert jackknife(lambda kept: math.nan, 5) is None
+
+
+def test_directions_of_zero_are_zero() -> None:
+    zero = torch.zeros(3, 4)
+    for geometry in GEOMETRIES:
+        if geometry != "adaptive":
+            assert torch.equal(direction(geometry, zero, zero), zero)
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match=r"got 2 batches, expected at least 3 for level='quick'"):
+        diagnose(_mlp(), _loss, _batches(2), level="quick")
+    with pytest.raises(ValueError, match="got level='full', expected one of quick"):
+        diagnose(_mlp(), _loss, _batches(3), level="full")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="without matrices that are trained"):
+        diagnose(nn.LayerNorm(6), lambda m, b: m(b[0]).square().mean(), _batches(3))
+    with pytest.raises(FloatingPointError, match="got a loss of nan"):
+        diagnose(_mlp(), lambda m, b: _loss(m, b) * math.nan, _batches(3))
+
+
+def test_progress_counts_what_is_dear() -> None:
+    seen: list[int] = []
+    diagnose(_mlp(), _loss, _batches(3), on_progress=seen.append)
+    assert seen == list(range(1, 3 + 3 * 3 * 4 + 1))
