@@ -33,7 +33,7 @@ def test_the_setting_is_restored() -> None:
 @pytest.mark.usefixtures("switched")
 def test_polar_restores_it_also_when_it_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     before = SETTINGS.fp32_precision
-    polar(torch.randn(20, 60), "auto")
+    polar(torch.randn(40, 90), "auto")
     assert SETTINGS.fp32_precision == before
 
     def broken(*_: object) -> None:
@@ -42,7 +42,7 @@ def test_polar_restores_it_also_when_it_raises(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("steepest.linalg.polar_factor.by_eigh", broken)
     with pytest.raises(RuntimeError, match="no memory"):
-        polar(torch.randn(20, 60), "eigh")
+        polar(torch.randn(40, 90), "eigh")
     assert SETTINGS.fp32_precision == before
 
 

@@ -115,89 +115,137 @@ def polynomials(method: str, steps: int | None = None) -> tuple[Coefficients, ..
 def by_polynomials(
     X: Tensor, method: str, schedule: tuple[Coefficients, ...], dtype: torch.dtype, gram: bool
 ) -> Tensor:
-    """Apply `schedule` to X, m <= n, and use it up; its largest entry is in [1, 2).
+    """Apply `schedule` to matrices X, m <= n, of any scale.
 
-    In half precision X comes in full precision: what rounding takes from it is carried through the
-    first two steps (see `_plain`). Only "jordan", which is torch's to the bit, rounds X at once.
+    In half precision X is kept in full precision as well: what rounding takes from it is carried
+    through the first two steps (see `_plain`). Only "jordan", which is torch's to the bit, rounds X
+    at once.
     """
-    if method == "jordan":
-        X = X.to(dtype)
-    if method not in SCHATTEN or dtype == torch.float16:  # in which X Xᵀ could overflow
-        precise = torch.promote_types(X.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True, dtype=precise)
-        norm = norm.to(X.dtype).clamp(min=1.0)  # below 1 it is that of a zero matrix
-        X = X.div_(norm * SAFETY if method == "polar-express" else norm)
     shape = X.shape
     X = X.reshape(-1, *shape[-2:])
-    schatten = method in SCHATTEN
-    if gram:
-        return _gram(X, schedule, schatten).reshape(shape)
+    full = torch.float32 if dtype.itemsize < 4 and method != "jordan" else dtype
+    if method in SCHATTEN and dtype != torch.float16:  # in which X Xᵀ could overflow
+        X, A, norm = _measured(X, full, dtype)
+        if gram:
+            return _gram(X, schedule, A, norm).reshape(shape)
+        # The product of a small matrix is dearer to keep than to compute again.
+        kept = A.div_(norm.square()) if len(X) == 1 else None
+        del A
+        return _plain(X, schedule, dtype, symmetric_product, kept, norm).reshape(shape)
+    X = scaled(X).to(full)
+    precise = torch.promote_types(X.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True, dtype=precise)
+    norm = norm.to(X.dtype).clamp(min=1.0)  # below 1 it is that of a zero matrix
+    X = X.div_(norm * SAFETY if method == "polar-express" else norm)
     # "jordan" is torch's to the bit, so also in the order of its sums.
     symmetric = product if method == "jordan" else symmetric_product
-    Q = _plain(X, schedule, dtype, schatten, symmetric)
+    Q = _gram(X, schedule) if gram else _plain(X, schedule, dtype, symmetric)
     return Q.reshape(shape)
+
+
+def scaled(X: Tensor) -> Tensor:
+    """Each matrix over a power of two, which is exact: its largest entry is in [1, 2), or 0.
+
+    Then no entry is too small or too large for the norms. Non-finite matrices become NaN.
+    """
+    largest = largest_entry(X)
+    wide = largest.to(torch.promote_types(X.dtype, torch.float32))
+    mantissa, _ = torch.frexp(wide)
+    scale = torch.where(wide > 0, wide / (2 * mantissa), 1.0)
+    return X.div(scale.masked_fill(~largest.isfinite(), torch.nan).to(X.dtype))
+
+
+def largest_entry(X: Tensor) -> Tensor:
+    """The largest absolute entry of each matrix; NaN or infinite where one is."""
+    high, low = (reduce(X, (-2, -1), keepdim=True) for reduce in (torch.amax, torch.amin))
+    return torch.maximum(high, -low)  # abs() would be a copy
+
+
+def _measured(X: Tensor, full: torch.dtype, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """X in `full`, its Gram matrix in `dtype`, and the bound on its singular values to divide by.
+
+    X is scaled, but on a CPU only where its fourth powers could overflow or underflow: looking at
+    the norms, which would be waited for on an accelerator, costs less than three passes over X.
+    """
+    for careful in (False, True) if X.is_cpu else (True,):
+        W = (scaled(X) if careful else X).to(full)
+        Y = W.to(dtype)
+        A = symmetric_product(Y, Y.mT)
+        norm = _schatten_norm(A)
+        if careful or bool(((norm > 1e-7) & (norm < 1e7)).all()):
+            break
+    return W, A, torch.where(norm > 0, norm, SAFETY)
 
 
 def _plain(
     X: Tensor,
     schedule: tuple[Coefficients, ...],
     dtype: torch.dtype,
-    schatten: bool,
     symmetric: Callable[..., Tensor],
+    A: Tensor | None = None,
+    norm: Tensor | None = None,
 ) -> Tensor:
-    """X <- (a I + b A + c A²) X with A = X Xᵀ, in `dtype`.
+    """Y <- (a I + b A + c A²) Y with A = Y Yᵀ from Y = X, used up, or from Y = X / norm.
 
     Rounding fills the null space of a low-rank X with noise, which every later step multiplies by
     its slope a at zero, by some hundred in all. The products with A keep to the row and column
-    space of X, so noise enters by the term a X alone: for two steps X is kept in full precision
-    and a times its rounding error added, which divides the noise by the slopes of these steps.
+    space of X, so noise enters by the term a Y alone: for two steps a times the rounding error is
+    added, which divides the noise by the slopes of these steps.
     """
-    carried = 2 if X.dtype != dtype else 0
+    X = X if norm is None else X / norm
     Y = X.to(dtype)
+    lost = _rounding_error(X, Y) if X.dtype != dtype else None
+    del X  # the products need the memory
     for k, (a, b, c) in enumerate(schedule):
-        A = symmetric(Y, Y.mT)
-        if k == 0 and schatten:
-            norm = _schatten_norm(A)
-            X = X.div_(norm)
-            Y, A = X.to(dtype), A.div_(norm.square())
-        Z = product(symmetric(A, A, A, b, c), Y, Y, a) if c else product(A, Y, Y, a, b)
-        if k < carried:
-            X = X.sub_(Y).mul_(a).add_(Z)
-            Z = X.to(dtype)
-        Y = Z
+        A = symmetric(Y, Y.mT) if k or A is None else A
+        if c:
+            A = symmetric(A, A, A, b, c)
+        Y = product(A, Y, Y, a, 1.0 if c else b)
+        if lost is not None:
+            Z, Y = Y, Y.add(lost, alpha=a)
+            lost = Z.sub_(Y).add_(lost, alpha=a) if k == 0 else None
     return Y
 
 
-def _gram(X: Tensor, schedule: tuple[Coefficients, ...], schatten: bool) -> Tensor:
-    """The same polynomials collected in Q, m x m, and applied to X at once: cheap for m << n.
+def _rounding_error(X: Tensor, Y: Tensor) -> Tensor:
+    """X - Y in the precision of Y; X is used up."""
+    for part, rounded in zip(X.chunk(2), Y.chunk(2), strict=True):
+        part.sub_(rounded)  # which makes a copy in full precision, hence by halves
+    return X.to(Y.dtype)
 
-    A <- P A P and Q <- P Q with P = a I + B, B = b A + c A². Rounding turns the zero eigenvalues of
-    A into noise that grows by the square of the slopes, so X <- Q X and A is computed afresh after
-    five steps. In half precision that noise is fatal even with a fresh A every other step.
+
+def _gram(
+    X: Tensor,
+    schedule: tuple[Coefficients, ...],
+    A: Tensor | None = None,
+    norm: Tensor | None = None,
+) -> Tensor:
+    """The same collected in Q, m x m, and applied to X at once: cheap for m << n.
+
+    From X / norm, with A = X Xᵀ, where they are given. A <- P A P and Q <- P Q with
+    P = a I + b A + c A². Rounding turns the zero eigenvalues of A into noise that grows by the
+    square of the slopes, so X <- Q X and A is computed afresh after five steps. In half precision
+    that noise is fatal even with a fresh A every other step.
     """
     for start in range(0, len(schedule), 5):
-        A = symmetric_product(X, X.mT)
-        norm = _schatten_norm(A) if start == 0 and schatten else None
+        A = symmetric_product(X, X.mT) if A is None else A
         A = A if norm is None else A.div_(norm.square())
         Q = None
         steps = schedule[start : start + 5]
         for k, (a, b, c) in enumerate(steps):
-            B = symmetric_product(A, A, A, b, c) if c else A * b
+            P = symmetric_product(A, A, A, b, c) if c else A * b
+            P.diagonal(dim1=-2, dim2=-1).add_(a)
             if k + 1 < len(steps):
-                A = symmetric_product(A, B, A, a)
-                A = symmetric_product(A, B, A, a)
-            if Q is None:
-                Q = B
-                Q.diagonal(dim1=-2, dim2=-1).add_(a)
-            else:
-                Q = symmetric_product(Q, B, Q, a)
+                A = symmetric_product(symmetric_product(A, P), P)
+            Q = P if Q is None else symmetric_product(Q, P)
         assert Q is not None
         X = product(Q if norm is None else Q.div_(norm), X)
+        A = norm = None
     return X
 
 
 def _schatten_norm(A: Tensor) -> Tensor:
-    """1.01 ‖A‖_F^(1/2) for A = X Xᵀ, and 1.01 for zero: a bound on the singular values of X."""
+    """1.01 ‖A‖_F^(1/2) for A = X Xᵀ: a bound on the singular values of X."""
     precise = torch.promote_types(A.dtype, torch.float32)
     norm = torch.linalg.vector_norm(A, dim=(-2, -1), keepdim=True, dtype=precise)
-    return torch.where(norm > 0, norm, 1.0).sqrt_().mul_(SAFETY)
+    return norm.sqrt_().mul_(SAFETY)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from steepest.geometry import Spectral
 from steepest.linalg.matrix_roots import inverse_root
-from steepest.linalg.products import product, symmetric_product
+from steepest.linalg.products import fast_products, product, symmetric_product
 from steepest.matrix_view import MatrixView
 from steepest.optim.matrices import Batch, Matrices, MatrixState, stack
+from steepest.optim.rounding import Assignment
 from steepest.optim.steepest_descent import SteepestDescent
 
 Side = Literal["left", "right"]
@@ -52,6 +53,10 @@ class KroneckerDescent(SteepestDescent):
     def largest_entry(self, group: dict[str, Any], dtype: torch.dtype) -> float:
         """Return the largest gradient entry whose products do not overflow."""
         return super().largest_entry(group | {"geometry": "adamw"}, dtype) / 2**10
+
+    def _take(self, group: dict[str, Any], batch: Batch, assign: Assignment) -> None:
+        with fast_products():
+            super()._take(group, batch, assign)
 
 
 def full(dtype: torch.dtype) -> torch.dtype:

@@ -14,8 +14,12 @@ from steepest.matrix_view import MatrixView
 State = dict[str, Any]
 
 # Matrices of equal shape are stacked up to this many entries for one batched product. On a CPU a
-# large product gains nothing from a batch, so only small matrices are stacked there.
-_ENTRIES_PER_BATCH = {"cpu": 2**19, "default": 2**26}
+# large product gains nothing from a batch, so there the Gram matrices are bounded too; and no more
+# than half of the matrices are stacked, unless they are few and small, to bound what a step holds
+# by what it works on.
+_ENTRIES_PER_BATCH = {"cpu": 2**20, "default": 2**26}
+_GRAM_ENTRIES_ON_CPU = 2**18
+_FEW_ENTRIES = 2**16
 
 
 class MatrixState:
@@ -209,7 +213,19 @@ def _batched(
         key = (len(unit), G.shape, G.dtype, W.dtype, W.device, sizes[unit[0]])
         buckets.setdefault(key, []).append(unit)
     for (count, shape, _, _, device, _), bucket in buckets.items():
-        limit = _ENTRIES_PER_BATCH.get(device.type, _ENTRIES_PER_BATCH["default"])
-        size = max(1, limit // max(1, count * shape.numel()))
+        size = _most(device.type, shape, count, len(bucket))
         for start in range(0, len(bucket), size):
             yield bucket[start : start + size]
+
+
+def _most(device: str, shape: torch.Size, count: int, length: int) -> int:
+    """How many of `length` units of `count` matrices to stack."""
+    place = device if device in _ENTRIES_PER_BATCH else "default"
+    entries = max(1, count * shape.numel())
+    most = _ENTRIES_PER_BATCH[place] // entries
+    if place == "cpu":
+        gram = count * min(shape, default=1) ** 2
+        half = max(-(-length // 2), _FEW_ENTRIES // entries)
+        most = min(most, _GRAM_ENTRIES_ON_CPU // gram, half)
+    parts = -(-length // max(1, most))
+    return -(-length // parts)  # all about as long

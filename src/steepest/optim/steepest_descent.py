@@ -18,7 +18,6 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from steepest.geometry import Sign, Spectral
-from steepest.linalg.products import fast_products
 from steepest.optim.matrices import Batch, Matrices, memory_dtype, stack
 from steepest.optim.parameter_groups import complete, groups_of
 from steepest.optim.rounding import Assignment
@@ -212,8 +211,7 @@ class SteepestDescent(Optimizer):
             if group["geometry"] == "adamw":
                 self._adamw(group, each, active, assign)
             else:
-                with fast_products():
-                    self._descend(group, each, active, assign)
+                self._descend(group, each, active, assign)
             group["step_count"] += any(active)
         return loss
 
