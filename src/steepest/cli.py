@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,16 +26,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from torch import nn
 
 from steepest import __version__
+from steepest.diagnosis import Level, diagnose
 from steepest.lab.errors import InputError
-from steepest.lab.files import read_json
+from steepest.lab.files import read_json, write_json
+from steepest.lab.imports import default_loss, imported
 from steepest.lab.studies.edge_of_stability import EdgeConfig, edge_of_stability
 from steepest.lab.studies.optimizer_study import study
 from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.sweep import Run
 from steepest.lab.train import TrainConfig, train
-from steepest.lab.train.run_folder import sentences_for_os_errors
+from steepest.lab.train.run_folder import environment, sentences_for_os_errors
 
 screen = Console(stderr=True)
 
@@ -59,6 +64,35 @@ class Study(StudyConfig):
 
     out: Path | None = None
     """Folder of the study; by default one under runs/ that is named after the settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnose:
+    """Say for each matrix of your model which norm it wants to descend in, and write a report.
+
+    What is yours is named by import path, module:name, as seen from the current folder.
+    For instance: steepest diagnose my_package.models:build --batches my_package.data:batches
+
+    Exit codes: 0 some matrix has a verdict, 3 none has, 2 bad input.
+    """
+
+    model: tyro.conf.Positional[str]
+    """A function that returns the model, or the model itself."""
+    batches: str
+    """A function that returns batches, or the batches; an iterable of what the loss takes."""
+    loss: str | None = None
+    """A function loss(model, batch) -> scalar. By default model(**batch).loss where a batch is a
+    mapping, and else the cross entropy of model(inputs) for batches (inputs, classes)."""
+    count: int = 8
+    """Batches to take: 3 at least, 6 for "thorough"; more make intervals narrower."""
+    level: Level = "standard"
+    """quick: a gradient for each batch. standard: curvature too. thorough: real steps too."""
+    parameters: tuple[str, ...] = ()
+    """Names or patterns of the parameters to look at; by default all matrices."""
+    json: bool = False
+    """Print JSON in place of the table."""
+    out: Path | None = None
+    """Folder for diagnosis.json and report.html; by default one under runs/."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +124,7 @@ class Report:
 Command = (
     Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
@@ -113,6 +148,8 @@ def main(arguments: list[str] | None = None) -> None:
             _study(command)
         elif isinstance(command, Train):
             _train(command)
+        elif isinstance(command, Diagnose):
+            _diagnose(command)
         elif isinstance(command, Reproduce):
             _reproduce(command)
         else:
@@ -169,6 +206,48 @@ def _study(command: Study) -> None:
         if entry["verdict"] != "tuned":
             print(f"{entry['label']}: inconclusive, because {entry['reason']}")
     print(f"report: {page.resolve().as_uri()}")
+
+
+def _diagnose(command: Diagnose) -> None:
+    report = _report_room()
+    model, batches = imported(command.model), imported(command.batches)
+    model = model if isinstance(model, nn.Module) else model()
+    given = list(itertools.islice(iter(batches() if callable(batches) else batches), command.count))
+    loss = default_loss if command.loss is None else imported(command.loss)
+    settings = {key: value for key, value in asdict(command).items() if key not in ("out", "json")}
+    out = command.out or _folder("diagnosis", settings)
+    with _bars() as bars:
+        bar = bars.add_task("diagnosing", total=None, detail="gradients and products")
+        try:
+            found = diagnose(
+                model,
+                loss,
+                given,
+                level=command.level,
+                parameters=command.parameters or None,
+                on_progress=lambda done: bars.update(bar, completed=done),
+            )
+        except (ValueError, FloatingPointError, NotImplementedError) as error:
+            raise InputError(str(error)) from error
+    summary = {
+        **found.as_dict(),
+        "title": f"Which norm does each matrix of {command.model} want?",
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "settings": settings,
+        "environment": environment(),
+        "command": f"steepest diagnose {command.model} --batches {command.batches}",
+    }
+    with sentences_for_os_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "diagnosis.json", summary)
+        page = report.write(summary, out / "report.html")
+    if command.json:
+        print(json.dumps(summary))
+    else:
+        Console().print(found.table())
+        print(f"report: {page.resolve().as_uri()}")
+    if all(row.verdict == "cannot tell" for row in found):
+        sys.exit(3)
 
 
 def _reproduce(command: Reproduce) -> None:

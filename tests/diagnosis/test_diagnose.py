@@ -254,7 +254,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert list(again) == list(found)
     assert (again.level, again.batches) == ("thorough", 6)
     assert str(again) == str(found)
-    assert "4.weight" in str(found)
+    assert "thorough, 6 batches" in str(found)
     (tmp_path / "other.json").write_text(json.dumps({"rows": 3}))
     with pytest.raises(ValueError, match="which holds no diagnosis"):
         Diagnosis.load(tmp_path / "other.json")

@@ -1,6 +1,6 @@
 """What a model says about its layers, and which norm each of them wants."""
 
-from steepest.diagnosis.diagnosis import Diagnosis, MatrixDiagnosis, Prediction
+from steepest.diagnosis.diagnosis import Diagnosis, Level, MatrixDiagnosis, Prediction
 from steepest.diagnosis.layer_conditions import LayerCondition, LayerConditions
 from steepest.diagnosis.race import RaceResult
 from steepest.diagnosis.verdicts import diagnose
@@ -9,6 +9,7 @@ __all__ = [
     "Diagnosis",
     "LayerCondition",
     "LayerConditions",
+    "Level",
     "MatrixDiagnosis",
     "Prediction",
     "RaceResult",

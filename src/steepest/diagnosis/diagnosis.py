@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from steepest.diagnosis.evidence import GEOMETRIES, GeometryName
+from steepest.diagnosis.evidence import GeometryName
 from steepest.diagnosis.intervals import Interval
 from steepest.diagnosis.race import RaceResult
 from steepest.parameter_roles import Role
@@ -111,35 +111,34 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         return self._rows[key]
 
     def __str__(self) -> str:
-        with (console := Console(width=110, color_system=None)).capture() as shown:
+        with (console := Console(width=100, color_system=None)).capture() as shown:
             console.print(self.table())
         return shown.get()
 
     def table(self) -> Table:
         """Return the rows as a table for a terminal."""
-        table = Table(box=SIMPLE_HEAD, title=f"{self.level}, {self.batches} batches")
-        for name in ("matrix", "role", "shape"):
-            table.add_column(name, no_wrap=name == "matrix")
-        table.add_column("st(A)", justify="right")
-        table.add_column("nr(G)", justify="right")
-        table.add_column("across", justify="right")
-        shown = GEOMETRIES[1:] if self.level != "quick" else ("spectral",)
-        for geometry in shown:
-            table.add_column(f"{geometry}\n/ Euclidean", justify="right")
-        table.add_column("verdict")
+        table = Table(
+            box=SIMPLE_HEAD,
+            title=f"{self.level}, {self.batches} batches",
+            padding=(0, 1, 0, 0),
+            caption="nr(G) across batches over st(A); decrease at the best step over the Euclidean "
+            "one, with its 95% interval for the verdict",
+        )
+        table.add_column("matrix", overflow="fold")
+        table.add_column("nr / st", justify="right", no_wrap=True)
+        shown: tuple[GeometryName, ...] = ("spectral",)
+        if self.level != "quick":
+            shown = ("spectral", "sign", "adaptive")
+        for name in shown:
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("verdict", no_wrap=True)
         for row in self._rows:
-            ratios = [_ratio(row.prediction(geometry)) for geometry in shown]
             table.add_row(
-                row.matrix,
-                row.role,
-                f"{row.shape[0]} x {row.shape[1]}",
-                _number(row.stable_rank),
-                _number(row.nuclear_rank),
-                _number(row.nuclear_rank_across),
-                *ratios,
-                row.verdict,
+                row.matrix.removesuffix(".weight"),
+                f"{_number(row.nuclear_rank_across)} / {_number(row.stable_rank)}",
+                *(_ratio(row.prediction(name)) for name in shown),
+                row.verdict + _interval(row),
             )
-        table.caption = "decrease at the best step over the Euclidean one, with 95% intervals"
         return table
 
     def to_dataframe(self) -> Any:
@@ -162,9 +161,13 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
 
     def save(self, path: str | Path) -> None:
         """Write everything as JSON."""
-        content = {"kind": "diagnosis", "level": self.level, "batches": self.batches}
+        Path(path).write_text(json.dumps(self.as_dict(), indent=1))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON."""
         rows = [asdict(row) for row in self._rows]
-        Path(path).write_text(json.dumps({**content, "rows": rows}, indent=1))
+        content = {"kind": "diagnosis", "level": self.level, "batches": self.batches}
+        return {**content, "rows": rows}
 
     @classmethod
     def load(cls, path: str | Path) -> Diagnosis:
@@ -201,8 +204,17 @@ def _row(content: dict[str, Any]) -> MatrixDiagnosis:
 def _ratio(prediction: Prediction | None) -> str:
     if prediction is None or prediction.log_ratio is None:
         return "-"
-    ratio = prediction.log_ratio
-    return f"{math.exp(ratio.value):.2g} ({math.exp(ratio.low):.2g}-{math.exp(ratio.high):.2g})"
+    return f"{math.exp(prediction.log_ratio.value):.2g}"
+
+
+def _interval(row: MatrixDiagnosis) -> str:
+    """That of the verdict, or nothing."""
+    if row.verdict == "cannot tell" or row.verdict == "euclidean":
+        return ""
+    found = row.prediction(row.verdict)
+    if found is None or found.log_ratio is None:
+        return ""
+    return f" ({math.exp(found.log_ratio.low):.2g} to {math.exp(found.log_ratio.high):.2g})"
 
 
 def _number(value: float | None) -> str:

@@ -16,11 +16,16 @@ from plotly.offline import get_plotlyjs
 
 from steepest.lab.files import write_atomically
 from steepest.lab.report import wording
+from steepest.lab.report.diagnosis_page import diagnosis_page
 from steepest.lab.report.edge_page import edge_page
 from steepest.lab.report.study_page import study_page
 from steepest.lab.report.wording import NOT_MEASURED, finite
 
-PAGES = {"study": study_page, "edge_of_stability": edge_page}
+PAGES = {
+    "study": study_page,
+    "edge_of_stability": edge_page,
+    "diagnosis": diagnosis_page,
+}
 """What makes the content of a page and its pictures, for each kind of summary."""
 
 _OPEN, _CLOSE = '<script type="application/json" id="steepest-summary">', "</script>"
@@ -32,7 +37,7 @@ def render(summary: dict[str, Any]) -> str:
     Args:
         summary: plain JSON: dictionaries with text keys, lists, texts, numbers, None. A number
             that is None, NaN or infinite counts as not measured (and is stored as null). Its
-            "kind" is "study" (also if there is none) or "edge_of_stability".
+            "kind" is "study" (also if there is none), "edge_of_stability" or "diagnosis".
 
     Raises:
         TypeError: if the summary holds something that JSON cannot.

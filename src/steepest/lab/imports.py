@@ -1,0 +1,61 @@
+"""What a user names on the command line: functions of their own, by import path."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from steepest.lab.errors import InputError
+
+
+def imported(path: str) -> Any:
+    """Return what `package.module:name` stands for; the current folder is looked into first.
+
+    Raises:
+        InputError: for a path that is none, and for what goes wrong in importing it.
+    """
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise InputError(f"got {path!r}, expected an import path such as my_package.module:name")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module)
+    except Exception as error:
+        raise InputError(
+            f"got {path!r}, but importing {module} failed: {type(error).__name__}: {error}"
+        ) from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            names = ", ".join(key for key in vars(found) if not key.startswith("_"))
+            raise InputError(f"got {path!r}, but {module} has no {part}; it has {names}")
+        found = getattr(found, part)
+    return found
+
+
+def default_loss(model: Any, batch: Any) -> Tensor:
+    """`model(**batch).loss` for mappings, else cross entropy of `model(inputs)` against classes.
+
+    Raises:
+        ValueError: for other batches and outputs.
+    """
+    if isinstance(batch, Mapping):
+        return model(**batch).loss
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(
+            f"got a batch of type {type(batch).__name__}, expected a mapping or (inputs, classes); "
+            "name a loss of your own"
+        )
+    inputs, classes = batch
+    outputs = model(inputs)
+    if not isinstance(outputs, Tensor) or classes.is_floating_point():
+        raise ValueError(
+            f"got outputs of type {type(outputs).__name__} and targets of {classes.dtype}, "
+            "expected one tensor and integer classes; name a loss of your own"
+        )
+    return F.cross_entropy(outputs.flatten(0, -2), classes.flatten())

@@ -1,0 +1,118 @@
+"""The page of a diagnosis: a map over layers for each geometry, and a row for each matrix."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from typing import Any
+
+import plotly.graph_objects as go
+
+from steepest.lab.report.condition_map import ABOVE, BELOW, EVEN
+from steepest.lab.report.figures import Picture, finish, plain
+from steepest.lab.report.wording import NOT_MEASURED, finite, number, plural
+
+GEOMETRIES = ("spectral", "sign", "adaptive")
+LIMIT = 3  # of the colours, in octaves
+
+
+def diagnosis_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Picture | None]]:
+    """Return what the template shows, and the pictures by name."""
+    rows = summary["rows"]
+    pictures = {f"map-{name}": _map(rows, name) for name in GEOMETRIES}
+    content = {
+        "headline": _headline(summary),
+        "level": summary["level"],
+        "maps": [
+            {"id": f"map-{name}", "label": name}
+            for name in GEOMETRIES
+            if pictures[f"map-{name}"] is not None
+        ],
+        "rows": [_row(row) for row in rows],
+        "raced": any(row["race"] for row in rows),
+    }
+    return content, pictures
+
+
+def _headline(summary: dict[str, Any]) -> str:
+    counts = Counter(row["verdict"] for row in summary["rows"])
+    named = [f"{count} {verdict}" for verdict, count in counts.most_common()]
+    total = plural(len(summary["rows"]), "matrix").replace("matrixs", "matrices")
+    return f"{total}, from {summary['batches']} batches: {', '.join(named)}."
+
+
+def _ratio(row: dict[str, Any], geometry: str) -> dict[str, Any] | None:
+    found = [each for each in row["predictions"] if each["geometry"] == geometry]
+    return found[0]["log_ratio"] if found else None
+
+
+def _map(rows: list[dict[str, Any]], geometry: str) -> Picture | None:
+    """Kind of matrix by layer; colour = log2 of the predicted decrease over the Euclidean one."""
+    cells: dict[tuple[str, str], tuple[float, str]] = {}
+    for row in rows:
+        ratio = _ratio(row, geometry)
+        if ratio is None or finite(ratio["value"]) is None:
+            continue
+        layer, kind = _place(row["matrix"])
+        said = f"<b>{plain(row['matrix'])}</b><br>{_times(ratio)}<br>verdict: {row['verdict']}"
+        cells[kind, layer] = ratio["value"] / math.log(2), said
+    if not cells:
+        return None
+    kinds = list(dict.fromkeys(_place(row["matrix"])[1] for row in rows))
+    layers = list(dict.fromkeys(_place(row["matrix"])[0] for row in rows))
+    layers.sort(key=lambda layer: (not layer.isdigit(), int(layer) if layer.isdigit() else 0))
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[cells.get((k, layer), (None,))[0] for layer in layers] for k in kinds],
+            text=[[cells.get((k, layer), (0, ""))[1] for layer in layers] for k in kinds],
+            x=[plain(layer) for layer in layers], y=[plain(kind) for kind in kinds],
+            xgap=1, ygap=1, zmin=-LIMIT, zmax=LIMIT, hoverongaps=False,
+            hovertemplate="%{text}<extra></extra>",
+            colorscale=[[0, BELOW], [0.5, EVEN], [1, ABOVE]],
+            colorbar={
+                "tickvals": list(range(-LIMIT, LIMIT + 1)), "thickness": 10, "outlinewidth": 0,
+                "ticktext": [f"{2.0**k:g}" for k in range(-LIMIT, LIMIT + 1)],
+            },
+        )
+    )  # fmt: skip
+    finish(figure, "layer", None)
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
+    figure.update_layout(height=150 + 24 * len(kinds), margin={"t": 40})
+    return Picture(figure)
+
+
+def _place(matrix: str) -> tuple[str, str]:
+    """Layer and kind: `model.layers.3.mlp.up.weight` is layer 3, kind `mlp.up`."""
+    name = re.sub(r"\.weight(?=$|\[)", "", matrix)
+    found = re.match(r"^(?:[A-Za-z_]\w*\.)*?(\d+)\.(.+)$", name)
+    return (found[1], found[2]) if found else ("-", name)
+
+
+def _times(ratio: dict[str, Any] | None) -> str:
+    if ratio is None or finite(ratio["value"]) is None:
+        return NOT_MEASURED
+    value, low, high = (math.exp(ratio[key]) for key in ("value", "low", "high"))
+    return f"{number(value, 2)} ({number(low, 2)} to {number(high, 2)})"
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    raced = [
+        f"{each['geometry']} {_times(each['log_ratio'])}"
+        for each in row["race"]
+        if each["geometry"] != "euclidean"
+    ]
+    return {
+        "matrix": row["matrix"],
+        "about": f"{row['role']}, {row['shape'][0]} x {row['shape'][1]}, {row['tokens']} tokens",
+        "stable": number(row["stable_rank"]),
+        "around": f"centred {number(row['stable_rank_centred'])}, "
+        f"output {number(row['stable_rank_output'])}",
+        "nuclear": number(row["nuclear_rank"]),
+        "across": number(row["nuclear_rank_across"]),
+        "ratios": [_times(_ratio(row, geometry)) for geometry in GEOMETRIES],
+        "verdict": row["verdict"],
+        "reason": row["reason"] if row["verdict"] == "cannot tell" else "",
+        "raced": "; ".join(raced),
+    }

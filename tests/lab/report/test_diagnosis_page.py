@@ -1,0 +1,83 @@
+"""The page of a diagnosis, from what `diagnose` returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from steepest.diagnosis import diagnose
+from steepest.lab.report import render
+from steepest.lab.report.diagnosis_page import _place, diagnosis_page
+
+
+@pytest.fixture
+def summary() -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {"layers": nn.ModuleList(nn.Linear(6, 6) for _ in range(2)), "head": nn.Linear(6, 4)}
+    )
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in model["layers"]:
+                x = layer(x).relu()
+            return model["head"](x)
+
+    batches = [(torch.randn(50, 6), torch.randint(4, (50,))) for _ in range(6)]
+
+    def loss(model: Any, batch: Any) -> torch.Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    return diagnose(Whole(), loss, batches, level="thorough").as_dict()
+
+
+def test_every_matrix_has_a_row_and_a_cell(summary: dict[str, Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr("steepest.lab.report.page.get_plotlyjs", lambda: "")
+    content, pictures = diagnosis_page(summary)
+    assert [row["matrix"] for row in content["rows"]] == [row["matrix"] for row in summary["rows"]]
+    known = [
+        row
+        for row in summary["rows"]
+        if next(p for p in row["predictions"] if p["geometry"] == "spectral")["log_ratio"]
+    ]
+    picture = pictures["map-spectral"]
+    assert picture is not None
+    cells = [z for line in picture.figure.data[0].z for z in line if z is not None]
+    assert len(cells) == len(known)
+    html = render(summary)
+    assert "Where it disagrees, believe the race." in html
+    assert "inner.layers.0.weight" in html
+
+
+def test_a_diagnosis_that_cannot_tell_anything_says_so(
+    summary: dict[str, Any], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("steepest.lab.report.page.get_plotlyjs", lambda: "")
+    for row in summary["rows"]:
+        row["race"], row["verdict"] = [], "cannot tell"
+        for each in row["predictions"]:
+            each["log_ratio"] = None
+    html = render(summary)
+    assert "the batches have no common direction" in html
+    assert "3 matrices, from 6 batches: 3 cannot tell." in html
+
+
+@pytest.mark.parametrize(
+    ("matrix", "place"),
+    [
+        ("model.layers.3.mlp.up.weight", ("3", "mlp.up")),
+        ("blocks.0.attention.qkv.weight[2]", ("0", "attention.qkv[2]")),
+        ("head.weight", ("-", "head")),
+        ("4.weight", ("-", "4")),
+    ],
+)
+def test_layer_and_kind(matrix: str, place: tuple[str, str]) -> None:
+    assert _place(matrix) == place

@@ -1,0 +1,92 @@
+"""What a user names on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from steepest import cli
+from steepest.lab.errors import InputError
+from steepest.lab.imports import default_loss, imported
+
+MINE = """
+import torch
+from torch import nn
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+def batches():
+    torch.manual_seed(1)
+    while True:
+        x = torch.randn(200, 6)
+        yield x, x[:, :3].argmax(1)
+def loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+class Box:
+    inside = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: Any) -> str:
+    name = f"mine_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(MINE)
+    (tmp_path / "broken.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    return name
+
+
+def test_import_paths(mine: str) -> None:
+    assert imported(f"{mine}:Box.inside") == 3
+    assert isinstance(imported(f"{mine}:build")(), nn.Module)
+    for path, sentence in (
+        (mine, "expected an import path such as my_package.module:name"),
+        (f"{mine}:nothing", f"{mine} has no nothing; it has .*build"),
+        ("no_such_module:name", "importing no_such_module failed: ModuleNotFoundError"),
+        ("broken:name", "importing broken failed: ZeroDivisionError"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            imported(path)
+
+
+def test_losses_by_default() -> None:
+    model, x, y = nn.Linear(4, 3), torch.randn(5, 4), torch.arange(5) % 3
+    assert torch.equal(default_loss(model, (x, y)), F.cross_entropy(model(x), y))
+    tokens = torch.randint(3, (2, 7))
+    sequence = nn.Embedding(3, 3)
+    expected = F.cross_entropy(sequence(tokens).flatten(0, 1), tokens.flatten())
+    assert torch.equal(default_loss(sequence, [tokens, tokens]), expected)
+    with pytest.raises(ValueError, match="got a batch of type Tensor"):
+        default_loss(model, x)
+    with pytest.raises(ValueError, match="expected one tensor and integer classes"):
+        default_loss(model, (x, torch.randn(5, 3)))
+
+
+def test_the_command(mine: str, tmp_path: Path, capsys: Any) -> None:
+    given = ["diagnose", f"{mine}:build", "--batches", f"{mine}:batches", "--out", "here"]
+    cli.main([*given, "--loss", f"{mine}:loss", "--json"])
+    out = capsys.readouterr().out
+    assert '"kind": "diagnosis"' in out
+    assert (tmp_path / "here" / "report.html").exists()
+    cli.main(given)
+    assert "0 " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*given, "--count", "2"])
+    assert stopped.value.code == 2
+    assert "expected at least 3" in capsys.readouterr().err
+
+
+def test_nothing_to_tell_is_an_exit_code(mine: str, tmp_path: Path) -> None:
+    (tmp_path / "noise.py").write_text(
+        MINE.replace("x[:, :3].argmax(1)", "torch.randint(3, (200,))").replace("200", "4")
+    )
+    given = ["diagnose", "noise:build", "--batches", "noise:batches", "--level", "quick"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*given, "--count", "3"])
+    assert stopped.value.code == 3
