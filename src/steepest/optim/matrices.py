@@ -18,8 +18,8 @@ State = dict[str, Any]
 # than half of the matrices are stacked, unless they are few and small, to bound what a step holds
 # by what it works on.
 _ENTRIES_PER_BATCH = {"cpu": 2**20, "default": 2**26}
-_GRAM_ENTRIES_ON_CPU = 2**18
-_FEW_ENTRIES = 2**16
+_GRAM_ENTRIES_ON_CPU = 2**19
+_FEW_ENTRIES = 2**18
 
 
 class MatrixState:
