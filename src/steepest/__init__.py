@@ -1,6 +1,7 @@
 """steepest: in which norm should each weight matrix descend?"""
 
 from steepest import curvature, linalg
+from steepest.diagnosis import diagnose
 from steepest.matrix_view import MatrixView
 from steepest.optim import (
     SOAP,
@@ -26,6 +27,7 @@ __all__ = [
     "Signum",
     "SpectralDescent",
     "curvature",
+    "diagnose",
     "linalg",
     "roles",
 ]
