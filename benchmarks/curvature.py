@@ -48,7 +48,22 @@ from steepest.lab.models import GPT, GPTConfig
 from steepest.linalg.krylov import eigenpairs, gaussian, start_near, trace
 
 EIGENVALUE, TRACE = 1e-3, 0.05
-TOLERANCES = (0.5, 0.2, 0.1, 0.07, 0.05, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+TOLERANCES = (
+    0.5,
+    0.2,
+    0.1,
+    0.07,
+    0.05,
+    0.045,
+    0.04,
+    0.035,
+    0.03,
+    0.01,
+    0.003,
+    0.001,
+    0.0003,
+    0.0001,
+)
 STEPS, PROBES, REFERENCE = 60, 48, 200
 LIMIT = 400
 NCV = {
@@ -803,7 +818,11 @@ def main(settings: Settings) -> None:
         [
             [
                 *(r[key] or "-" for key in ("problem", "state", "task", "best_peer")),
-                f"{r['ratio']:.2f}" if r["ratio"] else "not there",
+                f"{r['ratio']:.2f}"
+                if r["ratio"]
+                else "no peer"
+                if not r["best_peer"]
+                else "not there",
             ]
             for r in found
         ],
