@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +112,7 @@ def network(name: str, size: int) -> tuple[nn.Module, Any, Any]:
     torch.manual_seed(0)
     if name == "mlp":
         sizes = (64, 96, 96, 96)
-        layers = [
-            m for i, o in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(i, o), nn.ReLU())
-        ]
+        layers = [m for i, o in itertools.pairwise(sizes) for m in (nn.Linear(i, o), nn.ReLU())]
         return nn.Sequential(*layers, nn.Linear(96, 10)), digits(size), cross_entropy
     if name == "cnn":
         layers = [nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 24, 3, padding=1), nn.ReLU()]
@@ -202,9 +200,8 @@ def cases(name: str, size: int, steps: int) -> list[dict[str, Any]]:
 
 
 def _interval(prediction: Any) -> dict[str, float] | None:
-    return (
-        None if prediction is None or prediction.log_ratio is None else asdict(prediction.log_ratio)
-    )
+    ratio = None if prediction is None else prediction.log_ratio
+    return None if ratio is None else asdict(ratio)
 
 
 # Scores.
@@ -218,9 +215,8 @@ def said(interval: dict[str, float] | None) -> int:
 
 
 def balanced(truth: np.ndarray, answer: np.ndarray) -> float:
-    shares = [
-        float((answer[truth == side] == side).mean()) for side in (-1, 1) if (truth == side).any()
-    ]
+    sides = [side for side in (-1, 1) if (truth == side).any()]
+    shares = [float((answer[truth == side] == side).mean()) for side in sides]
     return float(np.mean(shares)) if len(shares) == 2 else math.nan
 
 
@@ -241,9 +237,7 @@ def score(rows: list[dict[str, Any]], level: str) -> dict[str, float]:
         "accuracy": float((truth[told] == answer[told]).mean()) if told.any() else math.nan,
         "always spectral": balanced(truth, np.ones_like(truth)),
         "spectral for hidden": balanced(truth, hidden),
-        "rank correlation": float(spearmanr(*zip(*pairs, strict=True))[0])
-        if len(pairs) > 2
-        else math.nan,
+        "rank correlation": float(spearmanr(np.array(pairs))[0]) if len(pairs) > 2 else math.nan,
     }
 
 
@@ -276,14 +270,9 @@ def main(settings: Settings) -> None:
         ["", *scores],
         [[name, *(f"{each[name]:.3g}" for each in scores.values())] for name in names],
     )
-    save(
-        settings.out / "advice.json",
-        settings,
-        [Peer("steepest", lambda *_: None, "steepest")],
-        {},
-        scores=scores,
-        rows=rows,
-    )
+    peers = [Peer("steepest", lambda *_: None, "steepest")]
+    given = replace(settings, raw=str(settings.raw))
+    save(settings.out / "advice.json", given, peers, {}, scores=scores, rows=rows)
 
 
 if __name__ == "__main__":
