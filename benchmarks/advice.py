@@ -10,6 +10,7 @@ in HELD_OUT are not to be looked at while anything is tuned.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
