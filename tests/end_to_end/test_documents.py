@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,9 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_the_python_in_a_document_runs_from_top_to_bottom(
-    document: Path, capsys: pytest.CaptureFixture[str]
+    document: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # for what it writes
     blocks = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
     names: dict[str, object] = {}
     for block in blocks:

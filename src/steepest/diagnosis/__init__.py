@@ -2,6 +2,7 @@
 
 from steepest.diagnosis.diagnosis import Diagnosis, Level, MatrixDiagnosis, Prediction
 from steepest.diagnosis.layer_conditions import LayerCondition, LayerConditions
+from steepest.diagnosis.plan import Plan, PlanRow
 from steepest.diagnosis.race import RaceResult
 from steepest.diagnosis.verdicts import diagnose
 
@@ -11,6 +12,8 @@ __all__ = [
     "LayerConditions",
     "Level",
     "MatrixDiagnosis",
+    "Plan",
+    "PlanRow",
     "Prediction",
     "RaceResult",
     "diagnose",

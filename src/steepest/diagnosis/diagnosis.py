@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from steepest.diagnosis.evidence import GeometryName
 from steepest.diagnosis.intervals import Interval
+from steepest.diagnosis.plan import Plan, Planned, PlanRow
 from steepest.diagnosis.race import RaceResult
 from steepest.parameter_roles import Role
 
@@ -92,8 +94,9 @@ class MatrixDiagnosis:
 class Diagnosis(Sequence[MatrixDiagnosis]):
     """The rows of `diagnose`, one for each matrix, in the model's order; prints as a table."""
 
-    def __init__(self, rows: Sequence[MatrixDiagnosis], level: Level, batches: int):
+    def __init__(self, rows: Sequence[MatrixDiagnosis], level: Level, batches: int, default: Plan):
         self._rows = tuple(rows)
+        self._default = default
         self.level: Level = level
         """How much was measured."""
         self.batches = batches
@@ -114,6 +117,31 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         with (console := Console(width=100, color_system=None)).capture() as shown:
             console.print(self.table())
         return shown.get()
+
+    def plan(self) -> Plan:
+        """Return a plan for all parameters: the verdicts for hidden matrices, else the default.
+
+        A parameter of several matrices, such as a fused projection, gets what most of them want.
+        Embeddings and heads stay with AdamW, whatever was found; the reason says what was.
+        """
+        rows = []
+        for row in self._default:
+            found = [each for each in self._rows if each.parameter == row.parameter]
+            told = [each for each in found if each.verdict != "cannot tell"]
+            if not told:
+                reason = f"cannot tell; {row.reason}" if found else row.reason
+                rows.append(replace(row, reason=reason))
+                continue
+            counts = Counter(each.verdict for each in told)
+            verdict, count = counts.most_common(1)[0]
+            best = next(each for each in told if each.verdict == verdict)
+            reason = best.reason if len(found) == 1 else f"{count} of {len(found)}: {best.reason}"
+            if row.geometry == "adaptive":
+                reason = f"{row.reason}; found {verdict}: {reason}"
+                rows.append(replace(row, reason=reason))
+            else:
+                rows.append(replace(row, geometry=cast(Planned, verdict), reason=reason))
+        return Plan(rows)
 
     def table(self) -> Table:
         """Return the rows as a table for a terminal."""
@@ -166,8 +194,13 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON."""
         rows = [asdict(row) for row in self._rows]
-        content = {"kind": "diagnosis", "level": self.level, "batches": self.batches}
-        return {**content, "rows": rows}
+        return {
+            "kind": "diagnosis",
+            "level": self.level,
+            "batches": self.batches,
+            "rows": rows,
+            "default": [asdict(row) for row in self._default],
+        }
 
     @classmethod
     def load(cls, path: str | Path) -> Diagnosis:
@@ -179,7 +212,8 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         try:
             content = json.loads(Path(path).read_text())
             rows = [_row(each) for each in content["rows"]]
-            return cls(rows, content["level"], content["batches"])
+            default = [PlanRow(**{**r, "shape": tuple(r["shape"])}) for r in content["default"]]
+            return cls(rows, content["level"], content["batches"], Plan(default))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"got {path}, which holds no diagnosis ({error}); expected what `save` wrote"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
@@ -13,6 +14,7 @@ from steepest.curvature.loss_function import Loss
 from steepest.diagnosis.diagnosis import Diagnosis, Level, MatrixDiagnosis, Prediction, Verdict
 from steepest.diagnosis.evidence import GEOMETRIES, Evidence, GeometryName, gather
 from steepest.diagnosis.intervals import Interval, jackknife
+from steepest.diagnosis.plan import Plan
 from steepest.diagnosis.race import RaceResult, race
 
 FEWEST: dict[Level, int] = {"quick": 3, "standard": 3, "thorough": 6}
@@ -87,7 +89,10 @@ def diagnose(
     if level == "thorough":
         raced = race(model, loss, given[len(given) // 2 :], found, tick, **how)
     rows = [_answer(each, raced.get(each.label, ())) for each in found]
-    return Diagnosis(rows, level, len(given))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of models without hidden matrices
+        default = Plan.default(model)
+    return Diagnosis(rows, level, len(given), default)
 
 
 def _answer(given: Evidence, raced: tuple[RaceResult, ...]) -> MatrixDiagnosis:

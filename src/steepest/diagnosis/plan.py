@@ -1,0 +1,261 @@
+"""A plan: which geometry each parameter descends in, as a file that a person can edit."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from steepest.curvature.loss_function import unwrapped
+from steepest.optim.mixed import Mixed
+from steepest.optim.teon import find_stacks
+from steepest.parameter_roles import RoleTable, roles
+
+Planned = Literal["spectral", "stacked", "euclidean", "sign", "adaptive"]
+RATES: dict[str, float] = {
+    "spectral": 1.0,
+    "stacked": 1.0,
+    "euclidean": 1.0,
+    "sign": 0.05,
+    "adaptive": 0.15,
+}
+"""Of the learning rate, for each geometry; see docs/learning_rates.md."""
+_GROUPS: dict[str, dict[str, Any]] = {
+    "spectral": {"geometry": "spectral"},
+    "stacked": {"geometry": "spectral"},
+    "euclidean": {"geometry": "euclidean"},
+    "sign": {"geometry": "sign", "momentum": 0.9, "nesterov": False, "scale": "none"},
+    "adaptive": {"geometry": "adamw"},
+}
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One parameter of a plan.
+
+    Attributes:
+        parameter: its name.
+        shape: its shape.
+        geometry: "spectral" (Muon), "stacked" (TEON), "euclidean", "sign" (Signum) or "adaptive"
+            (AdamW).
+        lr_scale: times the rate of its geometry.
+        reason: why, for the reader.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    geometry: Planned
+    lr_scale: float = 1.0
+    reason: str = ""
+
+
+class Plan(Sequence[PlanRow]):
+    """Geometry, learning rate scale and reason for every parameter; prints as a table.
+
+    Raises:
+        ValueError: for a parameter twice, geometries that are none, and scales below zero.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
+    >>> plan = Plan.default(model)
+    >>> [(row.parameter, row.geometry) for row in plan if row.geometry == "spectral"]
+    [('0.weight', 'spectral'), ('2.weight', 'spectral')]
+    >>> [group["lr"] for group in plan.optimizer(model, lr=0.02).param_groups]
+    [0.02, 0.003]
+    """
+
+    def __init__(self, rows: Iterable[PlanRow], rates: Mapping[str, float] | None = None):
+        self._rows = tuple(rows)
+        self.rates = {**RATES, **(rates or {})}
+        """Of the learning rate, for each geometry."""
+        _known(self.rates, RATES, "geometry", "[rates]")
+        seen = set()
+        for row in self._rows:
+            if row.parameter in seen:
+                raise ValueError(f"got {row.parameter} twice, expected each parameter once")
+            seen.add(row.parameter)
+            _known([row.geometry], get_args(Planned), "geometry", row.parameter)
+            _positive(row.lr_scale, f"lr_scale of {row.parameter}")
+        for name, rate in self.rates.items():
+            _positive(rate, f"rate of {name}")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._rows[key]
+
+    def __str__(self) -> str:
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for name in ("parameter", "shape", "geometry", "rate", "reason"):
+            table.add_column(name)
+        for row in self._rows:
+            rate = self.rates[row.geometry] * row.lr_scale
+            shape = " x ".join(map(str, row.shape))
+            table.add_row(row.parameter, shape, row.geometry, f"{rate:.3g} lr", row.reason)
+        with (console := Console(width=120, color_system=None)).capture() as shown:
+            console.print(table)
+        return shown.get()
+
+    @classmethod
+    def default(cls, model: nn.Module | RoleTable) -> Plan:
+        """Return what `Muon(model)` does: spectral for hidden matrices, AdamW for all else."""
+        table = model if isinstance(model, RoleTable) else roles(unwrapped(model))
+        return cls(
+            PlanRow(
+                row.name,
+                tuple(row.parameter.shape),
+                "spectral" if row.is_matrix else "adaptive",
+                reason=f"{row.role}: {row.reason}",
+            )
+            for row in table
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write TOML, whole or not at all."""
+        lines = ["# Which geometry each parameter descends in. geometry is one of:"]
+        lines += [f"#   {', '.join(get_args(Planned))}", ""]
+        lines += [
+            "# Learning rate of each geometry, as a part of the given one.",
+            "[rates]",
+        ]
+        lines += [f"{name} = {rate!r}" for name, rate in self.rates.items()]
+        for row in self._rows:
+            lines += ["", f"[parameters.{_text(row.parameter)}]"]
+            lines += [f"# {' x '.join(map(str, row.shape)) or 'a number'}"]
+            lines += [f"geometry = {_text(row.geometry)}"]
+            lines += [f"lr_scale = {row.lr_scale!r}"] if row.lr_scale != 1 else []
+            lines += [f"shape = {list(row.shape)}", f"reason = {_text(row.reason)}"]
+        place = Path(path)
+        aside = place.with_name(f".{place.name}.{os.getpid()}")
+        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        aside.replace(place)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read what `save` wrote and perhaps somebody edited.
+
+        Raises:
+            ValueError: for what is no plan, with the place and what was expected.
+        """
+        try:
+            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"got {path}, which is no TOML: {error}") from error
+        _known(content, ("rates", "parameters"), "section", str(path))
+        given = content.get("parameters", {})
+        rows = []
+        for name, entry in given.items():
+            if not isinstance(entry, dict) or "geometry" not in entry:
+                raise ValueError(
+                    f'got {name} in {path} without a geometry, expected geometry = "spectral", or '
+                    "another one; put names with dots into quotes"
+                )
+            _known(entry, ("geometry", "lr_scale", "shape", "reason"), "key", name)
+            rows.append(
+                PlanRow(
+                    name,
+                    tuple(entry.get("shape", ())),
+                    entry["geometry"],
+                    entry.get("lr_scale", 1.0),
+                    str(entry.get("reason", "")),
+                )
+            )
+        return cls(rows, content.get("rates"))
+
+    def optimizer(self, model: nn.Module, lr: float, **settings: Any) -> Mixed:
+        """Return one optimizer in which every parameter gets its geometry.
+
+        Args:
+            model: whose parameters the plan is about; each must be in it.
+            lr: of spectral steps; the other geometries follow by their rates.
+            settings: as for `TEON`, such as `momentum`, `weight_decay`, `scale`.
+
+        Raises:
+            ValueError: for a parameter that the model does not have, has in another shape, or has
+                beside the plan; for matrix geometries of what is no matrix.
+        """
+        table = roles(unwrapped(model))
+        names = [row.name for row in table]
+        planned = {row.parameter: row for row in self._rows}
+        _known(planned, names, "parameter", "the plan")
+        if missing := [name for name in names if name not in planned]:
+            raise ValueError(
+                f"got a plan without {missing[0]} ({len(missing)} of {len(names)} are missing), "
+                "expected every parameter of the model; freezing is said by requires_grad"
+            )
+        groups: dict[tuple[str, float], list[Any]] = defaultdict(list)
+        for row in table:
+            mine = planned[row.name]
+            shape = tuple(row.parameter.shape)
+            if mine.shape and mine.shape != shape:
+                raise ValueError(
+                    f"got {row.name} as {mine.shape} in the plan and {shape} in the model, "
+                    "expected the model that the plan was made for"
+                )
+            if row.view is None and mine.geometry not in ("adaptive", "sign"):
+                raise ValueError(
+                    f'got geometry="{mine.geometry}" for {row.name}, which is no matrix '
+                    f'({row.reason}); expected "adaptive" or "sign"'
+                )
+            groups[mine.geometry, mine.lr_scale].append(row)
+        stacks = find_stacks(table, 2)
+        return Mixed(
+            [
+                self._group(geometry, scale, rows, lr, stacks)
+                for (geometry, scale), rows in sorted(groups.items(), key=_order)
+            ],
+            lr,
+            stack=1,
+            **settings,
+        )
+
+    def _group(
+        self, geometry: str, scale: float, rows: list[Any], lr: float, stacks: dict[str, Any]
+    ) -> dict[str, Any]:
+        group = {
+            "params": [(row.name, row.parameter) for row in rows],
+            "lr": lr * self.rates[geometry] * scale,
+            **_GROUPS[geometry],
+        }
+        if geometry in ("spectral", "stacked", "euclidean"):
+            group["views"] = [row.view for row in rows]
+        if geometry == "stacked":
+            group["stacks"] = [stacks.get(row.name) for row in rows]
+        return group
+
+
+def _order(item: tuple[tuple[str, float], Any]) -> tuple[int, float]:
+    (geometry, scale), _ = item
+    return list(RATES).index(geometry), scale
+
+
+def _text(value: str) -> str:
+    """A TOML string."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _known(given: Iterable[str], known: Iterable[str], what: str, where: str) -> None:
+    known = list(known)
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(known[:8])}"
+            raise ValueError(f"got the {what} {name!r} in {where}, which there is not; {hint}")
+
+
+def _positive(value: Any, what: str) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < math.inf:
+        raise ValueError(f"got {what} = {value!r}, expected a finite number of at least 0")
