@@ -92,7 +92,7 @@ class Diagnose:
     json: bool = False
     """Print JSON in place of the table."""
     out: Path | None = None
-    """Folder for diagnosis.json and report.html; by default one under runs/."""
+    """Folder for diagnosis.json, plan.toml and report.html; by default one under runs/."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,11 +240,13 @@ def _diagnose(command: Diagnose) -> None:
     with sentences_for_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "diagnosis.json", summary)
+        found.plan().save(out / "plan.toml")
         page = report.write(summary, out / "report.html")
     if command.json:
         print(json.dumps(summary))
     else:
         Console().print(found.table())
+        print(f"plan: {out / 'plan.toml'}")
         print(f"report: {page.resolve().as_uri()}")
     if all(row.verdict == "cannot tell" for row in found):
         sys.exit(3)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from steepest import cli
+from steepest.diagnosis import Plan
 from steepest.lab.errors import InputError
 from steepest.lab.imports import default_loss, imported
 
@@ -74,6 +75,7 @@ def test_the_command(mine: str, tmp_path: Path, capsys: Any) -> None:
     out = capsys.readouterr().out
     assert '"kind": "diagnosis"' in out
     assert (tmp_path / "here" / "report.html").exists()
+    assert len(Plan.load(tmp_path / "here" / "plan.toml")) == 4
     cli.main(given)
     assert "0 " in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
