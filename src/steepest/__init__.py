@@ -1,7 +1,7 @@
 """steepest: in which norm should each weight matrix descend?"""
 
 from steepest import curvature, linalg
-from steepest.diagnosis import diagnose
+from steepest.diagnosis import Monitor, diagnose
 from steepest.matrix_view import MatrixView
 from steepest.optim import (
     SOAP,
@@ -21,6 +21,7 @@ __all__ = [
     "TEON",
     "KLShampoo",
     "MatrixView",
+    "Monitor",
     "Muon",
     "Shampoo",
     "SignSGD",

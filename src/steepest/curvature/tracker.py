@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from steepest.curvature.loss_function import Loss
 from steepest.curvature.operators import Hessian
 from steepest.curvature.preconditioned import Stability, preconditioned_sharpness
 from steepest.curvature.spectra import sharpness
+from steepest.records import Records
 
 
 class SharpnessTracker:
@@ -72,16 +72,18 @@ class SharpnessTracker:
     ):
         if every < 1:
             raise ValueError(f"got every={every}, expected at least 1")
-        self.records: list[dict[str, Any]] = []
-        """What was measured, in the order of steps."""
+        self._records = Records(path)
         self._model, self._loss, self._batch, self._how = model, loss, batch, how
         self._optimizer = optimizer
         self._every, self._tolerance = every, tolerance
-        self._path = None if path is None else Path(path)
         self._steps = 0
         self._top: Tensor | None = None
         self._rows: list[Stability] = []
-        self._is_open = False
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """What was measured, in the order of steps."""
+        return self._records.rows
 
     def step(self) -> dict[str, Any] | None:
         """Call after each step of the optimizer; return the record if it was time to measure."""
@@ -111,8 +113,7 @@ class SharpnessTracker:
             shown = ("parameters", "measure", "value", "threshold", "ratio")
             record["stability"] = [{k: getattr(row, k) for k in shown} for row in self._rows]
         record |= {"products": products, "seconds": time.perf_counter() - began}
-        self.records.append(record)
-        self._write(record)
+        self._records.append(record)
         return record
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,33 +128,4 @@ class SharpnessTracker:
         """Go on from there; what `path` has beyond that step is dropped, as it will come again."""
         self._steps, self._top = state["steps"], state["top"]
         self._rows = [Stability(**row) for row in state["rows"]]
-        self.records = []
-        if self._path is not None and self._path.exists():
-            self.records = [r for r in _read(self._path) if r["step"] <= self._steps]
-            aside = self._path.with_name(f".{self._path.name}")
-            aside.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-            aside.replace(self._path)
-        self._is_open = True
-
-    def _write(self, record: dict[str, Any]) -> None:
-        if self._path is None:
-            return
-        if not self._is_open and self._path.exists() and self._path.stat().st_size:
-            raise FileExistsError(
-                f"got the path {self._path}, which has records already; choose another one, or "
-                "load the state_dict of the run that wrote it"
-            )
-        self._is_open = True
-        with open(self._path, "a") as file:
-            file.write(json.dumps(record) + "\n")
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The records of a file; a last line that was cut off is left out."""
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+        self._records.rewind(self._steps)

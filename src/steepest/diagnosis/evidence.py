@@ -7,7 +7,6 @@ nuclear rank, which on its own batch looks like an advantage of spectral steps.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -17,12 +16,14 @@ from torch import Tensor, nn
 
 from steepest.curvature.loss_function import Loss, LossFunction, unwrapped
 from steepest.curvature.operators import Hessian
-from steepest.diagnosis.inputs import InputRanks, Inputs
+from steepest.diagnosis.inputs import InputRanks, Inputs, all_roles
 from steepest.geometry import Euclidean, Sign
 from steepest.linalg import polar, spectral_norm
-from steepest.parameter_roles import ParameterRole, roles
+from steepest.parameter_roles import ParameterRole
 
 GeometryName = Literal["euclidean", "sign", "spectral", "adaptive"]
+EXACT = 128
+"""Rows or columns up to which polar factors are exact to 1%, beyond as exact as Muon's."""
 GEOMETRIES: tuple[GeometryName, ...] = get_args(GeometryName)
 
 
@@ -76,9 +77,7 @@ def gather(
     `tick` is called after each gradient, and after each Hessian-vector product.
     """
     model = unwrapped(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that no matrix is for the optimizers does not matter here
-        table = roles(model)
+    table = all_roles(model)
     function = LossFunction(model, loss, parameters, **how)
     rows = [
         row
@@ -128,7 +127,8 @@ def direction(geometry: GeometryName, G: Tensor, V: Tensor) -> Tensor:
         root = V.sqrt()
         return G / (root + 1e-6 * root.amax((-2, -1), keepdim=True))
     if geometry == "spectral":
-        return polar(G, "auto", tolerance=0.01, nonfinite="nan")
+        exact = min(G.shape[-2:]) <= EXACT
+        return polar(G, "auto", tolerance=0.01 if exact else None, nonfinite="nan")
     return (Sign() if geometry == "sign" else Euclidean()).direction(G)
 
 
@@ -144,7 +144,7 @@ def _measure(place: Evidence, G: Tensor, inputs: list[dict[tuple[str, int], Inpu
     frobenius = torch.linalg.matrix_norm(G)
     nuclear = (place.gains["spectral"].diag() / frobenius.cpu()).square()
     place.nuclear_ranks = nuclear
-    place.stable_ranks = (frobenius / spectral_norm(G, "power")).square().double().cpu()
+    place.stable_ranks = (frobenius / spectral_norm(G, "power", 12)).square().double().cpu()
     view = place.row.view
     assert view is not None
     group = place.index // max(1, len(view.splits))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 
 from steepest.diagnosis.layer_conditions import _is_covered, _patches
 from steepest.linalg import stable_rank
-from steepest.parameter_roles import RoleTable
+from steepest.parameter_roles import RoleTable, roles
 
 EXACT = 128  # features; beyond that the power method, whose stable rank is an upper bound
-ITERATIONS = 20
+ITERATIONS = 10
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,13 @@ class InputRanks:
     centred: float
     leaving: float
     tokens: int
+
+
+def all_roles(model: nn.Module) -> RoleTable:
+    """Return the roles, without a warning where no matrix is one for the optimizers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return roles(model)
 
 
 class Inputs:
@@ -65,6 +73,8 @@ class Inputs:
         def hook(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
+            if not torch.is_grad_enabled():
+                return  # an evaluation in between
             given = args[0] if args else next(iter(kwargs.values()))
             with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
                 if isinstance(module, nn.Embedding):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
 from torch import Tensor, nn
 
-from steepest.curvature.loss_function import Loss
+from steepest.curvature.loss_function import Loss, unwrapped
 from steepest.diagnosis.diagnosis import Diagnosis, Level, MatrixDiagnosis, Prediction, Verdict
 from steepest.diagnosis.evidence import GEOMETRIES, Evidence, GeometryName, gather
+from steepest.diagnosis.inputs import all_roles
 from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.diagnosis.plan import Plan
 from steepest.diagnosis.race import RaceResult, race
@@ -89,10 +89,7 @@ def diagnose(
     if level == "thorough":
         raced = race(model, loss, given[len(given) // 2 :], found, tick, **how)
     rows = [_answer(each, raced.get(each.label, ())) for each in found]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of models without hidden matrices
-        default = Plan.default(model)
-    return Diagnosis(rows, level, len(given), default)
+    return Diagnosis(rows, level, len(given), Plan.default(all_roles(unwrapped(model))))
 
 
 def _answer(given: Evidence, raced: tuple[RaceResult, ...]) -> MatrixDiagnosis:

@@ -1,8 +1,8 @@
 """The figures of the page, as plotly figures made from the summary alone.
 
 Colours of text, grid and axes are left to the page, which follows the reader's light or dark
-setting. What belongs to an optimizer has one colour everywhere. A point that was not measured is
-left out; a figure without any point is None.
+setting. What belongs to an optimizer has one colour and one kind of line everywhere. A point that
+was not measured is left out; a figure without any point is None.
 """
 
 from __future__ import annotations
@@ -26,10 +26,19 @@ from steepest.lab.report.wording import (
 )
 
 # Okabe and Ito's palette, which stays distinct under the common colour vision deficiencies, without
-# its black and yellow (unreadable on one of the two backgrounds); the baseline is grey.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#9A8A00")
+# its black and yellow (unreadable on one of the two backgrounds); then five colours as far from
+# these, from each other and from grey as could be found, by OKLab distance with and without a
+# deficiency, at a contrast of 2.6 or more with both backgrounds. The baseline is grey.
+PALETTE = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
+    "#3333FF", "#CC00AA", "#336633", "#8877FF", "#884477",
+)  # fmt: skip
+SOLID = PALETTE[:6]  # the others are dashed
 BASELINE_COLOUR = "#808080"
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "hexagon", "star")
+SYMBOLS = (
+    "circle", "square", "diamond", "triangle-up", "pentagon", "hexagon", "star", "triangle-down",
+    "cross", "triangle-left", "bowtie",
+)  # fmt: skip
 CURVE_HOVER = "%{y:.4f} (%{customdata[0]:.4f} to %{customdata[1]:.4f}, n = %{customdata[2]})"
 NAMED = "<br>%{fullData.name}, %{x:.1f} s<extra></extra>"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -60,7 +69,7 @@ def loss_curves(summary: dict[str, Any], against: str) -> Picture | None:
     means: list[tuple[list[float], list[float]]] = []
     bands: list[go.Scatter] = []
     lines: list[go.Scatter] = []
-    for i, optimizer in enumerate(ranked(summary)):
+    for optimizer in ranked(summary):
         points = _over_seeds(optimizer.get("curves") or [], against)
         if not points:
             continue
@@ -80,7 +89,7 @@ def loss_curves(summary: dict[str, Any], against: str) -> Picture | None:
         lines.append(
             go.Scatter(
                 x=x, y=mean, mode="lines" if len(x) > 1 else "markers", **group,
-                line={"color": line, "width": 2, "dash": "6px,2px" if i >= 5 else "solid"},
+                line=_line(line),
                 customdata=list(zip(low, high, n, strict=True)),
                 hovertemplate=CURVE_HOVER + ("" if against == "tokens" else NAMED),
             )
@@ -155,7 +164,7 @@ def _sensitivity(
             line.append((lr, fmean(tuning or fresh)))
     figure.add_scatter(
         x=[p[0] for p in line], y=[p[1] for p in line], mode="lines", hoverinfo="skip",
-        line={"color": colour, "width": 2}, **group,
+        line=_line(colour), **group,
     )  # fmt: skip
     best = finite(optimizer.get("best_lr"))
     ring = [p for p in line if best is not None and math.isclose(p[0], best, rel_tol=1e-6)]
@@ -215,7 +224,7 @@ def _by_step(
             figure.add_scatter(
                 x=[x for x, _ in points], y=[y for _, y in points], mode="lines+markers",
                 name=plain(label(optimizer)), hovertemplate="step %{x}: %{y:.3g}",
-                line={"color": colour[str(optimizer.get("name"))], "width": 2},
+                line=_line(colour[str(optimizer.get("name"))]),
             )  # fmt: skip
     if not figure.data:
         return None
@@ -342,6 +351,12 @@ def _log_ticks(rates: list[float]) -> list[float]:
 def plain(text: str) -> str:
     """`text` for plotly, which would read tags in it."""
     return html.escape(text, quote=False)
+
+
+def _line(colour: str) -> dict[str, Any]:
+    """How the line of an optimizer is drawn, everywhere alike."""
+    solid = colour == BASELINE_COLOUR or colour in SOLID
+    return {"color": colour, "width": 2, "dash": "solid" if solid else "6px,2px"}
 
 
 def _transparent(colour: str) -> str:
