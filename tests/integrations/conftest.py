@@ -1,8 +1,13 @@
-"""Looks over an optimizer's shoulder, however many wrappers a trainer puts around it."""
+"""What watches an optimizer through all wrappers of a trainer, and what runs two processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -86,3 +91,51 @@ def observer() -> Iterator[Observer]:
     yield watching
     for hook in hooks:
         hook.remove()
+
+
+BEGIN = """
+import os, sys, warnings
+import torch
+
+warnings.simplefilter("ignore")
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+)
+"""
+END = """
+torch.distributed.barrier()
+os._exit(0)  # gloo's threads now and then abort a process that ends as usual
+"""
+
+
+def run_in_two(script: str, folder: Path) -> None:
+    """Run `script` twice, with its `rank` and the text `folder`; it can import the tests here."""
+    file = folder / "worker.py"
+    file.write_text(BEGIN + textwrap.dedent(script) + END)
+    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path,
+    }  # fmt: skip
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(file), str(rank), str(folder)],
+            env=environment, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        for worker in workers:
+            _, errors = worker.communicate(timeout=180)
+            assert worker.returncode == 0, errors
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+
+
+@pytest.fixture(scope="session", name="run_in_two")
+def _run_in_two() -> Callable[[str, Path], None]:
+    """`run_in_two`, which test files cannot import from here."""
+    return run_in_two

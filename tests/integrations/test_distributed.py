@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
-import textwrap
 import warnings
 
 import pytest
@@ -53,20 +49,12 @@ def train_alone(model, optimizer, steps):
 
 
 WORKER = """
-    import os, sys, warnings
-    import torch
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict
 
     import steepest
     from test_distributed import NAMES, half_of_the_loss, network
 
-    warnings.simplefilter("ignore")
-    rank, folder = int(sys.argv[1]), sys.argv[2]
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
     for name in NAMES:
         model = torch.nn.parallel.DistributedDataParallel(network())
         optimizer = getattr(steepest, name)(model, lr=0.02, weight_decay=0.1)
@@ -76,35 +64,14 @@ WORKER = """
             optimizer.step()
         model_state, optimizer_state = get_state_dict(model, optimizer)
         dcp.save({"m": model_state, "o": optimizer_state}, checkpoint_id=f"{folder}/{name}")
-    torch.distributed.barrier()
-    os._exit(0)  # gloo's threads now and then abort a process that ends as usual
 """
 
 
 @pytest.fixture(scope="module")
-def trained_by_two(tmp_path_factory):
+def trained_by_two(tmp_path_factory, run_in_two):
     """A folder with a distributed checkpoint for each optimizer, written by two processes."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "worker.py").write_text(textwrap.dedent(WORKER))
-    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path,
-    }  # fmt: skip
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(folder / "worker.py"), str(rank), str(folder)],
-            env=environment, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        for worker in workers:
-            _, errors = worker.communicate(timeout=180)
-            assert worker.returncode == 0, errors
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
+    run_in_two(WORKER, folder)
     return folder
 
 

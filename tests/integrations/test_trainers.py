@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
-import textwrap
 import warnings
 
 import pytest
@@ -195,16 +191,9 @@ def test_a_compiled_model_takes_the_same_steps(optimizer):
 
 
 WORKER = """
-    import sys
-    import torch
     from torch import nn
     import steepest
 
-    rank, folder = int(sys.argv[1]), sys.argv[2]
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
     results = {}
     for name in ("SignSGD", "Signum", "SpectralDescent", "Muon"):
         torch.manual_seed(3)
@@ -218,31 +207,14 @@ WORKER = """
             optimizer.step()
         results[name] = [p.detach() for p in model.parameters()]
     torch.save(results, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 """
 
 
 @pytest.mark.skipif(
     not torch.distributed.is_gloo_available(), reason="torch was built without gloo"
 )
-def test_two_processes_take_the_steps_of_one_with_both_batches(tmp_path):
-    (tmp_path / "worker.py").write_text(textwrap.dedent(WORKER))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "worker.py"), str(rank), str(tmp_path)],
-            env=environment, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        for worker in workers:
-            _, errors = worker.communicate(timeout=120)
-            assert worker.returncode == 0, errors
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
+def test_two_processes_take_the_steps_of_one_with_both_batches(tmp_path, run_in_two):
+    run_in_two(WORKER, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for optimizer in (SignSGD, Signum, SpectralDescent, Muon):
         model = small_model()

@@ -118,3 +118,19 @@ def test_long_sides_have_no_factor_in_soap_and_are_cut_in_shampoo():
     whole = Shampoo(W, block=None)
     walk(whole, 0, 1)
     assert whole.state[W[0]]["right.0"].shape == (12, 12)
+
+
+@family
+def test_a_factor_without_a_root_says_what_has_moved(make):
+    optimizer = make(parameters(), interval=1)
+    params = optimizer.param_groups[0]["params"]
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()  # makes the memory, and nothing else
+    optimizer.state[params[2]]["left.0"].fill_(torch.nan)
+    before = [p.detach().clone() for p in params]
+    message = "at 1 matrices of 12 x 8: up to 3 of 6 matrices .* have moved"
+    with pytest.raises(FloatingPointError, match=message):
+        walk(optimizer, 0, 1)
+    moved = [not torch.equal(p, old) for p, old in zip(params, before, strict=True)]
+    assert moved == [True, True, False, False, False, True]

@@ -61,16 +61,16 @@ def polar_plan(
     Without a tolerance: the fastest method found whose error is at most that of five steps of
     "jordan" in bfloat16, which is what `torch.optim.Muon` does, on Gaussian, power-law, ill-
     conditioned (1e4) and low-rank matrices and on momenta of a GPT. On a CPU, with errors (torch's
-    in brackets) and the time over torch's, one thread of an AMD Zen 4 with other work beside it:
+    in brackets) and the time over torch's, CPU time of one thread of an AMD Zen 4:
 
     | batch, m, n           | method                 | Gauss     | 1/i       | rank 8    | time |
     |-----------------------|------------------------|-----------|-----------|-----------|------|
-    | 1, 768, 768           | "tuned", bfloat16      | .14 (.20) | .24 (.29) | .31 (.47) | 0.78 |
-    | 96, 64, 64            | "tuned", bfloat16      | .18 (.23) | .13 (.17) | .27 (.46) | 0.19 |
-    | 1, 3072, 768; any 3:2 | "zolotarev", 3 terms   | .08 (.16) | .08 (.29) | .09 (.47) | 0.47 |
-    | 36, 64, 768; to 128   | "tuned", float32, Gram | .14 (.25) | .13 (.18) | .12 (.44) | 0.47 |
-    | 48, 16, 768; to 32    | "eigh"                 | 0 (.26)   | 0 (.20)   | 0 (.37)   | 0.21 |
-    | 96, 1, 256            | "eigh"                 | 0 (.32)   | 0 (.32)   |           | 0.12 |
+    | 1, 768, 768           | "tuned", bfloat16      | .14 (.20) | .24 (.29) | .31 (.47) | 0.80 |
+    | 96, 64, 64            | "tuned", bfloat16      | .18 (.23) | .13 (.17) | .27 (.46) | 0.16 |
+    | 1, 3072, 768; any 3:2 | "zolotarev", 3 terms   | .08 (.16) | .08 (.29) | .09 (.47) | 0.48 |
+    | 36, 64, 768; to 128   | "tuned", float32, Gram | .14 (.25) | .13 (.18) | .12 (.44) | 0.34 |
+    | 48, 16, 768; to 32    | "eigh"                 | 0 (.26)   | 0 (.20)   | 0 (.37)   | 0.15 |
+    | 96, 1, 256            | "eigh"                 | 0 (.32)   | 0 (.32)   |           | 0.09 |
 
     Where the CPU has no bfloat16 arithmetic the polynomials run in float32. On an accelerator
     always "tuned" in bfloat16: factorizations are slow there, and the Gram form needs float32.

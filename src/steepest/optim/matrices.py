@@ -19,7 +19,7 @@ State = dict[str, Any]
 # by what it works on.
 _ENTRIES_PER_BATCH = {"cpu": 2**20, "default": 2**26}
 _GRAM_ENTRIES_ON_CPU = 2**19
-_FEW_ENTRIES = 2**18
+_FEW_ENTRIES = 2**19
 
 
 class MatrixState:

@@ -52,7 +52,8 @@ class SteepestDescent(Optimizer):
             ones. Nothing is changed by a call that raises.
         FloatingPointError: from `step`, for a gradient with NaN or infinite entries, or with
             entries whose squares overflow where they are needed, before any parameter or state is
-            touched; with `nonfinite="skip"` that step is left out instead.
+            touched; with `nonfinite="skip"` that step is left out instead. Also where a factor of
+            Shampoo or its kin has no root, when some parameters may have moved: it says how many.
         NotImplementedError: from `step`, for parameters sharded by `fully_shard`, unchanged too.
     """
 
@@ -247,8 +248,19 @@ class SteepestDescent(Optimizer):
         self.start(group, matrices)
         if not any(active):
             return
+        moved = 0
         for batch in matrices.batches(self.state, keys, active):
-            self._take(group, batch, assign)
+            try:
+                self._take(group, batch, assign)
+            except FloatingPointError as error:  # undoing it would need a copy of everything
+                raise FloatingPointError(
+                    f"{error}. The step ended there, at {len(batch.G)} matrices of "
+                    f"{batch.outputs} x {batch.inputs}: up to {moved} of {sum(active)} matrices of "
+                    "their group have moved, and all groups before it; memory has taken in the "
+                    "gradients of what has moved and of these. Load the last checkpoint before "
+                    "another step"
+                ) from error
+            moved += len(batch.G)
 
     def _take(self, group: dict[str, Any], batch: Batch, assign: Assignment) -> None:
         """The step of a batch, whose intermediate results end with it."""
