@@ -210,7 +210,7 @@ class _Grouped(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(4, 6, 3, groups=2)
         self.unused = nn.Linear(3, 3)
-        self.lstm = nn.LSTM(6, 5, batch_first=True)
+        self.lstm = nn.LSTM(6, 5, 2, batch_first=True)
         self.head = nn.Linear(5, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -227,9 +227,12 @@ def test_other_networks() -> None:
     assert not any(name.startswith("unused") for name in found)
     recurrent = [row for name, row in found.items() if name.startswith("lstm.")]
     assert recurrent
-    assert all(row.stable_rank is None and row.predictions for row in recurrent)
+    inside = ("lstm.weight_hh_l0", "lstm.weight_ih_l1")
+    assert all((row.stable_rank is None) == (row.parameter in inside) for row in recurrent)
+    assert all(row.predictions for row in recurrent)
     quick = diagnose(model, _loss, batches, level="quick")
-    lost = [row for row in quick if row.matrix.startswith("lstm.")]
+    lost = [row for row in quick if row.parameter in inside]
+    assert lost
     assert all(row.verdict == "cannot tell" and "not known" in row.reason for row in lost)
     patches = F.unfold(batches[0][0][:, :2], 3).mT.reshape(-1, 18)
     [first] = gather(model, _loss, batches, ["conv.weight"], curvature=False)[:1]

@@ -327,7 +327,7 @@ def test_what_is_not_covered_is_named() -> None:
     model = nn.ModuleDict(
         {
             "attention": nn.MultiheadAttention(8, 2),
-            "core": nn.LSTM(8, 8),
+            "core": nn.LSTM(8, 8, 2),
             "up": nn.ConvTranspose2d(3, 4, 2),
             "bag": nn.EmbeddingBag(9, 8),
             "linear": nn.Linear(8, 8),
@@ -336,10 +336,9 @@ def test_what_is_not_covered_is_named() -> None:
         }
     )
     assert LayerConditions(model).not_covered == [
-        "attention.in_proj_weight",
         "attention.out_proj.weight",
-        "core.weight_ih_l0",
         "core.weight_hh_l0",
+        "core.weight_ih_l1",
         "up.weight",
         "bag.weight",
     ]
@@ -349,8 +348,11 @@ def test_what_is_covered_is_measured() -> None:
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     rows = _measure(model, torch.randn(2, 5, 8))
     matrices = {name for name, p in model.named_parameters() if p.ndim == 2}
-    assert set(rows) == matrices - set(LayerConditions(model).not_covered)
-    assert set(rows) == {"linear1.weight", "linear2.weight"}
+    assert {name.partition("[")[0] for name in rows} == matrices - set(
+        LayerConditions(model).not_covered
+    )
+    qkv = {f"self_attn.in_proj_weight[{i}]" for i in range(3)}
+    assert set(rows) == qkv | {"linear1.weight", "linear2.weight"}
 
 
 # ------------------------------------------------------------------- what counts, what is changed

@@ -229,7 +229,14 @@ def _row(content: dict[str, Any]) -> MatrixDiagnosis:
         for each in content["predictions"]
     )
     raced = tuple(
-        RaceResult(**{**each, "log_ratio": interval(each["log_ratio"])}) for each in content["race"]
+        RaceResult(
+            **{
+                **each,
+                "decreases": tuple(each["decreases"]),
+                "log_ratio": interval(each["log_ratio"]),
+            }
+        )
+        for each in content["race"]
     )
     changed = {"predictions": predictions, "race": raced, "shape": tuple(content["shape"])}
     return MatrixDiagnosis(**{**content, **changed})

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from steepest.diagnosis.layer_conditions import _is_covered, _patches
+from steepest.diagnosis.activations import Activations, Seen, hook, owners
 from steepest.linalg import stable_rank
 from steepest.parameter_roles import RoleTable, roles
 
@@ -50,18 +50,14 @@ class Inputs:
 
     def __init__(self, model: nn.Module, table: RoleTable):
         self.ranks: dict[tuple[str, int], InputRanks] = {}
-        self._owners = []
-        for row in table:
-            module = model.get_submodule(row.name.rpartition(".")[0])
-            if row.view is not None and not row.view.is_vector and _is_covered(module):
-                self._owners.append((row.name, row.view.batch, module))
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._owners = owners(table, model)
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Inputs:
-        for name, groups, module in self._owners:
-            self._handles.append(
-                module.register_forward_hook(self._hook(name, groups), with_kwargs=True)
-            )
+        for row, module in self._owners:
+            assert row.view is not None
+            seen = self._seen(row.name, row.view.batch, module)
+            self._handles.append(hook(module, row.name, seen))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,35 +65,24 @@ class Inputs:
             handle.remove()
         self._handles.clear()
 
-    def _hook(self, name: str, groups: int) -> Any:
-        def hook(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-        ) -> None:
-            if not torch.is_grad_enabled():
-                return  # an evaluation in between
-            given = args[0] if args else next(iter(kwargs.values()))
-            with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
-                if isinstance(module, nn.Embedding):
-                    counts = torch.bincount(given.flatten(), minlength=module.num_embeddings)
-                    share = (counts.max() / counts.sum()).item()
-                    ranks = InputRanks(
-                        1 / share, _centred_indicator(counts), _rank(output), given.numel()
-                    )
-                    self.ranks[name, 0] = ranks
-                    return
-                if isinstance(module, nn.modules.conv._ConvNd):
-                    tokens = _patches(module, given)
-                    output = output.movedim(-1 - len(module.kernel_size), -1)
-                else:
-                    tokens = given.reshape(-1, given.shape[-1])
-                outputs = output.reshape(-1, output.shape[-1])
-                for group in range(groups):
-                    A, B = (_part(each, group, groups) for each in (tokens, outputs))
-                    self.ranks[name, group] = InputRanks(
-                        _rank(A), _rank(A.float() - A.float().mean(0)), _rank(B), len(A)
-                    )
+    def _seen(self, name: str, groups: int, module: nn.Module) -> Seen:
+        def indicators(found: Activations) -> None:
+            assert isinstance(module, nn.Embedding)
+            counts = torch.bincount(found.entering.flatten(), minlength=module.num_embeddings)
+            share = (counts.max() / counts.sum()).item()
+            self.ranks[name, 0] = InputRanks(
+                1 / share, _centred_indicator(counts), _rank(found.leaving), int(counts.sum())
+            )
 
-        return hook
+        def tokens(found: Activations) -> None:
+            both = [each.reshape(-1, each.shape[-1]) for each in found]
+            for group in range(groups):
+                A, B = (_part(each, group, groups) for each in both)
+                self.ranks[name, group] = InputRanks(
+                    _rank(A), _rank(A.float() - A.float().mean(0)), _rank(B), len(A)
+                )
+
+        return indicators if isinstance(module, nn.Embedding) else tokens
 
 
 def _part(tokens: Tensor, group: int, groups: int) -> Tensor:

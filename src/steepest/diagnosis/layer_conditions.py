@@ -9,17 +9,17 @@ compares guarantees at the step sizes of the theory, not outcomes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
+from steepest.diagnosis.activations import Activations, Seen, hook, owners
 from steepest.linalg import nuclear_rank
 from steepest.matrix_view import MatrixView
-from steepest.parameter_roles import ParameterRole, Role, roles
+from steepest.parameter_roles import Role, roles
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class LayerConditions:
     Training is not changed: hooks only read.
 
     Covered are linear layers (also fused and Hugging Face's `Conv1D`), convolutions, and
-    embeddings, whose input is the token indicator. `not_covered` names the other matrices.
+    embeddings, whose input is the token indicator, self-attention of PyTorch without its output,
+    and single recurrent layers. `not_covered` names the other matrices.
 
     >>> model = nn.Sequential(nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False))
     >>> with LayerConditions(model) as conditions:
@@ -79,23 +80,17 @@ class LayerConditions:
     def __init__(self, model: nn.Module):
         self._model: nn.Module = getattr(model, "_orig_mod", model)
         self._grams: dict[str, tuple[_Gram, _Gram]] = {}
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._owners: list[tuple[ParameterRole, nn.Module]] = []
-        self.not_covered: list[str] = []
-        for row in roles(self._model):
-            module = self._model.get_submodule(row.name.rpartition(".")[0])
-            if row.view is None or row.view.is_vector:
-                continue
-            if _is_covered(module):
-                self._owners.append((row, module))
-            else:
-                self.not_covered.append(row.name)
+        self._handles: list[RemovableHandle] = []
+        table = [r for r in roles(self._model) if r.view is not None and not r.view.is_vector]
+        self._owners = owners(table, self._model)
+        covered = {row.name for row, _ in self._owners}
+        self.not_covered = [row.name for row in table if row.name not in covered]
 
     def __enter__(self) -> LayerConditions:
         self._grams = {row.name: (_Gram(), _Gram()) for row, _ in self._owners}
         for row, module in self._owners:
-            hook = self._hook(*self._grams[row.name])
-            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+            seen = self._seen(module, *self._grams[row.name])
+            self._handles.append(hook(module, row.name, seen))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,27 +99,15 @@ class LayerConditions:
         self._handles.clear()
         self._grams.clear()
 
-    def _hook(
-        self, entering: _Gram, leaving: _Gram
-    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
-        def hook(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-        ) -> None:
-            if not torch.is_grad_enabled():
-                return  # an evaluation in between
-            given = args[0] if args else next(iter(kwargs.values()))
-            # The sums stay in full precision where the model runs under autocast.
-            with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
-                if isinstance(module, nn.Embedding):
-                    entering.add_indices(given, module.num_embeddings)
-                elif isinstance(module, nn.modules.conv._ConvNd):
-                    entering.add(_patches(module, given))
-                    output = output.movedim(-1 - len(module.kernel_size), -1)
-                else:
-                    entering.add(given)
-                leaving.add(output)
+    def _seen(self, module: nn.Module, entering: _Gram, leaving: _Gram) -> Seen:
+        def seen(found: Activations) -> None:
+            if isinstance(module, nn.Embedding):
+                entering.add_indices(found.entering, module.num_embeddings)
+            else:
+                entering.add(found.entering)
+            leaving.add(found.leaving)
 
-        return hook
+        return seen
 
     @torch.no_grad()
     def measure(self) -> list[LayerCondition]:
@@ -170,17 +153,6 @@ class LayerConditions:
         return measured
 
 
-def _is_covered(module: nn.Module) -> bool:
-    """Whether the first argument of the module is what its weight multiplies."""
-    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        return False  # `nn.MultiheadAttention` reads the weight and never calls the module
-    if isinstance(module, nn.Embedding):  # subclasses may take a mask, and count positions
-        return type(module).forward is nn.Embedding.forward
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return not module.transposed
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
 class _Gram:
     """The sum of a aᵀ over all tokens a, and from it the stable rank of the matrix of tokens."""
 
@@ -217,18 +189,3 @@ class _Gram:
             gram = gram[part, part]
         largest = torch.linalg.eigvalsh(gram)[-1]
         return float(gram.trace() / largest) if float(largest) > 0 else 0.0
-
-
-def _patches(module: nn.modules.conv._ConvNd, images: Tensor) -> Tensor:
-    """What a convolution multiplies: one row of `in * kh * kw` entries for each output position."""
-    dims = len(module.kernel_size)
-    images = images if images.ndim == dims + 2 else images[None]  # the batch axis is optional
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    images = F.pad(images, module._reversed_padding_repeated_twice, mode=mode)
-    for axis in range(dims):
-        dilation = module.dilation[axis]
-        span = dilation * (module.kernel_size[axis] - 1) + 1
-        images = images.unfold(2 + axis, span, module.stride[axis])[..., ::dilation]
-    # (batch, channels, *positions, *kernel) -> (batch, *positions, channels, *kernel)
-    images = images.movedim(1, 1 + dims)
-    return images.flatten(1 + dims).flatten(0, dims)

@@ -32,6 +32,7 @@ class RaceResult:
         steps: how many, with sizes that fall linearly.
         step_size: the first one, tuned; the median over the rounds.
         decrease: of the loss on the batch that was kept for it, the mean over the rounds.
+        decreases: of each round.
         log_ratio: the natural logarithm of the decrease over the Euclidean one, with its 95%
             interval; None where one of them did not decrease.
     """
@@ -40,6 +41,7 @@ class RaceResult:
     steps: int
     step_size: float
     decrease: float
+    decreases: tuple[float, ...]
     log_ratio: Interval | None
 
 
@@ -69,17 +71,19 @@ def race(
         sizes: dict[GeometryName, list[float]] = {}
         for geometry in GEOMETRIES:
             falls[geometry], sizes[geometry] = [], []
+            guess = track.guess(geometry)
             for turn in range(len(batches)):
                 score, tune, *rest = (*batches[turn:], *batches[:turn])
-                size = track.tuned(geometry, rest, tune)
-                sizes[geometry].append(size)
-                falls[geometry].append(track.fall(geometry, size, rest, score))
+                guess, fall = track.tuned(geometry, guess, rest, tune, score, wide=turn == 0)
+                sizes[geometry].append(guess)
+                falls[geometry].append(fall)
         results[place.label] = tuple(
             RaceResult(
                 geometry,
                 STEPS,
                 sorted(sizes[geometry])[len(batches) // 2],
                 fmean(falls[geometry]),
+                tuple(falls[geometry]),
                 _log_ratio(falls[geometry], falls["euclidean"]),
             )
             for geometry in GEOMETRIES
@@ -103,38 +107,59 @@ class _Track:
     ):
         self._function, self._W, self._place, self._tick = function, W, place, tick
         self._start = W.detach().clone()
+        self._known: dict[int, float] = {}  # losses at the start, by batch
 
-    def tuned(self, geometry: GeometryName, rest: Sequence[Any], tune: Any) -> float:
-        """The step size with the largest decrease: by factors of 4 first, then of 2."""
-        guess = self._guess(geometry)
-        falls: dict[int, float] = {}
+    def tuned(
+        self,
+        geometry: GeometryName,
+        guess: float,
+        rest: Sequence[Any],
+        tune: Any,
+        score: Any,
+        wide: bool,
+    ) -> tuple[float, float]:
+        """The step size with the largest decrease on `tune`, and its decrease on `score`.
+
+        By factors of 2 from the guess, if that is to be looked for far and wide first of 4.
+        """
+        falls: dict[int, tuple[float, float]] = {}
 
         def fall(octave: int) -> float:
             if octave not in falls:
-                falls[octave] = self.fall(geometry, guess * 2.0**octave, rest, tune)
-            return falls[octave]
+                falls[octave] = self.falls(geometry, guess * 2.0**octave, rest, (tune, score))
+            return falls[octave][0]
 
-        best = max((-2, 0, 2), key=fall)
-        for stride in (2, 1):
+        best = 0
+        for stride in (2, 1) if wide else (1,):
             while abs(best) < OCTAVES:
                 better = max((best - stride, best, best + stride), key=fall)
                 if better == best:
                     break
                 best = better
-        return guess * 2.0**best
+        return guess * 2.0**best, falls[best][1]
 
-    def fall(self, geometry: GeometryName, size: float, rest: Sequence[Any], judge: Any) -> float:
-        """By how much the loss on `judge` falls over the steps; minus infinity if it blows up."""
-        before = self._function(judge).item()
+    def falls(
+        self, geometry: GeometryName, size: float, rest: Sequence[Any], judges: tuple[Any, Any]
+    ) -> tuple[float, float]:
+        """By how much the loss falls on each judge; minus infinity if it blows up."""
         try:
             self._run(geometry, size, rest)
-            after = self._function(judge).item()
+            after = [self._loss(judge) for judge in judges]
         except FloatingPointError:
-            return -math.inf
+            return -math.inf, -math.inf
         finally:
             with torch.no_grad():
                 self._W.copy_(self._start)
-        return before - after
+        before = [self._before(judge) for judge in judges]
+        return before[0] - after[0], before[1] - after[1]
+
+    def _before(self, judge: Any) -> float:
+        if id(judge) not in self._known:
+            self._known[id(judge)] = self._loss(judge)
+        return self._known[id(judge)]
+
+    def _loss(self, judge: Any) -> float:
+        return self._function(judge).item()
 
     def _run(self, geometry: GeometryName, size: float, rest: Sequence[Any]) -> None:
         squares: Tensor | None = None
@@ -155,7 +180,7 @@ class _Track:
             self._place.index
         ]
 
-    def _guess(self, geometry: GeometryName) -> float:
+    def guess(self, geometry: GeometryName) -> float:
         """The best single step of the quadratic model, or a hundredth of the matrix."""
         curvature = self._place.curvatures.get(geometry)
         gains = self._place.gains[geometry]
