@@ -25,6 +25,8 @@ GeometryName = Literal["euclidean", "sign", "spectral", "adaptive"]
 EXACT = 128
 """Rows or columns up to which polar factors are exact to 1%, beyond as exact as Muon's."""
 GEOMETRIES: tuple[GeometryName, ...] = get_args(GeometryName)
+BOUNDED: tuple[GeometryName, ...] = ("euclidean", "spectral")
+"""Those that the bounds of the theory speak of."""
 
 
 @dataclass
@@ -37,7 +39,8 @@ class Evidence:
         gains: for each geometry `(B, B)`, ⟨G_j, D(G_i)⟩ at [i, j].
         curvatures: for each geometry `(B,)`, ⟨D, H D⟩ with the direction of batch i and the Hessian
             of batch i + 1; empty where it was not measured.
-        nuclear_ranks, stable_ranks: of G_i, `(B,)`.
+        nuclear_ranks: of G_i, `(B,)`.
+        stable_rank: of the first G.
         inputs: of each batch, where the layer could be looked into.
     """
 
@@ -46,7 +49,7 @@ class Evidence:
     gains: dict[GeometryName, Tensor] = field(default_factory=dict)
     curvatures: dict[GeometryName, Tensor] = field(default_factory=dict)
     nuclear_ranks: Tensor = field(default_factory=lambda: torch.empty(0))
-    stable_ranks: Tensor = field(default_factory=lambda: torch.empty(0))
+    stable_rank: float = 0.0
     inputs: list[InputRanks] = field(default_factory=list)
 
     @property
@@ -90,9 +93,9 @@ def gather(
         )
     names = [row.name for row in rows]
     gradients: list[list[Tensor]] = []  # of each batch, of each matrix in turn
-    inputs = []
+    inputs: list[dict[tuple[str, int], InputRanks]] = []
     for batch in batches:
-        with Inputs(model, table) as seen:
+        with Inputs(model, table, entering_only=bool(inputs)) as seen:
             value = function(batch)
         found = torch.autograd.grad(
             value, [function.parameters[name] for name in names], allow_unused=True
@@ -111,7 +114,7 @@ def gather(
     for place, each in zip(places, zip(*gradients, strict=True), strict=True):
         if not all(bool(G.any()) for G in each):
             continue  # an idle expert, or a layer behind a zero: no direction to judge
-        _measure(place, torch.stack(each), inputs)
+        _measure(place, torch.stack(each), inputs, GEOMETRIES if curvature else BOUNDED)
         kept.append(place)
     if curvature:
         _curvatures(model, loss, batches, kept, names, gradients, places, tick, how)
@@ -132,19 +135,27 @@ def direction(geometry: GeometryName, G: Tensor, V: Tensor) -> Tensor:
     return (Sign() if geometry == "sign" else Euclidean()).direction(G)
 
 
-def _measure(place: Evidence, G: Tensor, inputs: list[dict[tuple[str, int], InputRanks]]) -> None:
+def _measure(
+    place: Evidence,
+    G: Tensor,
+    inputs: list[dict[tuple[str, int], InputRanks]],
+    geometries: Sequence[GeometryName],
+) -> None:
     """Fill in what needs gradients only; `G` is `(B, m, n)`."""
-    for name in GEOMETRIES:
-        D = direction(name, G, G) if name != "adaptive" else None
-        columns = []
-        for j in range(len(G)):
-            Dj = direction(name, G, second_moment(G, j)) if D is None else D
-            columns.append((Dj * G[j]).sum((-2, -1)))
-        place.gains[name] = torch.stack(columns, dim=1).double().cpu()
-    frobenius = torch.linalg.matrix_norm(G)
-    nuclear = (place.gains["spectral"].diag() / frobenius.cpu()).square()
-    place.nuclear_ranks = nuclear
-    place.stable_ranks = (frobenius / spectral_norm(G, "power", 12)).square().double().cpu()
+    flat = G.flatten(1)
+    for name in geometries:
+        if name == "adaptive":  # its second moment leaves out what judges
+            columns = [
+                direction(name, G, second_moment(G, j)).flatten(1) @ flat[j] for j in range(len(G))
+            ]
+            gains = torch.stack(columns, dim=1)
+        else:
+            gains = direction(name, G, G).flatten(1) @ flat.mT
+        place.gains[name] = gains.double().cpu()
+    frobenius = torch.linalg.matrix_norm(G).double().cpu()
+    place.nuclear_ranks = (place.gains["spectral"].diag() / frobenius).square()
+    first = float(frobenius[0]) / float(spectral_norm(G[0], "power", 12))
+    place.stable_rank = first**2
     view = place.row.view
     assert view is not None
     group = place.index // max(1, len(view.splits))

@@ -23,14 +23,14 @@ class InputRanks:
 
     Attributes:
         entering: of what the matrix multiplies, hence behind the previous nonlinearity; uncentred.
-        centred: the same with the mean over tokens taken off.
-        leaving: of what the layer gives, hence before the next nonlinearity.
+        centred: the same with the mean over tokens taken off; None if only `entering` was asked.
+        leaving: of what the layer gives, hence before the next nonlinearity; None likewise.
         tokens: number of columns of the activations.
     """
 
     entering: float
-    centred: float
-    leaving: float
+    centred: float | None
+    leaving: float | None
     tokens: int
 
 
@@ -48,7 +48,8 @@ class Inputs:
     kept. A parameter that is used several times has the last of its uses.
     """
 
-    def __init__(self, model: nn.Module, table: RoleTable):
+    def __init__(self, model: nn.Module, table: RoleTable, entering_only: bool = False):
+        self._entering_only = entering_only
         self.ranks: dict[tuple[str, int], InputRanks] = {}
         self._owners = owners(table, model)
         self._handles: list[RemovableHandle] = []
@@ -70,17 +71,19 @@ class Inputs:
             assert isinstance(module, nn.Embedding)
             counts = torch.bincount(found.entering.flatten(), minlength=module.num_embeddings)
             share = (counts.max() / counts.sum()).item()
-            self.ranks[name, 0] = InputRanks(
-                1 / share, _centred_indicator(counts), _rank(found.leaving), int(counts.sum())
-            )
+            more: tuple[float | None, float | None] = (None, None)
+            if not self._entering_only:
+                more = _centred_indicator(counts), _rank(found.leaving)
+            self.ranks[name, 0] = InputRanks(1 / share, *more, int(counts.sum()))
 
         def tokens(found: Activations) -> None:
             both = [each.reshape(-1, each.shape[-1]) for each in found]
             for group in range(groups):
                 A, B = (_part(each, group, groups) for each in both)
-                self.ranks[name, group] = InputRanks(
-                    _rank(A), _rank(A.float() - A.float().mean(0)), _rank(B), len(A)
-                )
+                more: tuple[float | None, float | None] = (None, None)
+                if not self._entering_only:
+                    more = _rank(A.float() - A.float().mean(0)), _rank(B)
+                self.ranks[name, group] = InputRanks(_rank(A), *more, len(A))
 
         return indicators if isinstance(module, nn.Embedding) else tokens
 

@@ -105,11 +105,11 @@ def _answer(given: Evidence, raced: tuple[RaceResult, ...]) -> MatrixDiagnosis:
         shape=given.shape,
         tokens=inputs[0].tokens if inputs else 0,
         stable_rank=stable,
-        stable_rank_centred=fmean(each.centred for each in inputs) if inputs else None,
-        stable_rank_output=fmean(each.leaving for each in inputs) if inputs else None,
+        stable_rank_centred=inputs[0].centred if inputs else None,
+        stable_rank_output=inputs[0].leaving if inputs else None,
         nuclear_rank=given.nuclear_ranks.mean().item(),
         nuclear_rank_across=across if math.isfinite(across) else None,
-        gradient_stable_rank=given.stable_ranks.mean().item(),
+        gradient_stable_rank=given.stable_rank,
         predictions=predictions,
         race=raced,
         verdict=verdict,
@@ -120,7 +120,7 @@ def _answer(given: Evidence, raced: tuple[RaceResult, ...]) -> MatrixDiagnosis:
 def _predictions(given: Evidence, stable: float | None) -> tuple[Prediction, ...]:
     B = len(given.nuclear_ranks)
     predictions = []
-    for geometry in GEOMETRIES:
+    for geometry in given.gains:
         gain = _mean_gain(given.gains[geometry], range(B))
         curvature = best = fall = None
         interval: Interval | None = None
