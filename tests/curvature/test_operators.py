@@ -566,6 +566,23 @@ def test_float32_agrees_with_float64(name: str) -> None:
     _same(single @ v, double @ v, 1e-4)
 
 
+@pytest.mark.parametrize("operator", [Hessian, GaussNewton])
+@pytest.mark.parametrize("name", ["gelu", "cnn", "lstm", "encoder layer", "unused", "gpt-2"])
+def test_the_block_of_one_parameter(name: str, operator: Any) -> None:
+    kind = KINDS[name]
+    H = operator(kind.build(), kind, kind.batch(), dtype=torch.float64)
+    pieces = [p.numel() for p in H.parameters.values()]
+    for k, (place, W) in enumerate(H.parameters.items()):
+        D = torch.randn_like(W)
+        v = H.vector()
+        v.split(pieces)[k].copy_(D.flatten())
+        expected = (H @ v).split(pieces)[k].view_as(W)
+        found = H.diagonal_block(place, D)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=kind.tolerance)
+    with pytest.raises(ValueError, match="expected one of"):
+        H.diagonal_block("none", D)
+
+
 def test_grouped_products_of_experts() -> None:
     """What transformers takes for experts by default; torch has it in float32 and less."""
     losses = KINDS["mixtral"], KINDS["mixtral, loss inside"]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from steepest.curvature import Hessian
+from steepest.curvature import GaussNewton, Hessian
 from steepest.diagnosis.diagnosis import Diagnosis
-from steepest.diagnosis.evidence import GEOMETRIES, direction, gather
+from steepest.diagnosis.evidence import ASCENTS, GEOMETRIES, gather, unit
 from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.diagnosis.race import race
 from steepest.diagnosis.verdicts import diagnose
@@ -62,37 +62,91 @@ def test_structure_is_that_of_the_activations_and_gradients() -> None:
     assert (row.tokens, row.shape, row.role) == (40, (8, 10), "hidden")
 
 
-def test_gains_are_between_batches_and_curvature_is_along_the_direction() -> None:
+def _directions(G: list[Tensor]) -> dict[str, Callable[[Tensor, int], Tensor]]:
+    """Exact directions of length 1; the second moment of "adaptive" is without batch j."""
+
+    def adaptive(M: Tensor, j: int) -> Tensor:
+        root = torch.stack([g**2 for k, g in enumerate(G) if k != j]).mean(0).sqrt()
+        D = torch.where(root > 0, M / root, 0.0)
+        return D / (root * D**2).sum().sqrt()
+
+    return {
+        "euclidean": lambda M, j: M / M.norm(),
+        "sign": lambda M, j: M.sign(),
+        "spectral": lambda M, j: polar(M, "svd"),
+        "adaptive": adaptive,
+    }
+
+
+def test_gains_curvature_and_smoothness_against_dense_matrices() -> None:
+    """Gains are between batches; curvature and smoothness are those of the next batch."""
     model, batches = _mlp().double(), [(x.double(), y) for x, y in _batches(3)]
     found = gather(model, _loss, batches, None, curvature=True)
     assert [each.label for each in found] == ["0.weight", "2.weight", "4.weight"]
     name, place = "2.weight", found[1]
     G = [_gradient(model, batch, name) for batch in batches]
-    exact: dict[str, Callable[[int, int], Tensor]] = {
-        "euclidean": lambda i, j: G[i] / G[i].norm(),
-        "sign": lambda i, j: G[i].sign(),
-        "spectral": lambda i, j: polar(G[i], "svd"),
-        "adaptive": lambda i, j: (
-            G[i] / torch.stack([g**2 for k, g in enumerate(G) if k != j]).mean(0).sqrt()
-        ).nan_to_num(0),
-    }
+    exact = _directions(G)
     for geometry in GEOMETRIES:
         tolerance = 0.05 if geometry == "spectral" else 1e-3
-        for i in range(3):
-            for j in range(3):
-                if i == j:
-                    continue
-                gain = (exact[geometry](i, j) * G[j]).sum().item()
-                scale = abs((exact[geometry](i, j) * G[i]).sum().item())
-                assert place.gains[geometry][i, j].item() == pytest.approx(
-                    gain, abs=tolerance * scale
-                )
-            j = (i + 1) % 3
+        for i, j in ((0, 1), (1, 2), (2, 0), (0, 2)):
+            D = exact[geometry](G[i], j)
+            scale = abs((D * G[i]).sum().item())
+            gain = (D * G[j]).sum().item()
+            assert place.gains[geometry][i, j].item() == pytest.approx(gain, abs=tolerance * scale)
+            if j != (i + 1) % 3:
+                continue
             H = Hessian(model, _loss, batches[j], [name]).to_dense()
-            D = exact[geometry](i, j).flatten()
+            along = (D.flatten() @ H @ D.flatten()).item()
             assert place.curvatures[geometry][i].item() == pytest.approx(
-                (D @ H @ D).item(), rel=2 * tolerance, abs=1e-3 * tolerance
+                along, rel=2 * tolerance, abs=1e-3 * tolerance
             )
+            B = GaussNewton(model, _loss, batches[j], [name]).to_dense()
+            values = []
+            for _ in range(ASCENTS + 1):
+                BD = (B @ D.flatten()).view_as(D)
+                values.append((D * BD).sum().item())
+                D = exact[geometry](BD, j)
+            assert place.smoothness[geometry][i].item() == pytest.approx(
+                max(values), rel=2 * tolerance
+            )
+
+
+def test_on_least_squares_the_measured_bound_is_that_of_the_paper() -> None:
+    """Smoothness ‖A‖_op² / n for Euclidean and ‖A‖_F² / n for spectral steps (eq. 1.4)."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 9, bias=False).double()
+    x = torch.randn(50, 6, dtype=torch.double) + 1.0
+    y = torch.randn(50, 9, dtype=torch.double)
+
+    def loss(model: Any, batch: Batch) -> Tensor:
+        return 0.5 * (model(batch[0]) - batch[1]).square().sum(1).mean()
+
+    [row] = diagnose(model, loss, [(x, y)] * 3)
+    euclidean, spectral = row.prediction("euclidean"), row.prediction("spectral")
+    assert euclidean is not None
+    assert spectral is not None
+    S = torch.linalg.svdvals(x)
+    assert euclidean.smoothness == pytest.approx(float(S[0] ** 2) / 50, rel=0.01)
+    assert spectral.smoothness == pytest.approx(float(S.square().sum()) / 50, rel=0.01)
+    assert spectral.log_ratio is not None
+    assert math.exp(spectral.log_ratio.value) == pytest.approx(
+        float(nuclear_rank(_gradient_of(model, loss, (x, y))) / stable_rank(x)), rel=0.02
+    )
+
+
+def _gradient_of(model: nn.Module, loss: Any, batch: Batch) -> Tensor:
+    return torch.autograd.grad(loss(model, batch), list(model.parameters()))[0]
+
+
+def test_a_loss_beyond_one_call_takes_the_hessian() -> None:
+    def twice(model: Any, batch: Batch) -> Tensor:
+        return _loss(model, batch) + _loss(model, (-batch[0], batch[1]))
+
+    for loss, expected in ((twice, "hessian"), (_loss, "gauss-newton")):
+        found = diagnose(_mlp(), loss, _batches(3))
+        assert found.smoothness_of == expected
+        assert ("Hessian" in str(found)) == (expected == "hessian")
+        assert all(row.prediction("spectral").log_ratio for row in found)
 
 
 def test_a_batch_does_not_judge_its_own_direction() -> None:
@@ -156,12 +210,14 @@ def test_predictions_are_those_of_the_quadratic_model() -> None:
         euclidean = row.prediction("euclidean")
         for each in row.predictions:
             assert each.curvature is not None
+            assert each.smoothness is not None
             assert each.decrease == pytest.approx(each.gain**2 / (2 * abs(each.curvature)))
             assert each.best_step == pytest.approx(each.gain / abs(each.curvature))
+            assert each.bound == pytest.approx(each.gain**2 / (2 * each.smoothness))
             assert each.log_ratio is not None
             assert euclidean is not None
             assert each.log_ratio.value == pytest.approx(
-                math.log(each.decrease / euclidean.decrease), abs=1e-9
+                math.log(each.bound / euclidean.bound), abs=1e-9
             )
             assert each.log_ratio.low <= each.log_ratio.value <= each.log_ratio.high
 
@@ -276,8 +332,7 @@ def test_jackknife_is_the_standard_error_of_a_mean() -> None:
 def test_directions_of_zero_are_zero() -> None:
     zero = torch.zeros(3, 4)
     for geometry in GEOMETRIES:
-        if geometry != "adaptive":
-            assert torch.equal(direction(geometry, zero, zero), zero)
+        assert torch.equal(unit(geometry, zero, zero), zero)
 
 
 def test_bad_input() -> None:

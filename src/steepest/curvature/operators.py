@@ -207,11 +207,9 @@ class Hessian(CurvatureOperator):
 
         Only the part of the graph between the two is gone through.
         """
-        columns = list(self._columns)
-        if name not in columns:
-            raise ValueError(f"got {name!r}, expected one of {', '.join(columns[:5])}, ...")
+        place = _place(name, self._columns)
         self.products += 1
-        W, place = self.parameters[name], columns.index(name)
+        W = self.parameters[name]
         total = torch.zeros_like(W)
         for G, weight in self._graphs(self._gradient):
             [HD] = _vjp([G[place]], [W], [D.to(W)])
@@ -255,6 +253,17 @@ class GaussNewton(CurvatureOperator):
             image = network.jvp(v).view(G.shape)
             curved = flat(_vjp([G], [network.outputs], [image]), [G])
             total += weight * network.vjp(curved)
+        return total
+
+    def diagonal_block(self, name: str, D: Tensor) -> Tensor:
+        """Return the product with a direction of one parameter, in that parameter's place."""
+        place = _place(name, list(self.parameters))
+        self.products += 1
+        total = torch.zeros_like(W := self.parameters[name])
+        for (network, G), weight in self._graphs(self._graph):
+            image = network.jvp_of(place, D.to(W)).view(G.shape)
+            curved = flat(_vjp([G], [network.outputs], [image]), [G])
+            total += weight * network.vjp_of(place, curved)
         return total
 
     def _graph(self, batch: Any) -> tuple[_Network, Tensor]:
@@ -344,6 +353,16 @@ class _Network:
         given = [u.reshape(self.outputs.shape)]
         return flat(_vjp([self.outputs], self._parameters, given), self._parameters)
 
+    def jvp_of(self, place: int, D: Tensor) -> Tensor:
+        """J v for a v that is D in the place of one parameter and zero elsewhere."""
+        return flat(_vjp([self._pulled[place]], [self._u], [D]), [self._u])
+
+    def vjp_of(self, place: int, u: Tensor) -> Tensor:
+        """The part of Jᵀ u in the place of one parameter, in its shape."""
+        W = self._parameters[place]
+        [found] = _vjp([self.outputs], [W], [u.reshape(self.outputs.shape)])
+        return torch.zeros_like(W) if found is None else found
+
     def jacobian(self, rows: Tensor, into: Tensor) -> None:
         """Write these rows of J, `(r, n)`, eight at a time: small networks take as long for one."""
         sizes = [p.numel() for p in self._parameters]
@@ -364,6 +383,12 @@ class _Network:
                 continue
             for g, columns in zip(found, place.split(sizes, dim=1), strict=True):
                 columns.copy_(torch.zeros_like(columns) if g is None else g.flatten(1))
+
+
+def _place(name: str, names: Sequence[str]) -> int:
+    if name not in names:
+        raise ValueError(f"got {name!r}, expected one of {', '.join(names[:5])}, ...")
+    return names.index(name)
 
 
 def split(v: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from steepest.diagnosis.evidence import GeometryName
+from steepest.diagnosis.evidence import GeometryName, SmoothnessOf
 from steepest.diagnosis.intervals import Interval
 from steepest.diagnosis.plan import Plan, Planned, PlanRow
 from steepest.diagnosis.race import RaceResult
@@ -31,11 +31,14 @@ class Prediction:
     Attributes:
         geometry: of the direction D.
         gain: ⟨G, D⟩, the mean over pairs of batches; D is scaled as the geometry does.
-        curvature: ⟨D, H D⟩, the mean; None at the level "quick".
+        curvature: ⟨D, H D⟩, the mean; None at the level "quick", and so the next four.
         best_step: gain / |curvature|.
         decrease: of the loss at the best step, gain² / (2 |curvature|).
-        log_ratio: the natural logarithm of the decrease over that of the Euclidean step, with its
-            95% interval; at the level "quick" by the bounds of the theory.
+        smoothness: the largest ⟨D, B D⟩ that was found over steps as long as D, B the Gauss-Newton
+            matrix: what limits the step size in the long run.
+        bound: gain² / (2 smoothness), the decrease that this much smoothness guarantees.
+        log_ratio: the natural logarithm of the bound over that of Euclidean steps, with its 95%
+            interval; at the level "quick" that of nr(G) / st(A).
     """
 
     geometry: GeometryName
@@ -43,6 +46,8 @@ class Prediction:
     curvature: float | None
     best_step: float | None
     decrease: float | None
+    smoothness: float | None
+    bound: float | None
     log_ratio: Interval | None
 
 
@@ -58,12 +63,12 @@ class MatrixDiagnosis:
         tokens: columns of the activations of one batch; 0 where the layer is not covered.
         stable_rank: of what the matrix multiplies, uncentred, behind the previous nonlinearity;
             the mean over batches, None where the layer is not covered. So the next two.
-        stable_rank_centred: with the mean over tokens taken off.
-        stable_rank_output: of what the layer gives, before the next nonlinearity.
+        stable_rank_centred: with the mean over tokens taken off; of the first batch.
+        stable_rank_output: of what the layer gives, before the next nonlinearity; of the first.
         nuclear_rank: ‖G‖_*² / ‖G‖_F², the mean over batches.
         nuclear_rank_across: (⟨G', polar(G)⟩ / ⟨G', G / ‖G‖_F⟩)² with G' from other batches: what is
             left of it without the noise; None where the batches have no common direction.
-        gradient_stable_rank: of G.
+        gradient_stable_rank: of G on the first batch.
         predictions: for each geometry that was looked at.
         race: what K real steps gave, at the level "thorough".
         verdict: the answer.
@@ -94,13 +99,22 @@ class MatrixDiagnosis:
 class Diagnosis(Sequence[MatrixDiagnosis]):
     """The rows of `diagnose`, one for each matrix, in the model's order; prints as a table."""
 
-    def __init__(self, rows: Sequence[MatrixDiagnosis], level: Level, batches: int, default: Plan):
+    def __init__(
+        self,
+        rows: Sequence[MatrixDiagnosis],
+        level: Level,
+        batches: int,
+        default: Plan,
+        smoothness_of: SmoothnessOf = "gauss-newton",
+    ):
         self._rows = tuple(rows)
         self._default = default
         self.level: Level = level
         """How much was measured."""
         self.batches = batches
         """On how many batches."""
+        self.smoothness_of: SmoothnessOf = smoothness_of
+        """"hessian" if the loss is no function of what one call of the model returns."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -145,11 +159,15 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
 
     def table(self) -> Table:
         """Return the rows as a table for a terminal."""
+        said = ""
+        if self.smoothness_of == "hessian":
+            said = "smoothness by the Hessian, as the loss is beyond one call of the model; "
         table = Table(
             box=SIMPLE_HEAD,
             title=f"{self.level}, {self.batches} batches",
             padding=(0, 1, 0, 0),
-            caption="nr(G) across batches over st(A); decrease at the best step over the Euclidean "
+            caption=said
+            + "nr(G) across batches over st(A); decrease at the best step over the Euclidean "
             "one, with its 95% interval for the verdict",
         )
         table.add_column("matrix", overflow="fold")
@@ -198,6 +216,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             "kind": "diagnosis",
             "level": self.level,
             "batches": self.batches,
+            "smoothness_of": self.smoothness_of,
             "rows": rows,
             "default": [asdict(row) for row in self._default],
         }
@@ -213,7 +232,13 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             content = json.loads(Path(path).read_text())
             rows = [_row(each) for each in content["rows"]]
             default = [PlanRow(**{**r, "shape": tuple(r["shape"])}) for r in content["default"]]
-            return cls(rows, content["level"], content["batches"], Plan(default))
+            return cls(
+                rows,
+                content["level"],
+                content["batches"],
+                Plan(default),
+                content["smoothness_of"],
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"got {path}, which holds no diagnosis ({error}); expected what `save` wrote"

@@ -181,13 +181,13 @@ class _Track:
         ]
 
     def guess(self, geometry: GeometryName) -> float:
-        """The best single step of the quadratic model, or a hundredth of the matrix."""
-        curvature = self._place.curvatures.get(geometry)
+        """The step that smoothness allows, or a hundredth of the matrix."""
+        smoothness = self._place.smoothness.get(geometry)
         gains = self._place.gains[geometry]
         B = len(gains)
         gain = float((gains.sum() - gains.diag().sum()) / (B * (B - 1)))
-        if curvature is not None and gain > 0 and abs(float(curvature.mean())) > 0:
-            return gain / abs(float(curvature.mean()))
+        if smoothness is not None and gain > 0 and float(smoothness.mean()) > 0:
+            return gain / float(smoothness.mean())
         scale = float(self._part(self._start).norm()) or 1.0
         m, n = self._place.shape
         lengths = {"euclidean": 1.0, "spectral": math.sqrt(min(m, n))}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from steepest.curvature.loss_function import Loss, unwrapped
 from steepest.diagnosis.diagnosis import Diagnosis, Level, MatrixDiagnosis, Prediction, Verdict
-from steepest.diagnosis.evidence import GEOMETRIES, Evidence, GeometryName, gather
+from steepest.diagnosis.evidence import Evidence, GeometryName, gather
 from steepest.diagnosis.inputs import all_roles
 from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.diagnosis.plan import Plan
@@ -36,14 +36,16 @@ def diagnose(
     | level      | what it adds                                  | price                           |
     |------------|-----------------------------------------------|---------------------------------|
     | "quick"    | soft ranks, gains between batches, the bounds | a gradient for each batch       |
-    | "standard" | curvature along each geometry's direction     | 4 products for matrix and batch |
+    | "standard" | curvature and smoothness in each geometry     | 16 products for matrix, batch   |
     | "thorough" | real steps, on batches of their own           | hundreds of steps a matrix      |
 
     The quick prediction is that of Davis and Drusvyatskiy (arXiv 2512.04299, section 1): a spectral
     step decreases the bound by nr(G) / st(A) times what a Euclidean step does. Here nr(G) is taken
-    across batches, as its noise counts on the batch it comes from. The standard one compares gain²
-    / (2 |curvature|), measured along each direction; where curvature is negative its magnitude
-    stands for what would bound the step. Verdicts follow from 95% intervals over batches.
+    across batches, as its noise counts on the batch it comes from. The standard one compares the
+    same bound, gain² / (2 smoothness), with the smoothness measured: the largest ⟨D, B D⟩ over
+    steps of length 1 in each geometry's norm, B the Gauss-Newton matrix of the weight. The Hessian
+    along the direction itself is reported too, but tells less of several steps: it is what the
+    first one meets. Verdicts follow from 95% intervals over batches.
 
     Args:
         model: any module, also compiled; unchanged, as are its gradients and random generators.
@@ -89,7 +91,8 @@ def diagnose(
     if level == "thorough":
         raced = race(model, loss, given[len(given) // 2 :], found, tick, **how)
     rows = [_answer(each, raced.get(each.label, ())) for each in found]
-    return Diagnosis(rows, level, len(given), Plan.default(all_roles(unwrapped(model))))
+    default = Plan.default(all_roles(unwrapped(model)))
+    return Diagnosis(rows, level, len(given), default, found[0].smoothness_of)
 
 
 def _answer(given: Evidence, raced: tuple[RaceResult, ...]) -> MatrixDiagnosis:
@@ -122,30 +125,32 @@ def _predictions(given: Evidence, stable: float | None) -> tuple[Prediction, ...
     predictions = []
     for geometry in given.gains:
         gain = _mean_gain(given.gains[geometry], range(B))
-        curvature = best = fall = None
         interval: Interval | None = None
+        curvature = best = fall = smoothness = bound = None
         if given.curvatures:
             curvature = given.curvatures[geometry].mean().item()
             best = gain / abs(curvature) if curvature else math.inf
             fall = 0.5 * gain * best if gain > 0 else 0.0
+            smoothness = given.smoothness[geometry].mean().item()
+            bound = 0.5 * gain**2 / smoothness if gain > 0 and smoothness else 0.0
 
-            def log_ratio(kept: Sequence[int], geometry: GeometryName = geometry) -> float:
-                mine, euclidean = (
-                    _decrease(given, each, kept) for each in (geometry, GEOMETRIES[0])
-                )
+            def measured(kept: Sequence[int], geometry: GeometryName = geometry) -> float:
+                mine, euclidean = (_bound(given, each, kept) for each in (geometry, "euclidean"))
                 return mine - euclidean
 
-            interval = jackknife(log_ratio, B)
+            interval = jackknife(measured, B)
         elif geometry == "spectral" and stable is not None:
 
-            def bound(kept: Sequence[int]) -> float:
+            def ranks(kept: Sequence[int]) -> float:
                 inputs = [given.inputs[i].entering for i in kept]
                 return _log(_across(given.gains, kept)) - _log(fmean(inputs))
 
-            interval = jackknife(bound, B)
+            interval = jackknife(ranks, B)
         if geometry == "euclidean":
             interval = Interval(0.0, 0.0, 0.0)
-        predictions.append(Prediction(geometry, gain, curvature, best, fall, interval))
+        predictions.append(
+            Prediction(geometry, gain, curvature, best, fall, smoothness, bound, interval)
+        )
     return tuple(predictions)
 
 
@@ -154,11 +159,11 @@ def _mean_gain(gains: Tensor, kept: Sequence[int]) -> float:
     return fmean(gains[i, j].item() for i in kept for j in kept if i != j)
 
 
-def _decrease(given: Evidence, geometry: GeometryName, kept: Sequence[int]) -> float:
-    """The logarithm of gain² / (2 |curvature|) on some of the batches."""
+def _bound(given: Evidence, geometry: GeometryName, kept: Sequence[int]) -> float:
+    """The logarithm of gain² / (2 smoothness) on some of the batches."""
     gain = _mean_gain(given.gains[geometry], kept)
-    curvature = given.curvatures[geometry][list(kept)].mean().item()
-    return 2 * _log(gain) - _log(2 * abs(curvature))
+    smoothness = given.smoothness[geometry][list(kept)].mean().item()
+    return 2 * _log(gain) - _log(2 * smoothness)
 
 
 def _across(gains: dict[GeometryName, Tensor], kept: Any) -> float:
