@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from steepest.diagnosis.evidence import GeometryName, SmoothnessOf
 from steepest.diagnosis.intervals import Interval
 from steepest.diagnosis.plan import Plan, Planned, PlanRow
 from steepest.diagnosis.race import RaceResult
+from steepest.diagnosis.stacks import StackDiagnosis
 from steepest.parameter_roles import Role
 
 Level = Literal["quick", "standard", "thorough"]
@@ -106,6 +107,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         batches: int,
         default: Plan,
         smoothness_of: SmoothnessOf = "gauss-newton",
+        stacks: Sequence[StackDiagnosis] = (),
     ):
         self._rows = tuple(rows)
         self._default = default
@@ -115,6 +117,8 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         """On how many batches."""
         self.smoothness_of: SmoothnessOf = smoothness_of
         """"hessian" if the loss is no function of what one call of the model returns."""
+        self.stacks = tuple(stacks)
+        """Of matrices in neighbouring layers: whether to orthogonalize them as one."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -136,15 +140,17 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         """Return a plan for all parameters: the verdicts for hidden matrices, else the default.
 
         A parameter of several matrices, such as a fused projection, gets what most of them want.
-        Embeddings and heads stay with AdamW, whatever was found; the reason says what was.
+        Embeddings and heads stay with AdamW, whatever was found; the reason says what was. What is
+        spectral is stacked if most of its stacks are said to want it.
         """
+        wanted = self._stacked()
         rows = []
         for row in self._default:
             found = [each for each in self._rows if each.parameter == row.parameter]
             told = [each for each in found if each.verdict != "cannot tell"]
             if not told:
                 reason = f"cannot tell; {row.reason}" if found else row.reason
-                rows.append(replace(row, reason=reason))
+                rows.append(_stacked_row(replace(row, reason=reason), wanted))
                 continue
             counts = Counter(each.verdict for each in told)
             verdict, count = counts.most_common(1)[0]
@@ -154,14 +160,27 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
                 reason = f"{row.reason}; found {verdict}: {reason}"
                 rows.append(replace(row, reason=reason))
             else:
-                rows.append(replace(row, geometry=cast(Planned, verdict), reason=reason))
+                row = replace(row, geometry=cast(Planned, verdict), reason=reason)
+                rows.append(_stacked_row(row, wanted))
         return Plan(rows)
+
+    def _stacked(self) -> dict[str, float]:
+        """Of each parameter in stacks: the share of them that is better off as one."""
+        verdicts: dict[str, list[bool]] = defaultdict(list)
+        for stack in self.stacks:
+            for name in stack.matrices:
+                verdicts[self[name].parameter].append(stack.verdict == "stacked")
+        return {name: sum(each) / len(each) for name, each in verdicts.items()}
 
     def table(self) -> Table:
         """Return the rows as a table for a terminal."""
         said = ""
         if self.smoothness_of == "hessian":
             said = "smoothness by the Hessian, as the loss is beyond one call of the model; "
+        if self.stacks:
+            counts = Counter(stack.verdict for stack in self.stacks)
+            told = f"{counts['stacked']} better as one, {counts['spectral']} apart"
+            said += f"{len(self.stacks)} stacks of neighbouring layers: {told}; "
         table = Table(
             box=SIMPLE_HEAD,
             title=f"{self.level}, {self.batches} batches",
@@ -218,6 +237,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             "batches": self.batches,
             "smoothness_of": self.smoothness_of,
             "rows": rows,
+            "stacks": [asdict(stack) for stack in self.stacks],
             "default": [asdict(row) for row in self._default],
         }
 
@@ -238,6 +258,12 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
                 content["batches"],
                 Plan(default),
                 content["smoothness_of"],
+                [
+                    StackDiagnosis(
+                        tuple(each["matrices"]), _loaded(each["log_ratio"]), each["verdict"]
+                    )
+                    for each in content["stacks"]
+                ],
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -245,12 +271,19 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             ) from error
 
 
-def _row(content: dict[str, Any]) -> MatrixDiagnosis:
-    def interval(given: Any) -> Interval | None:
-        return None if given is None else Interval(**given)
+def _stacked_row(row: PlanRow, wanted: dict[str, float]) -> PlanRow:
+    if row.geometry != "spectral" or wanted.get(row.parameter, 0) <= 0.5:
+        return row
+    return replace(row, geometry="stacked", reason=f"{row.reason}; better as a stack")
 
+
+def _loaded(given: Any) -> Interval | None:
+    return None if given is None else Interval(**given)
+
+
+def _row(content: dict[str, Any]) -> MatrixDiagnosis:
     predictions = tuple(
-        Prediction(**{**each, "log_ratio": interval(each["log_ratio"])})
+        Prediction(**{**each, "log_ratio": _loaded(each["log_ratio"])})
         for each in content["predictions"]
     )
     raced = tuple(
@@ -258,7 +291,7 @@ def _row(content: dict[str, Any]) -> MatrixDiagnosis:
             **{
                 **each,
                 "decreases": tuple(each["decreases"]),
-                "log_ratio": interval(each["log_ratio"]),
+                "log_ratio": _loaded(each["log_ratio"]),
             }
         )
         for each in content["race"]

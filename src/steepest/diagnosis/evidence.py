@@ -39,6 +39,7 @@ class Evidence:
     Attributes:
         row: the parameter.
         index: which of its matrices.
+        gradients: G_i, `(B, m, n)`.
         gains: for each geometry `(B, B)`, ⟨G_j, D(G_i)⟩ at [i, j].
         curvatures: for each geometry `(B,)`, ⟨D, H D⟩ with the direction of batch i and the Hessian
             of batch i + 1; empty where it was not measured.
@@ -52,6 +53,7 @@ class Evidence:
 
     row: ParameterRole
     index: int
+    gradients: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     gains: dict[GeometryName, Tensor] = field(default_factory=dict)
     curvatures: dict[GeometryName, Tensor] = field(default_factory=dict)
     smoothness: dict[GeometryName, Tensor] = field(default_factory=dict)
@@ -100,32 +102,28 @@ def gather(
             f"got a {type(model).__name__} without matrices that are trained, expected some"
         )
     names = [row.name for row in rows]
-    gradients: list[list[Tensor]] = []  # of each batch, of each matrix in turn
+    places = [Evidence(row, i) for row in rows for i in range(len(_sizes(row)))]
+    gradients: list[list[Tensor]] = [[] for _ in places]
     inputs: list[dict[tuple[str, int], InputRanks]] = []
     for batch in batches:
         with Inputs(model, table, entering_only=bool(inputs)) as seen:
             value = function(batch)
-        found = torch.autograd.grad(
-            value, [function.parameters[name] for name in names], allow_unused=True
-        )
+        weights = [function.parameters[name] for name in names]
+        found = torch.autograd.grad(value, weights, materialize_grads=True)
         inputs.append(seen.ranks)
-        gradients.append(
-            [
-                G
-                for row, g in zip(rows, found, strict=True)
-                for G in _matrices(row, torch.zeros_like(row.parameter) if g is None else g)
-            ]
-        )
+        matrices = [G for row, g in zip(rows, found, strict=True) for G in matrices_of(row, g)]
+        for mine, G in zip(gradients, matrices, strict=True):
+            mine.append(G)
         tick()
-    places = [Evidence(row, i) for row in rows for i in range(len(_sizes(row)))]
     kept = []
-    for place, each in zip(places, zip(*gradients, strict=True), strict=True):
-        if not all(bool(G.any()) for G in each):
-            continue  # an idle expert, or a layer behind a zero: no direction to judge
-        _measure(place, torch.stack(each), inputs, GEOMETRIES if curvature else BOUNDED)
-        kept.append(place)
+    for place, mine in zip(places, gradients, strict=True):
+        if all(bool(G.any()) for G in mine):  # else an idle expert, or a layer behind a zero
+            place.gradients = torch.stack(mine)
+            _measure(place, inputs, GEOMETRIES if curvature else BOUNDED)
+            kept.append(place)
+        mine.clear()
     if curvature:
-        _curvatures(model, loss, batches, kept, names, gradients, places, tick, how)
+        _curvatures(model, loss, batches, kept, tick, how)
     return kept
 
 
@@ -146,11 +144,11 @@ def direction(geometry: GeometryName, G: Tensor, V: Tensor) -> Tensor:
 
 def _measure(
     place: Evidence,
-    G: Tensor,
     inputs: list[dict[tuple[str, int], InputRanks]],
     geometries: Sequence[GeometryName],
 ) -> None:
-    """Fill in what needs gradients only; `G` is `(B, m, n)`."""
+    """Fill in what needs gradients only."""
+    G = place.gradients
     flat = G.flatten(1)
     for name in geometries:
         if name == "adaptive":  # its second moment leaves out what judges
@@ -183,16 +181,13 @@ def _curvatures(
     loss: Loss,
     batches: Sequence[Any],
     kept: list[Evidence],
-    names: list[str],
-    gradients: list[list[Tensor]],
-    places: list[Evidence],
     tick: Callable[[], None],
     how: dict[str, Any],
 ) -> None:
     """Fill in curvatures and smoothness: of batch i + 1, from the directions of batch i."""
-    position = {id(place): k for k, place in enumerate(places)}
+    names = list(dict.fromkeys(place.row.name for place in kept))
     empty = torch.full((len(batches),), math.nan, dtype=torch.float64)
-    operator = _smoothness_operator(model, loss, batches[0], names, how)
+    operator = smoothness_operator(model, loss, batches[0], names, how)
     for place in kept:
         place.curvatures = {name: empty.clone() for name in GEOMETRIES}
         place.smoothness = {name: empty.clone() for name in GEOMETRIES}
@@ -202,16 +197,15 @@ def _curvatures(
         H = Hessian(model, loss, batches[j], names, **how)
         B = H if operator is Hessian else operator(model, loss, batches[j], names, **how)
         for place in kept:
-            G = torch.stack([each[position[id(place)]] for each in gradients])
-            V = second_moment(G, j)
+            V = second_moment(place.gradients, j)
             for name in GEOMETRIES:
-                D = unit(name, G[i], V)
+                D = unit(name, place.gradients[i], V)
                 place.curvatures[name][i] = torch.sum(D * _product(H, place, D)).double()
                 place.smoothness[name][i] = _largest(B, place, name, D, V)
                 tick()
 
 
-def _smoothness_operator(
+def smoothness_operator(
     model: nn.Module, loss: Loss, batch: Any, names: list[str], how: dict[str, Any]
 ) -> type[Hessian] | type[GaussNewton]:
     """Gauss-Newton, if the loss is a function of what one call of the model returns."""
@@ -250,11 +244,12 @@ def unit(geometry: GeometryName, G: Tensor, V: Tensor) -> Tensor:
 def _product(B: Hessian | GaussNewton, place: Evidence, D: Tensor) -> Tensor:
     """The product with a direction of one matrix, in that matrix."""
     whole = torch.zeros_like(B.parameters[place.row.name])
-    _matrices(place.row, whole)[place.index].copy_(D)
-    return _matrices(place.row, B.diagonal_block(place.row.name, whole))[place.index]
+    matrices_of(place.row, whole)[place.index].copy_(D)
+    return matrices_of(place.row, B.diagonal_block(place.row.name, whole))[place.index]
 
 
-def _matrices(row: ParameterRole, tensor: Tensor) -> list[Tensor]:
+def matrices_of(row: ParameterRole, tensor: Tensor) -> list[Tensor]:
+    """Return the matrices of a parameter; writing to them writes to a contiguous tensor."""
     assert row.view is not None
     return row.view.matrices(tensor.contiguous())
 

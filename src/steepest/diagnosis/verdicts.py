@@ -16,7 +16,10 @@ from steepest.diagnosis.inputs import all_roles
 from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.diagnosis.plan import Plan
 from steepest.diagnosis.race import RaceResult, race
+from steepest.diagnosis.stacks import StackDiagnosis, diagnose_stacks
 
+STACK = 2
+"""Layers in a stack, as by default in TEON."""
 FEWEST: dict[Level, int] = {"quick": 3, "standard": 3, "thorough": 6}
 """Batches at least: a direction, its gain and a spread over what is left out."""
 
@@ -45,7 +48,8 @@ def diagnose(
     same bound, gain² / (2 smoothness), with the smoothness measured: the largest ⟨D, B D⟩ over
     steps of length 1 in each geometry's norm, B the Gauss-Newton matrix of the weight. The Hessian
     along the direction itself is reported too, but tells less of several steps: it is what the
-    first one meets. Verdicts follow from 95% intervals over batches.
+    first one meets. Verdicts follow from 95% intervals over batches. Queries, keys and values of
+    two layers in a row are also judged as a stack (TEON): one polar factor, or one for each.
 
     Args:
         model: any module, also compiled; unchanged, as are its gradients and random generators.
@@ -90,9 +94,12 @@ def diagnose(
     raced: dict[str, tuple[RaceResult, ...]] = {}
     if level == "thorough":
         raced = race(model, loss, given[len(given) // 2 :], found, tick, **how)
+    stacks: tuple[StackDiagnosis, ...] = ()
+    if level != "quick":
+        stacks = diagnose_stacks(model, loss, judged, found, STACK, tick, **how)
     rows = [_answer(each, raced.get(each.label, ())) for each in found]
     default = Plan.default(all_roles(unwrapped(model)))
-    return Diagnosis(rows, level, len(given), default, found[0].smoothness_of)
+    return Diagnosis(rows, level, len(given), default, found[0].smoothness_of, stacks)
 
 
 def _answer(given: Evidence, raced: tuple[RaceResult, ...]) -> MatrixDiagnosis:
