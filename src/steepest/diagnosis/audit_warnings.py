@@ -1,77 +1,58 @@
-"""What is surely wrong with a model and its optimizers: one function for each kind of mistake."""
+"""What is surely wrong with a model and its optimizers: one function for each group of mistakes."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch.optim.optimizer import Optimizer
 
+from steepest.diagnosis.plan import Planned
 from steepest.matrix_view import MatrixView
 from steepest.optim.mixed import Mixed
 from steepest.optim.steepest_descent import SteepestDescent
 from steepest.parameter_roles import ParameterRole, Role
 
-AuditGeometry = Literal[
-    "spectral", "stacked", "euclidean", "sign", "adaptive", "unknown", "not trained"
-]
-Kind = Literal[
-    "not trained",
-    "trained twice",
-    "not in the model",
-    "frozen but moved",
-    "embedding",
-    "head",
-    "vector",
-    "left out",
-    "several as one",
-    "zero weight",
-    "zero gradient",
-    "clipping",
-    "decay",
-    "overwritten",
-    "rates apart",
-    "one rate",
-]
-SPECTRAL = ("spectral", "stacked")
-LARGEST_DECAY = 0.1
-"""Of a weight, in a step."""
-LARGEST_STEP = 1.0
-"""In spectral norm, over that of the weight."""
-LARGEST_RATIO = 100.0
-"""Between updates of matrices of one role and shape."""
+AuditGeometry = Planned | Literal["unknown", "not trained"]
+LARGEST_DECAY = 0.1  # of a weight, in a step
+LARGEST_STEP = 1.0  # in spectral norm, over that of the weight
+LARGEST_RATIO = 100.0  # between updates of matrices of one role and shape
 LARGE_ADAMW_RATE = 0.01
+_OURS: dict[str, AuditGeometry] = {"adamw": "adaptive", "sign": "sign", "euclidean": "euclidean"}
+_OURS |= dict.fromkeys(("spectral", "shampoo", "kl-shampoo", "soap"), "spectral")
+_NAMES = ("Adam", "NAdam", "RAdam", "Adamax", "Adafactor", "Adagrad", "RMSprop")  # and subclasses
+_ADAPTIVE = tuple(getattr(torch.optim, name) for name in _NAMES)
 
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One parameter: what it is, what it gets, and how far its first update goes.
+    """One parameter: what it is, what it gets, and how far its next update goes.
 
-    The numbers of the update are None where they are not known: for what is not trained, or where
-    they depend on a gradient and no batch was given. Weight decay is in `decay` only.
+    Numbers of the update are None for what is not trained, and where they depend on a gradient and
+    no batch was given; relative ones also for zero weights. Weight decay is in `decay` only.
 
     Attributes:
         parameter: its name.
         shape: its shape.
         role: what it is, see `steepest.roles`.
-        matrices: how many matrices it is by that role's view; 0 for what is no matrix.
-        geometry: of its update; "adaptive" is Adam and its kin, "unknown" a foreign optimizer,
-            whose update is measured all the same.
+        matrices: how many matrices it is by that role's view; 0 for what gets no matrix update.
+        geometry: of its update; "adaptive" is Adam and its kin; "unknown" is measured all the same.
         lr: the rate of its group.
         rms: root-mean-square entry of the update.
-        spectral_norm: of the update; the largest over its matrices, None for what is no matrix. The
-            power method's, a lower bound, for matrices of more than 256 rows and columns.
+        spectral_norm: of the update, the largest over its matrices; None for what is no matrix. A
+            lower bound by the power method where both sides are longer than 256.
         weight_rms: root-mean-square entry of the weight.
-        relative_rms: rms / weight_rms; None for zero weights.
-        relative_spectral_norm: over that of the weight; the largest over its matrices.
+        relative_rms: rms / weight_rms.
+        relative_spectral_norm: over that of the weight, the largest over its matrices.
         against_adamw: rms / lr. AdamW's first update has an RMS of lr, so this is how many times as
             far the entries move as in AdamW with the same rate.
         decay: part of the weight that weight decay takes off in a step.
-        gradient_rms: root-mean-square entry of the gradient of the batch, 0 where there is none;
-            None without a batch.
+        gradient_rms: root-mean-square entry of the gradient of the batch, 0 where the loss does not
+            depend on the parameter; None without a batch.
         scale_free: whether half the gradient gives the same update, to 5%.
     """
 
@@ -97,12 +78,15 @@ class AuditWarning:
     """One mistake.
 
     Attributes:
-        kind: which, one of `Kind`.
+        kind: "not trained", "trained twice", "not in the model", "frozen but moved", "embedding",
+            "head", "vector" (among the spectral ones), "left out" (of them), "several as one",
+            "zero weight", "zero gradient", "clipping", "decay", "overwritten", "rates apart", or
+            "one rate".
         parameters: names of those it is about.
         message: what is wrong and what to do, in a sentence.
     """
 
-    kind: Kind
+    kind: str
     parameters: tuple[str, ...]
     message: str
 
@@ -119,271 +103,195 @@ class Place:
     index: int
 
     @property
-    def scale(self) -> str:
-        """The convention of a spectral rate, by the names of torch; empty if not known."""
-        if isinstance(self.optimizer, torch.optim.Muon):
-            return str(self.group["adjust_lr_fn"] or "original")
-        spectral = self.group.get("geometry") == "spectral"
-        return str(self.group["scale"]).replace("-", "_") if spectral else ""
+    def name(self) -> str:
+        """What the optimizer calls it."""
+        if "param_names" in self.group:
+            return str(self.group["param_names"][self.index])
+        return f"a parameter of shape {tuple(self.group['params'][self.index].shape)}"
+
+    @property
+    def geometry(self) -> AuditGeometry:
+        """That of its update."""
+        optimizer, group = self.optimizer, self.group
+        if isinstance(optimizer, SteepestDescent):
+            labels = group.get("stacks") or [None] * len(group["params"])
+            sizes = Counter(number for label in labels for number in label or ())
+            own = [sizes[number] for number in labels[self.index] or () if number is not None]
+            return "stacked" if max(own, default=1) > 1 else _OURS[group["geometry"]]
+        if isinstance(optimizer, torch.optim.Muon):
+            return "spectral"
+        if isinstance(group.get("use_muon"), bool):  # as in K. Jordan's groups
+            return "spectral" if group["use_muon"] else "adaptive"
+        if isinstance(optimizer, torch.optim.SGD):
+            return "euclidean"
+        return "adaptive" if isinstance(optimizer, _ADAPTIVE) else "unknown"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A row with what it was made of."""
+    """A parameter of the model, with all that is known of it."""
 
     row: AuditRow
-    role: ParameterRole
+    found: ParameterRole
     places: Sequence[Place]
 
     @property
-    def name(self) -> str:
-        """Of the parameter."""
-        return self.row.parameter
-
-    @property
     def trains(self) -> bool:
-        """Whether a step is to move it."""
-        return self.role.parameter.requires_grad
+        """Whether steps are to move it."""
+        return self.found.parameter.requires_grad
 
     @property
     def spectral(self) -> bool:
-        """Whether its update is a spectral one, also of stacks."""
-        return self.row.geometry in SPECTRAL
-
-    @property
-    def adapter(self) -> bool:
-        """Whether it is of a LoRA adapter, whose second matrix is zero on purpose."""
-        return "lora_" in self.name
+        """Whether it is trained by spectral updates, also of stacks."""
+        return self.row.geometry in ("spectral", "stacked") and self.trains
 
 
 @dataclass(frozen=True)
 class Setup:
-    """All that the checks look at."""
+    """What the checks look at; strangers are parameters of optimizers alone."""
 
     parts: Sequence[Part]
     strangers: Sequence[str]
     gradient_norm: float | None
     clip_norm: float | None
-    spectral_length: float
-    """Frobenius norm of all spectral updates together, for a rate of 1."""
 
 
-Found = Iterable[tuple[Kind, Iterable[Part | str], str]]
+Found = Iterable[tuple[str, Iterable[Part | str], str]]
+"""Kind, parameters, and a message in which {} stands for their names; none without parameters."""
 
 
 def find_warnings(setup: Setup) -> tuple[AuditWarning, ...]:
-    """Return what all checks found; in messages `{}` stands for the names."""
+    """Return what all checks find."""
     found = []
-    for check in _CHECKS:
+    for check in (_members, _tables, _left_out, _as_one, _zeros, _clipping, _sizes, _apart, _rate):
         for kind, parts, message in check(setup):
-            names = tuple(each if isinstance(each, str) else each.name for each in parts)
-            if names:
-                found.append(AuditWarning(kind, names, message.replace("{}", _listed(names))))
+            names = tuple(p if isinstance(p, str) else p.row.parameter for p in parts)
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            said = message.replace("{}", ", ".join(names[:3]) + more)
+            found += [AuditWarning(kind, names, said)] if names else []
     return tuple(found)
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+def _members(setup: Setup) -> Found:
+    trained = [p for p in setup.parts if p.trains]
+    what = "no optimizer has {}; put it into a group, or freeze it with requires_grad_(False)"
+    yield "not trained", [p for p in trained if not p.places], what
+    what = "several groups or optimizers have {}, and each makes a step; leave it to one"
+    yield "trained twice", [p for p in trained if len(p.places) > 1], what
+    what = "an optimizer has {}, which the model does not have; build optimizers when the model "
+    what += "has its final parameters, after to_empty(), tying and adapters"
+    yield "not in the model", setup.strangers, what
+    frozen = [p for p in setup.parts if p.places and not p.trains]
+    left = [p for p in frozen if p.found.parameter.grad is not None]
+    what = "every step moves {} although frozen, as there is a gradient left; set .grad = None"
+    yield "frozen but moved", left, what
 
 
-def _membership(setup: Setup) -> Found:
-    trained = [each for each in setup.parts if each.trains]
-    yield (
-        "not trained",
-        [each for each in trained if not each.places],
-        "no optimizer has {}; put it into a group, or freeze it with requires_grad_(False)",
-    )
-    yield (
-        "trained twice",
-        [each for each in trained if len(each.places) > 1],
-        "every round of steps moves {} more than once, as it is in several groups or optimizers; "
-        "keep it in one",
-    )
-    yield (
-        "not in the model",
-        setup.strangers,
-        "an optimizer has {}, which the model does not have; build it when the model has its final "
-        "parameters, after to_empty(), tying and adapters",
-    )
-    yield (
-        "frozen but moved",
-        [p for p in setup.parts if p.places and not p.trains and p.role.parameter.grad is not None],
-        "every step moves {} though it is frozen, as it still has a gradient; set its .grad to "
-        "None",
-    )
-
-
-def _no_hidden_matrices(setup: Setup) -> Found:
-    spectral = [each for each in setup.parts if each.spectral and each.trains]
-    what: list[tuple[Role, str]] = [
-        ("embedding", "a table, of which a batch reads rows"),
-        ("head", "the output layer or a router, whose rows are classes"),
-        ("vector", "a gain or bias, and no matrix"),
-    ]
-    for role, why in what:
-        yield (
-            role,  # type: ignore[misc]  # these roles are kinds
-            [each for each in spectral if each.row.role == role],
-            f"the spectral update is for hidden matrices, and {{}} is {why}; give it AdamW, as "
-            "steepest.Muon(model) does",
-        )
+def _tables(setup: Setup) -> Found:
+    unfit = {
+        "embedding": "embedding tables, of which a batch uses rows",
+        "head": "output layers or routers, with a row for each class",
+        "vector": "gains or biases",
+    }
+    for role, why in unfit.items():
+        parts = [p for p in setup.parts if p.spectral and p.row.role == role]
+        what = f"spectral updates go to {why} ({{}}); leave such to AdamW, as steepest.Muon does"
+        yield role, parts, what
 
 
 def _left_out(setup: Setup) -> Found:
-    """Of a plan, which is an answer for each matrix, nothing is."""
-    left = [
-        each
-        for each in setup.parts
-        if each.trains and each.role.is_matrix and each.row.geometry in ("adaptive", "euclidean")
-        if not any(isinstance(place.optimizer, Mixed) for place in each.places)
-    ]
-    others = [each for each in setup.parts if each.spectral and each.role.is_matrix]
-    if not others:
-        return
-    for name, convolutions in (("a convolution", True), ("a hidden matrix", False)):
-        yield (
-            "left out",
-            [each for each in left if (each.row.role == "conv") == convolutions],
-            f"{{}} is {name} without a spectral update, while {len(others)} others have one; "
-            "steepest.Muon(model) gives it to all, with convolutions seen as matrices",
-        )
+    """Not of a plan, which has a reason for each matrix."""
+    matrices = [p for p in setup.parts if p.trains and p.found.is_matrix and p.places]
+    count = sum(p.spectral for p in matrices)
+    left = [p for p in matrices if p.row.geometry in ("adaptive", "euclidean")]
+    left = [p for p in left if not isinstance(p.places[0].optimizer, Mixed)]
+    for name, conv in (("convolutions", True), ("hidden matrices", False)):
+        parts = [p for p in left if (p.row.role == "conv") == conv] if count else []
+        what = f"{count} matrices get spectral updates, but not the {name} {{}}; "
+        yield "left out", parts, what + "steepest.Muon(model) gives them to every matrix"
 
 
-def _several_as_one(setup: Setup) -> Found:
-    by_count: dict[tuple[int, int], list[Part]] = defaultdict(list)
-    for each in setup.parts:
-        taken = _matrices_taken(each)
-        if each.spectral and each.role.is_matrix and taken and taken < each.row.matrices:
-            by_count[each.row.matrices, taken].append(each)
-    for (count, taken), parts in by_count.items():
-        yield (
-            "several as one",
-            parts,
-            f"{{}} is {count} matrices ({parts[0].role.reason}) and gets the update of {taken}; "
-            'pass the model to steepest.Muon, or groups with "views"',
-        )
+def _as_one(setup: Setup) -> Found:
+    alike: dict[tuple[int, int, str], list[Part]] = defaultdict(list)
+    for p in setup.parts:
+        taken = _taken(p.places[0]) if p.spectral and p.found.is_matrix else 0
+        if 0 < taken < p.row.matrices:
+            alike[p.row.matrices, taken, p.row.role].append(p)
+    for (count, taken, role), parts in alike.items():
+        what = f"spectral updates take {{}} ({role}) as {taken} where there are {count} matrices; "
+        yield "several as one", parts, what + 'use steepest.Muon(model), or groups with "views"'
 
 
-def _matrices_taken(part: Part) -> int | None:
-    """As how many matrices the optimizer takes a parameter; None if that is not known."""
-    place = part.places[0] if part.places else None
-    if place is None:
-        return None
+def _taken(place: Place) -> int:
+    """As how many matrices an optimizer with spectral updates takes a parameter; 0 if unknown."""
     if isinstance(place.optimizer, SteepestDescent):
-        view = (place.group.get("views") or [None] * (place.index + 1))[place.index]
-        return None if view is None else len(MatrixView(*view).sizes())
-    return 1 if len(part.row.shape) == 2 else None
+        return len(MatrixView(*place.group["views"][place.index]).sizes())
+    return 1 if place.group["params"][place.index].ndim == 2 else 0
 
 
 def _zeros(setup: Setup) -> Found:
-    matrices = [p for p in setup.parts if p.trains and p.row.role != "vector" and not p.adapter]
-    zero = [each for each in matrices if each.row.weight_rms == 0]
-    yield (
-        "zero weight",
-        zero,
-        "{} is all zero, so a relative rate means nothing, and what comes before it may get no "
-        "gradient until it has moved; initialize it, unless it is to start from zero",
-    )
-    yield (
-        "zero gradient",
-        [each for each in matrices if each.row.gradient_rms == 0],
-        "the gradient of {} is exactly zero on this batch, so nothing moves it"
-        + (f", perhaps as {zero[0].name} is all zero" if zero else "")
-        + "; check that the loss depends on it",
-    )
+    """Not of adapters (LoRA), which start from a zero matrix on purpose, nor of tables."""
+    matrices = [p for p in setup.parts if p.trains and (p.found.is_matrix or p.row.role == "head")]
+    matrices = [p for p in matrices if "lora_" not in p.row.parameter]
+    zero = [p for p in matrices if p.row.weight_rms == 0]
+    what = "all of {} is zero, so a relative rate is undefined, and what comes before may get no "
+    what += "gradient until it has moved; initialize it, unless that is meant"
+    yield "zero weight", zero, what
+    cause = f", perhaps since {zero[0].row.parameter} is all zero" if zero else ""
+    what = f"the gradient of {{}} is exactly zero on this batch{cause}, so only weight decay can "
+    what += "move it; see whether the loss depends on it"
+    yield "zero gradient", [p for p in matrices if p.row.gradient_rms == 0], what
 
 
 def _clipping(setup: Setup) -> Found:
-    if setup.clip_norm is None:
-        return
     clip, norm = setup.clip_norm, setup.gradient_norm
-    numbers = ""
-    if norm is not None and norm > clip:
-        numbers = f" (their norm is {norm:.3g} on this batch, so they shrink {norm / clip:.3g}x)"
-    elif norm is not None:
-        numbers = f" (their norm is {norm:.3g} on this batch, so they are left as they are)"
-    after = ""
-    if setup.spectral_length > clip:
-        after = (
-            "; should it clip what the spectral step makes of them, that shrinks "
-            f"{setup.spectral_length / clip:.3g}x"
-        )
-    yield (
-        "clipping",
-        [each for each in setup.parts if each.row.scale_free and each.row.rms],
-        f"clipping gradients to {clip:g}{numbers} does not shorten the update of {{}}, which is as "
-        "long for any gradient, and only weighs batches differently in what it remembers; lower "
-        f"the rate to bound it{after}",
-    )
+    if clip is None:
+        return
+    numbers = "" if norm is None else f" (on this batch their norm is {norm:.3g})"
+    spectral = [p.row for p in setup.parts if p.spectral]  # their length together, at a rate of 1:
+    total = math.hypot(*((r.against_adamw or 0.0) * math.prod(r.shape) ** 0.5 for r in spectral))
+    what = f"clipping gradients to {clip:g}{numbers} does not shorten the updates of {{}}, which "
+    after = f"; clipping what the spectral step gives would shrink it {total / clip:.3g} times"
+    what += "are as long for any gradient; to bound them lower the rate" + after * (total > clip)
+    yield "clipping", [p for p in setup.parts if p.row.scale_free and p.row.rms], what
 
 
 def _sizes(setup: Setup) -> Found:
-    decayed = [each for each in setup.parts if (each.row.decay or 0.0) > LARGEST_DECAY]
-    if decayed:
-        worst = max(each.row.decay or 0.0 for each in decayed)
-        yield (
-            "decay",
-            decayed,
-            f"weight decay takes up to {worst:.0%} off {{}} in every step, as it is multiplied by "
-            "the rate; lower one of them",
-        )
-    norms = [(each, each.row.relative_spectral_norm or 0.0) for each in setup.parts]
-    if huge := [each for each, norm in norms if norm > LARGEST_STEP]:
-        yield (
-            "overwritten",
-            huge,
-            f"one step overwrites {{}}: the spectral norm of its update is up to "
-            f"{max(norm for _, norm in norms):.3g} times that of the weight; lower the rate",
-        )
+    decays = [(p, p.row.decay or 0.0) for p in setup.parts]
+    large = [p for p, decay in decays if decay > LARGEST_DECAY]
+    what = f"weight decay takes up to {max(decay for _, decay in decays):.0%} off {{}} in a step, "
+    yield "decay", large, what + "the rate times the decay; lower one of them"
+    norms = [(p, p.row.relative_spectral_norm or 0.0) for p in setup.parts]
+    huge = [p for p, norm in norms if norm > LARGEST_STEP]
+    worst = max(norm for _, norm in norms)
+    what = f"one step overwrites {{}}: the update has up to {worst:.3g} times the spectral norm of "
+    yield "overwritten", huge, what + "the weight; lower the rate"
 
 
-def _rates(setup: Setup) -> Found:
+def _apart(setup: Setup) -> Found:
     alike: dict[tuple[Role, tuple[int, int]], list[Part]] = defaultdict(list)
-    for each in setup.parts:
-        if each.role.view is not None and each.role.is_matrix and each.row.scale_free:
-            alike[each.row.role, each.role.view.sizes()[0]] += [each] if each.row.rms else []
+    for p in setup.parts:
+        if p.found.is_matrix and p.found.view is not None and p.row.scale_free and p.row.rms:
+            alike[p.row.role, p.found.view.sizes()[0]].append(p)
     for (role, (m, n)), parts in alike.items():
-        ordered = sorted(parts, key=lambda each: each.row.rms or 0.0)
-        if not ordered:
-            continue
-        least, most = ordered[0], ordered[-1]
-        ratio = (most.row.rms or 0.0) / (least.row.rms or 1.0)
-        if ratio > LARGEST_RATIO:
-            yield (
-                "rates apart",
-                [least, most],
-                f"the updates of {{}}, both {role} of {m} x {n}, differ {ratio:.3g} times in size; "
-                "look for a forgotten scale or rate",
-            )
-    rates = {
-        place.group["lr"]
-        for each in setup.parts
-        for place in each.places
-        if each.spectral and place.scale not in ("", "match_rms_adamw")
-    }
-    large = [
-        each
-        for each in setup.parts
-        if each.row.geometry == "adaptive" and each.trains
-        if each.row.lr in {float(lr) for lr in rates} and each.row.lr >= LARGE_ADAMW_RATE
-    ]
-    if large:
-        yield (
-            "one rate",
-            large,
-            f"AdamW moves {{}} with the rate of the spectral updates, {large[0].row.lr:g}, which "
-            'is large for it; give it about 0.15 of that, or use the scale "match-rms-adamw"',
-        )
+        parts.sort(key=lambda p: p.row.rms or 0.0)
+        ratio = (parts[-1].row.rms or 0.0) / (parts[0].row.rms or 1.0)
+        pair = [parts[0], parts[-1]] if ratio > LARGEST_RATIO else []
+        what = f"the updates of {{}}, each a {m} x {n} matrix ({role}), differ {ratio:.3g} times in"
+        yield "rates apart", pair, what + " size; look for a forgotten rate or scale"
 
 
-_CHECKS: tuple[Callable[[Setup], Found], ...] = (
-    _membership,
-    _no_hidden_matrices,
-    _left_out,
-    _several_as_one,
-    _zeros,
-    _clipping,
-    _sizes,
-    _rates,
-)
+def _rate(setup: Setup) -> Found:
+    """Of spectral updates whose scale is known not to be that of AdamW."""
+    rates = {p.row.lr for p in setup.parts if p.spectral and _large_rates(p.places[0])}
+    adaptive = [p for p in setup.parts if p.trains and p.row.geometry == "adaptive"]
+    same = [p for p in adaptive if p.row.lr in rates and (p.row.lr or 0.0) >= LARGE_ADAMW_RATE]
+    what = "AdamW moves {} at the rate of the spectral updates, whose entries are far smaller; "
+    yield "one rate", same, what + 'give it about 0.15 of that, or them the scale "match-rms-adamw"'
+
+
+def _large_rates(place: Place) -> bool:
+    if isinstance(place.optimizer, torch.optim.Muon):
+        return place.group["adjust_lr_fn"] != "match_rms_adamw"
+    spectral = place.group.get("geometry") == "spectral"
+    return spectral and place.group["scale"] != "match-rms-adamw"

@@ -1,0 +1,300 @@
+"""`audit`: before training, what every parameter gets from its optimizer, and what is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from steepest.curvature.loss_function import Loss, LossFunction, unwrapped
+from steepest.diagnosis.audit_warnings import (
+    AuditRow,
+    AuditWarning,
+    Part,
+    Place,
+    Setup,
+    find_warnings,
+)
+from steepest.diagnosis.inputs import all_roles
+from steepest.linalg import spectral_norm
+from steepest.matrix_view import MatrixView
+
+EXACT = 256  # rows or columns up to which spectral norms take all singular values
+SAME = 0.05  # up to this difference, half the gradient gives the same update
+_Tensors = dict[Tensor, Tensor]  # keyed by parameters
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `audit` found; true if there are no warnings, and prints as a table with them.
+
+    Attributes:
+        rows: an `AuditRow` for each parameter, in the model's order.
+        warnings: what is wrong, each with its `kind`, the `parameters` and a `message`.
+        measured_on: "one batch", or "Gaussian gradients".
+        gradient_norm: of all gradients of the batch together; None without a batch.
+    """
+
+    rows: tuple[AuditRow, ...]
+    warnings: tuple[AuditWarning, ...]
+    measured_on: str
+    gradient_norm: float | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are no warnings."""
+        return not self.warnings
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __getitem__(self, parameter: str) -> AuditRow:
+        """Return the row of a parameter."""
+        return {row.parameter: row for row in self.rows}[parameter]
+
+    def table(self) -> Table:
+        """Return the rows as a table for a terminal."""
+        table = Table(
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            title=f"the next update, of {self.measured_on}",
+            caption="RMS entry and spectral norm of the update, in brackets over those of the "
+            "weight; RMS / lr is 1 in AdamW's first update; decay is what a step takes off",
+        )
+        table.add_column("parameter", overflow="fold")
+        table.add_column("role", no_wrap=True)
+        table.add_column("geometry", no_wrap=True)
+        for name in ("lr", "RMS", "spectral norm", "RMS / lr", "decay"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(
+                row.parameter.removesuffix(".weight"),
+                row.role,
+                row.geometry,
+                _number(row.lr),
+                _number(row.rms, row.relative_rms),
+                _number(row.spectral_norm, row.relative_spectral_norm),
+                _number(row.against_adamw),
+                _number(row.decay),
+            )
+        return table
+
+    def __str__(self) -> str:
+        with (console := Console(width=120, color_system=None)).capture() as shown:
+            console.print(self.table())
+        return shown.get() + "\n".join(map(str, self.warnings or ["no warnings"])) + "\n"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON."""
+        return {"kind": "audit", "ok": self.ok, **asdict(self)}
+
+
+def audit(
+    model: nn.Module,
+    optimizer: Optimizer | Iterable[Optimizer],
+    loss: Loss | None = None,
+    batches: Iterable[Any] | None = None,
+    *,
+    clip_norm: float | None = None,
+) -> Audit:
+    """Say before training how far each parameter will move, and what is surely wrong.
+
+    Copies of the optimizers make a step, and an update is the difference of the copied weights: of
+    the gradient of the first batch, or without one of Gaussian gradients (seed 0, entries of size
+    1), when only updates that do not depend on the size of the gradient are reported. A step with
+    half the gradient and one with weight decay tell what these two do; all other numbers are
+    without weight decay. The model, its gradients, the optimizers and the random generators of
+    torch stay as they are; meanwhile this takes memory for about ten times the weights.
+
+    Args:
+        model: any module, also compiled.
+        optimizer: any optimizer of torch, of this package or of others, or several of them; with
+            the state that they have.
+        loss: `loss(model, batch) -> scalar`; called without dropout.
+        batches: of which the first is taken.
+        clip_norm: the norm that your loop clips gradients to, if it does.
+
+    Raises:
+        ValueError: for a loss without batches or the reverse; a model without parameters, or on the
+            meta device; LBFGS, whose step is many; and an optimizer that has made steps where there
+            is no batch, since its memory and Gaussian gradients have nothing to do with each other.
+        TypeError: for what is no optimizer.
+
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4))
+    >>> found = audit(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
+    >>> found.ok, round(found["0.weight"].rms, 6), round(found["0.weight"].against_adamw, 3)
+    (True, 0.001, 1.0)
+    >>> found = audit(model, torch.optim.Muon([model[0].weight, model[2].weight]))
+    >>> [(each.kind, each.parameters) for each in found.warnings]
+    [('not trained', ('0.bias', '2.bias')), ('head', ('2.weight',))]
+    """
+    optimizers = _optimizers(optimizer, batches is not None)
+    if (loss is None) != (batches is None):
+        raise ValueError("got one of loss and batches, expected both or neither")
+    if clip_norm is not None and not 0 < clip_norm < math.inf:
+        raise ValueError(f"got clip_norm={clip_norm}, expected a finite number above 0, or None")
+    model = unwrapped(model)
+    table = all_roles(model)
+    if meta := [row.name for row in table if row.parameter.is_meta]:
+        raise ValueError(f"got {meta[0]} on the meta device, expected a model filled with weights")
+    with torch.random.fork_rng({p.device.index for p in model.parameters() if p.is_cuda}):
+        gradients, norm = _gradients(model, loss, batches)
+        updates = _updates(optimizers, gradients)
+        halves = _updates(optimizers, gradients, scale=0.5)
+        decayed = _updates(optimizers, gradients, decay=True)
+
+    places: dict[Tensor, list[Place]] = defaultdict(list)
+    for each in optimizers:
+        for group in each.param_groups:
+            for i, p in enumerate(group["params"]):
+                places[p].append(Place(each, group, i))
+    parts = []
+    for found in table:
+        p, mine = found.parameter, places.pop(found.parameter, [])
+        lr = mine[0].group.get("lr") if mine else None
+        row = AuditRow(
+            parameter=found.name,
+            shape=tuple(p.shape),
+            role=found.role,
+            matrices=len(found.view.sizes()) if found.view and found.is_matrix else 0,
+            geometry=mine[0].geometry if mine else "not trained",
+            lr=None if lr is None else float(lr),
+            weight_rms=_rms(p),
+        )
+        if norm is not None and p.requires_grad:
+            row = replace(row, gradient_rms=_rms(gradients[p]) if p in gradients else 0.0)
+        if mine and p.requires_grad:
+            row = _measured(row, found.view, p, updates[p], halves[p], decayed[p])
+        parts.append(Part(row, found, mine))
+    strangers = [found[0].name for found in places.values()]
+    warnings = find_warnings(Setup(parts, strangers, norm, clip_norm))
+    measured_on = "Gaussian gradients" if norm is None else "one batch"
+    return Audit(tuple(each.row for each in parts), warnings, measured_on, norm)
+
+
+def _optimizers(given: Optimizer | Iterable[Optimizer], memory: bool) -> list[Optimizer]:
+    """The optimizers as a list; `memory` is whether they may have made steps."""
+    found = [given] if isinstance(given, Optimizer) else list(given)
+    found = [getattr(each, "optimizer", each) for each in found]  # behind that of Accelerate
+    for each in found:
+        if not isinstance(each, Optimizer):
+            raise TypeError(f"got a {type(each).__name__}, expected torch optimizers")
+        if isinstance(each, torch.optim.LBFGS):
+            raise ValueError(
+                "got LBFGS, which evaluates the loss many times in a step; expected an optimizer "
+                "whose step() takes gradients"
+            )
+        kept = [v for state in each.state.values() for v in state.values() if isinstance(v, Tensor)]
+        if not memory and any(v.any() for v in kept):
+            raise ValueError(
+                f"got a {type(each).__name__} that has made steps, and no batch; expected loss and "
+                "batches, as its update depends on how the gradient compares with those before"
+            )
+    if not found:
+        raise ValueError("got no optimizer, expected at least one")
+    return found
+
+
+def _gradients(
+    model: nn.Module, loss: Loss | None, batches: Iterable[Any] | None
+) -> tuple[_Tensors, float | None]:
+    """The gradient of each trained parameter, and the norm of all where there is a batch."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if loss is None or batches is None:
+        seeded = torch.Generator().manual_seed(0)
+        return {p: torch.randn(p.shape, generator=seeded) for p in trained.values()}, None
+    first = list(islice(batches, 1))
+    if not first:
+        raise ValueError("got no batches, expected at least one; a generator can be read once")
+    function = LossFunction(model, loss, batch_norm="batch" if model.training else "eval")
+    copies = function.parameters
+    found = torch.autograd.grad(function(first[0]), list(copies.values()), allow_unused=True)
+    given = zip(copies, found, strict=True)
+    gradients: _Tensors = {trained[name]: G for name, G in given if G is not None}
+    return gradients, math.hypot(*(float(G.norm()) for G in gradients.values()))
+
+
+def _updates(
+    optimizers: list[Optimizer], gradients: _Tensors, scale: float = 1.0, decay: bool = False
+) -> _Tensors:
+    """By how much a step of copies of the optimizers changes each parameter, in float32 or more."""
+    copies = _copied(optimizers)
+    pairs: _Tensors = {}
+    for optimizer, copied in zip(optimizers, copies, strict=True):
+        for group, own in zip(optimizer.param_groups, copied.param_groups, strict=True):
+            pairs.update(zip(group["params"], own["params"], strict=True))
+            if not decay and "weight_decay" in own:
+                own["weight_decay"] = 0.0
+    for p, mine in pairs.items():
+        mine.grad = (gradients[p] * scale).to(mine) if p in gradients else None
+    for copied in copies:
+        copied.step()
+    return {p: _wide(mine) - _wide(p) for p, mine in pairs.items()}
+
+
+def _copied(optimizers: list[Optimizer]) -> list[Optimizer]:
+    """Copies that share what the originals share, without hooks and what schedulers wrap.
+
+    torch copies groups and state alone; what else an optimizer keeps is added.
+    """
+    memo: dict[int, Any] = {}
+    copies = [deepcopy(each, memo) for each in optimizers]
+    for optimizer, copied in zip(optimizers, copies, strict=True):
+        for key in vars(optimizer).keys() - vars(copied).keys() - {"step"}:
+            setattr(copied, key, deepcopy(vars(optimizer)[key], memo))
+    return copies
+
+
+def _measured(
+    row: AuditRow, view: MatrixView | None, W: Tensor, U: Tensor, half: Tensor, decayed: Tensor
+) -> AuditRow:
+    """The row with the numbers of its update: U, that of half the gradient, and with decay."""
+    W = _wide(W)
+    square = float(W.square().sum())
+    row = replace(
+        row,
+        scale_free=bool((U - half).norm() <= SAME * U.norm()),
+        decay=float((U - decayed).flatten() @ W.flatten()) / square if square else None,
+    )
+    if row.gradient_rms is None and not row.scale_free:
+        return row
+    rms = _rms(U)
+    both = [[] if view is None else view.matrices(each.contiguous()) for each in (U, W)]
+    norms = [(_norm(update), _norm(weight)) for update, weight in zip(*both, strict=True)]
+    return replace(
+        row,
+        rms=rms,
+        relative_rms=rms / row.weight_rms if row.weight_rms else None,
+        against_adamw=rms / row.lr if row.lr else None,
+        spectral_norm=max((update for update, _ in norms), default=None),
+        relative_spectral_norm=max((u / w for u, w in norms if w), default=None),
+    )
+
+
+def _norm(matrix: Tensor) -> float:
+    return float(spectral_norm(matrix, "exact" if min(matrix.shape) <= EXACT else "power"))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(_wide(tensor).norm()) / math.sqrt(max(1, tensor.numel()))
+
+
+def _number(value: float | None, relative: float | None = None) -> str:
+    after = "" if relative is None else f" ({relative:.2g})"
+    return "-" if value is None else f"{value + 0.0:.2g}{after}"
