@@ -568,19 +568,22 @@ def test_float32_agrees_with_float64(name: str) -> None:
 
 @pytest.mark.parametrize("operator", [Hessian, GaussNewton])
 @pytest.mark.parametrize("name", ["gelu", "cnn", "lstm", "encoder layer", "unused", "gpt-2"])
-def test_the_block_of_one_parameter(name: str, operator: Any) -> None:
+def test_the_block_of_some_parameters(name: str, operator: Any) -> None:
     kind = KINDS[name]
     H = operator(kind.build(), kind, kind.batch(), dtype=torch.float64)
     pieces = [p.numel() for p in H.parameters.values()]
-    for k, (place, W) in enumerate(H.parameters.items()):
-        D = torch.randn_like(W)
+    names = list(H.parameters)
+    for chosen in ([0], [len(names) - 1], [1, len(names) // 2]):
+        steps = {names[k]: torch.randn_like(H.parameters[names[k]]) for k in chosen}
         v = H.vector()
-        v.split(pieces)[k].copy_(D.flatten())
-        expected = (H @ v).split(pieces)[k].view_as(W)
-        found = H.diagonal_block(place, D)
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=kind.tolerance)
+        for k, D in zip(chosen, steps.values(), strict=True):
+            v.split(pieces)[k].copy_(D.flatten())
+        expected = (H @ v).split(pieces)
+        for k, found in zip(chosen, H.block(steps).values(), strict=True):
+            wanted = expected[k].view_as(found)
+            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=kind.tolerance)
     with pytest.raises(ValueError, match="expected one of"):
-        H.diagonal_block("none", D)
+        H.block({"none": D})
 
 
 def test_grouped_products_of_experts() -> None:

@@ -81,7 +81,7 @@ def _tokens(model: Any, batch: Tensor) -> Tensor:
 def test_language_models(build: Callable[[], nn.Module], matrices: int) -> None:
     torch.manual_seed(0)
     model = build()
-    batches = [torch.randint(64, (16, 16)) for _ in range(3)]
+    batches = [torch.randint(64, (16, 16)) for _ in range(4)]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     found = diagnose(model, _tokens, batches, level="quick")
     assert len(found) == matrices
@@ -103,7 +103,7 @@ def test_a_vision_transformer() -> None:
         image_size=16, patch_size=4, num_labels=5,
     )  # fmt: skip
     model = transformers.ViTForImageClassification(config)
-    batches = [(torch.randn(6, 3, 16, 16), torch.randint(5, (6,))) for _ in range(3)]
+    batches = [(torch.randn(6, 3, 16, 16), torch.randint(5, (6,))) for _ in range(4)]
 
     def loss(model: Any, batch: Any) -> Tensor:
         return model(pixel_values=batch[0], labels=batch[1]).loss

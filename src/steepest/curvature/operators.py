@@ -7,7 +7,7 @@ measured, near the floor of twice the cost of a gradient (`benchmarks/results`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -202,18 +202,20 @@ class Hessian(CurvatureOperator):
     def _gradient(self, batch: Any) -> list[Tensor]:
         return _gradients(self._function(batch), self._of(self._columns))
 
-    def diagonal_block(self, name: str, D: Tensor) -> Tensor:
-        """Return H[D] for a direction of one parameter, in that parameter; D has its shape.
+    def block(self, steps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the product with steps of some parameters, in those parameters, by name.
 
-        Only the part of the graph between the two is gone through.
+        Only the part of the graph between the loss and them is gone through.
         """
-        place = _place(name, self._columns)
+        places = _places(steps, self._columns)
         self.products += 1
-        W = self.parameters[name]
-        total = torch.zeros_like(W)
+        weights = [self.parameters[name] for name in steps]
+        given = [D.to(W) for D, W in zip(steps.values(), weights, strict=True)]
+        total = {name: torch.zeros_like(W) for name, W in zip(steps, weights, strict=True)}
         for G, weight in self._graphs(self._gradient):
-            [HD] = _vjp([G[place]], [W], [D.to(W)])
-            total += 0 if HD is None else weight * HD
+            found = _vjp([G[place] for place in places], weights, given)
+            for name, HD in zip(steps, found, strict=True):
+                total[name] += 0 if HD is None else weight * HD
         return total
 
     def gradient(self) -> Tensor:
@@ -255,15 +257,18 @@ class GaussNewton(CurvatureOperator):
             total += weight * network.vjp(curved)
         return total
 
-    def diagonal_block(self, name: str, D: Tensor) -> Tensor:
-        """Return the product with a direction of one parameter, in that parameter's place."""
-        place = _place(name, list(self.parameters))
+    def block(self, steps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the product with steps of some parameters, in those parameters, by name."""
+        places = _places(steps, list(self.parameters))
         self.products += 1
-        total = torch.zeros_like(W := self.parameters[name])
+        weights = [self.parameters[name] for name in steps]
+        given = [D.to(W) for D, W in zip(steps.values(), weights, strict=True)]
+        total = {name: torch.zeros_like(W) for name, W in zip(steps, weights, strict=True)}
         for (network, G), weight in self._graphs(self._graph):
-            image = network.jvp_of(place, D.to(W)).view(G.shape)
+            image = network.jvp_of(places, given).view(G.shape)
             curved = flat(_vjp([G], [network.outputs], [image]), [G])
-            total += weight * network.vjp_of(place, curved)
+            for name, BD in zip(steps, network.vjp_of(places, curved), strict=True):
+                total[name] += weight * BD
         return total
 
     def _graph(self, batch: Any) -> tuple[_Network, Tensor]:
@@ -353,15 +358,17 @@ class _Network:
         given = [u.reshape(self.outputs.shape)]
         return flat(_vjp([self.outputs], self._parameters, given), self._parameters)
 
-    def jvp_of(self, place: int, D: Tensor) -> Tensor:
-        """J v for a v that is D in the place of one parameter and zero elsewhere."""
-        return flat(_vjp([self._pulled[place]], [self._u], [D]), [self._u])
+    def jvp_of(self, places: Sequence[int], steps: Sequence[Tensor]) -> Tensor:
+        """J v for a v that is made of steps of some parameters, and zero elsewhere."""
+        return flat(_vjp([self._pulled[i] for i in places], [self._u], steps), [self._u])
 
-    def vjp_of(self, place: int, u: Tensor) -> Tensor:
-        """The part of Jᵀ u in the place of one parameter, in its shape."""
-        W = self._parameters[place]
-        [found] = _vjp([self.outputs], [W], [u.reshape(self.outputs.shape)])
-        return torch.zeros_like(W) if found is None else found
+    def vjp_of(self, places: Sequence[int], u: Tensor) -> list[Tensor]:
+        """The parts of Jᵀ u in the places of some parameters, in their shapes."""
+        weights = [self._parameters[i] for i in places]
+        found = _vjp([self.outputs], weights, [u.reshape(self.outputs.shape)])
+        return [
+            torch.zeros_like(W) if g is None else g for g, W in zip(found, weights, strict=True)
+        ]
 
     def jacobian(self, rows: Tensor, into: Tensor) -> None:
         """Write these rows of J, `(r, n)`, eight at a time: small networks take as long for one."""
@@ -385,10 +392,11 @@ class _Network:
                 columns.copy_(torch.zeros_like(columns) if g is None else g.flatten(1))
 
 
-def _place(name: str, names: Sequence[str]) -> int:
-    if name not in names:
-        raise ValueError(f"got {name!r}, expected one of {', '.join(names[:5])}, ...")
-    return names.index(name)
+def _places(steps: Mapping[str, Tensor], names: Sequence[str]) -> list[int]:
+    for name in steps:
+        if name not in names:
+            raise ValueError(f"got {name!r}, expected one of {', '.join(names[:5])}, ...")
+    return [names.index(name) for name in steps]
 
 
 def split(v: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -14,7 +14,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from steepest.diagnosis.evidence import GeometryName, SmoothnessOf
+from steepest.diagnosis.descent import ModelOf
+from steepest.diagnosis.evidence import GeometryName
 from steepest.diagnosis.intervals import Interval
 from steepest.diagnosis.plan import Plan, Planned, PlanRow
 from steepest.diagnosis.race import RaceResult
@@ -32,14 +33,12 @@ class Prediction:
     Attributes:
         geometry: of the direction D.
         gain: ⟨G, D⟩, the mean over pairs of batches; D is scaled as the geometry does.
-        curvature: ⟨D, H D⟩, the mean; None at the level "quick", and so the next four.
+        curvature: ⟨D, H D⟩, the mean; None at the level "quick", and so the next two.
         best_step: gain / |curvature|.
-        decrease: of the loss at the best step, gain² / (2 |curvature|).
-        smoothness: the largest ⟨D, B D⟩ that was found over steps as long as D, B the Gauss-Newton
-            matrix: what limits the step size in the long run.
-        bound: gain² / (2 smoothness), the decrease that this much smoothness guarantees.
-        log_ratio: the natural logarithm of the bound over that of Euclidean steps, with its 95%
-            interval; at the level "quick" that of nr(G) / st(A).
+        decrease: of the quadratic model at the best step, gain² / (2 |curvature|).
+        log_ratio: the natural logarithm of the decrease of the loss over that by Euclidean steps,
+            with its 80% interval: see `steepest.diagnosis.descent`; at the level "quick" that of
+            nr(G) / st(A), the ratio of the bounds of the theory.
     """
 
     geometry: GeometryName
@@ -47,8 +46,6 @@ class Prediction:
     curvature: float | None
     best_step: float | None
     decrease: float | None
-    smoothness: float | None
-    bound: float | None
     log_ratio: Interval | None
 
 
@@ -106,7 +103,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         level: Level,
         batches: int,
         default: Plan,
-        smoothness_of: SmoothnessOf = "gauss-newton",
+        model_of: ModelOf = "gauss-newton",
         stacks: Sequence[StackDiagnosis] = (),
     ):
         self._rows = tuple(rows)
@@ -115,7 +112,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         """How much was measured."""
         self.batches = batches
         """On how many batches."""
-        self.smoothness_of: SmoothnessOf = smoothness_of
+        self.model_of: ModelOf = model_of
         """"hessian" if the loss is no function of what one call of the model returns."""
         self.stacks = tuple(stacks)
         """Of matrices in neighbouring layers: whether to orthogonalize them as one."""
@@ -175,8 +172,8 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
     def table(self) -> Table:
         """Return the rows as a table for a terminal."""
         said = ""
-        if self.smoothness_of == "hessian":
-            said = "smoothness by the Hessian, as the loss is beyond one call of the model; "
+        if self.model_of == "hessian":
+            said = "curvature by the Hessian, as the loss is beyond one call of the model; "
         if self.stacks:
             counts = Counter(stack.verdict for stack in self.stacks)
             told = f"{counts['stacked']} better as one, {counts['spectral']} apart"
@@ -187,7 +184,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             padding=(0, 1, 0, 0),
             caption=said
             + "nr(G) across batches over st(A); decrease at the best step over the Euclidean "
-            "one, with its 95% interval for the verdict",
+            "one, with its 80% interval for the verdict",
         )
         table.add_column("matrix", overflow="fold")
         table.add_column("nr / st", justify="right", no_wrap=True)
@@ -235,7 +232,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             "kind": "diagnosis",
             "level": self.level,
             "batches": self.batches,
-            "smoothness_of": self.smoothness_of,
+            "model_of": self.model_of,
             "rows": rows,
             "stacks": [asdict(stack) for stack in self.stacks],
             "default": [asdict(row) for row in self._default],
@@ -257,7 +254,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
                 content["level"],
                 content["batches"],
                 Plan(default),
-                content["smoothness_of"],
+                content["model_of"],
                 [
                     StackDiagnosis(
                         tuple(each["matrices"]), _loaded(each["log_ratio"]), each["verdict"]

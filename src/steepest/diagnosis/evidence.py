@@ -15,18 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from steepest.curvature.loss_function import Loss, LossFunction, unwrapped
-from steepest.curvature.operators import GaussNewton, Hessian
+from steepest.curvature.operators import Hessian
 from steepest.diagnosis.inputs import InputRanks, Inputs, all_roles
 from steepest.geometry import Euclidean, Sign
 from steepest.linalg import polar, spectral_norm
 from steepest.parameter_roles import ParameterRole
 
 GeometryName = Literal["euclidean", "sign", "spectral", "adaptive"]
-SmoothnessOf = Literal["gauss-newton", "hessian"]
 EXACT = 128
 """Rows or columns up to which polar factors are exact to 1%, beyond as exact as Muon's."""
-ASCENTS = 2
-"""From the direction of a gradient to that of the largest curvature; more change little."""
 GEOMETRIES: tuple[GeometryName, ...] = get_args(GeometryName)
 BOUNDED: tuple[GeometryName, ...] = ("euclidean", "spectral")
 """Those that the bounds of the theory speak of."""
@@ -43,9 +40,6 @@ class Evidence:
         gains: for each geometry `(B, B)`, ⟨G_j, D(G_i)⟩ at [i, j].
         curvatures: for each geometry `(B,)`, ⟨D, H D⟩ with the direction of batch i and the Hessian
             of batch i + 1; empty where it was not measured.
-        smoothness: likewise the largest ⟨D, B D⟩ over steps of length 1 that was found, B the
-            Gauss-Newton matrix of batch i + 1.
-        smoothness_of: "hessian" if that had to stand in for Gauss-Newton.
         nuclear_ranks: of G_i, `(B,)`.
         stable_rank: of the first G.
         inputs: of each batch, where the layer could be looked into.
@@ -56,8 +50,6 @@ class Evidence:
     gradients: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     gains: dict[GeometryName, Tensor] = field(default_factory=dict)
     curvatures: dict[GeometryName, Tensor] = field(default_factory=dict)
-    smoothness: dict[GeometryName, Tensor] = field(default_factory=dict)
-    smoothness_of: SmoothnessOf = "gauss-newton"
     nuclear_ranks: Tensor = field(default_factory=lambda: torch.empty(0))
     stable_rank: float = 0.0
     inputs: list[InputRanks] = field(default_factory=list)
@@ -184,52 +176,23 @@ def _curvatures(
     tick: Callable[[], None],
     how: dict[str, Any],
 ) -> None:
-    """Fill in curvatures and smoothness: of batch i + 1, from the directions of batch i."""
+    """Fill in the curvature of batch i + 1 along the directions of batch i."""
     names = list(dict.fromkeys(place.row.name for place in kept))
-    empty = torch.full((len(batches),), math.nan, dtype=torch.float64)
-    operator = smoothness_operator(model, loss, batches[0], names, how)
     for place in kept:
+        empty = torch.full((len(batches),), math.nan, dtype=torch.float64)
         place.curvatures = {name: empty.clone() for name in GEOMETRIES}
-        place.smoothness = {name: empty.clone() for name in GEOMETRIES}
-        place.smoothness_of = "hessian" if operator is Hessian else "gauss-newton"
     for i in range(len(batches)):
         j = (i + 1) % len(batches)
         H = Hessian(model, loss, batches[j], names, **how)
-        B = H if operator is Hessian else operator(model, loss, batches[j], names, **how)
         for place in kept:
             V = second_moment(place.gradients, j)
             for name in GEOMETRIES:
                 D = unit(name, place.gradients[i], V)
-                place.curvatures[name][i] = torch.sum(D * _product(H, place, D)).double()
-                place.smoothness[name][i] = _largest(B, place, name, D, V)
+                whole = torch.zeros_like(H.parameters[place.row.name])
+                matrices_of(place.row, whole)[place.index].copy_(D)
+                [HD] = H.block({place.row.name: whole}).values()
+                place.curvatures[name][i] = torch.sum(HD * whole).double()
                 tick()
-
-
-def smoothness_operator(
-    model: nn.Module, loss: Loss, batch: Any, names: list[str], how: dict[str, Any]
-) -> type[Hessian] | type[GaussNewton]:
-    """Gauss-Newton, if the loss is a function of what one call of the model returns."""
-    try:
-        LossFunction(model, loss, names, **how).with_outputs(batch)
-    except ValueError:
-        return Hessian
-    return GaussNewton
-
-
-def _largest(
-    B: Hessian | GaussNewton, place: Evidence, geometry: GeometryName, D: Tensor, V: Tensor
-) -> float:
-    """The largest ⟨D, B D⟩ over steps D of length 1, from below.
-
-    B is the Gauss-Newton matrix. Each ascent goes to the step that is best for B D, which raises
-    a convex ⟨D, B D⟩; of a Hessian the magnitude is taken.
-    """
-    best = 0.0
-    for _ in range(ASCENTS + 1):
-        BD = _product(B, place, D)
-        best = max(best, abs(float(torch.sum(D * BD))))
-        D = unit(geometry, BD, V)
-    return best
 
 
 def unit(geometry: GeometryName, G: Tensor, V: Tensor) -> Tensor:
@@ -239,13 +202,6 @@ def unit(geometry: GeometryName, G: Tensor, V: Tensor) -> Tensor:
         return D
     square = torch.sum(G * D, (-2, -1), keepdim=True)
     return D / square.clamp(min=torch.finfo(D.dtype).tiny).sqrt()
-
-
-def _product(B: Hessian | GaussNewton, place: Evidence, D: Tensor) -> Tensor:
-    """The product with a direction of one matrix, in that matrix."""
-    whole = torch.zeros_like(B.parameters[place.row.name])
-    matrices_of(place.row, whole)[place.index].copy_(D)
-    return matrices_of(place.row, B.diagonal_block(place.row.name, whole))[place.index]
 
 
 def matrices_of(row: ParameterRole, tensor: Tensor) -> list[Tensor]:

@@ -10,21 +10,23 @@ from statistics import fmean
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the two ends of its 95% interval."""
+    """An estimate with the two ends of its interval."""
 
     value: float
     low: float
     high: float
 
 
-def jackknife(estimate: Callable[[Sequence[int]], float], count: int) -> Interval | None:
-    """Return an estimate with its 95% interval, by leaving out one batch at a time.
+def jackknife(
+    estimate: Callable[[Sequence[int]], float], count: int, confidence: float = 0.8
+) -> Interval | None:
+    """Return an estimate with its interval, by leaving out one batch at a time.
 
     Student's t with count - 1 degrees of freedom (Tukey, 1958). None if the estimate is not a
     number on all, or on all but one.
 
     >>> values = [1.0, 2.0, 3.0, 4.0]
-    >>> found = jackknife(lambda kept: fmean(values[i] for i in kept), 4)
+    >>> found = jackknife(lambda kept: fmean(values[i] for i in kept), 4, confidence=0.95)
     >>> round(found.value, 2), round(found.low, 2), round(found.high, 2)
     (2.5, 0.45, 4.55)
     """
@@ -36,5 +38,5 @@ def jackknife(estimate: Callable[[Sequence[int]], float], count: int) -> Interva
         return None
     mean = fmean(parts)
     error = math.sqrt((count - 1) / count * sum((part - mean) ** 2 for part in parts))
-    half = float(stats.t.ppf(0.975, count - 1)) * error
+    half = float(stats.t.ppf(0.5 + confidence / 2, count - 1)) * error
     return Interval(whole, whole - half, whole + half)

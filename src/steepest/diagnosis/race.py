@@ -96,7 +96,7 @@ def _log_ratio(mine: list[float], euclidean: list[float]) -> Interval | None:
         a, b = (fmean(each[i] for i in kept) for each in (mine, euclidean))
         return math.log(a / b) if min(a, b) > 0 else math.nan
 
-    return jackknife(estimate, len(mine))
+    return jackknife(estimate, len(mine), 0.95)
 
 
 class _Track:
@@ -181,13 +181,13 @@ class _Track:
         ]
 
     def guess(self, geometry: GeometryName) -> float:
-        """The step that smoothness allows, or a hundredth of the matrix."""
-        smoothness = self._place.smoothness.get(geometry)
+        """The best single step of the quadratic model, or a hundredth of the matrix."""
+        curvature = self._place.curvatures.get(geometry)
         gains = self._place.gains[geometry]
         B = len(gains)
         gain = float((gains.sum() - gains.diag().sum()) / (B * (B - 1)))
-        if smoothness is not None and gain > 0 and float(smoothness.mean()) > 0:
-            return gain / float(smoothness.mean())
+        if curvature is not None and gain > 0 and abs(float(curvature.mean())) > 0:
+            return gain / abs(float(curvature.mean()))
         scale = float(self._part(self._start).norm()) or 1.0
         m, n = self._place.shape
         lengths = {"euclidean": 1.0, "spectral": math.sqrt(min(m, n))}

@@ -10,18 +10,29 @@ from typing import Any
 from torch import Tensor, nn
 
 from steepest.curvature.loss_function import Loss, unwrapped
+from steepest.diagnosis.descent import STEPS, Descent, Layer, ModelOf, Step, descents, log_ratio
 from steepest.diagnosis.diagnosis import Diagnosis, Level, MatrixDiagnosis, Prediction, Verdict
-from steepest.diagnosis.evidence import Evidence, GeometryName, gather
+from steepest.diagnosis.evidence import (
+    GEOMETRIES,
+    Evidence,
+    GeometryName,
+    gather,
+    second_moment,
+    unit,
+)
 from steepest.diagnosis.inputs import all_roles
 from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.diagnosis.plan import Plan
 from steepest.diagnosis.race import RaceResult, race
-from steepest.diagnosis.stacks import StackDiagnosis, diagnose_stacks
+from steepest.diagnosis.stacks import StackDiagnosis, judge_stack, stack_layers
 
+WORTH_IT, NOT_WORTH_IT = 1.1, 1.2
+"""Another geometry needs a prediction above the first, and the lower end of its interval above 1;
+the Euclidean one needs all others' upper ends below the second. Predictions flatter somewhat."""
 STACK = 2
 """Layers in a stack, as by default in TEON."""
-FEWEST: dict[Level, int] = {"quick": 3, "standard": 3, "thorough": 6}
-"""Batches at least: a direction, its gain and a spread over what is left out."""
+FEWEST: dict[Level, int] = {"quick": 3, "standard": STEPS + 1, "thorough": 2 * (STEPS + 1)}
+"""Batches at least: for directions, and another one that judges them."""
 
 
 def diagnose(
@@ -36,25 +47,30 @@ def diagnose(
 ) -> Diagnosis:
     """Say for each matrix of a model which norm it wants to descend in, with the evidence.
 
-    | level      | what it adds                                  | price                           |
-    |------------|-----------------------------------------------|---------------------------------|
-    | "quick"    | soft ranks, gains between batches, the bounds | a gradient for each batch       |
-    | "standard" | curvature and smoothness in each geometry     | 16 products for matrix, batch   |
-    | "thorough" | real steps, on batches of their own           | hundreds of steps a matrix      |
+    | level      | what it adds                               | price                             |
+    |------------|--------------------------------------------|-----------------------------------|
+    | "quick"    | soft ranks, gains between batches          | a gradient for each batch         |
+    | "standard" | steps on the quadratic model, and one real | 24 products and 44 losses for     |
+    |            |                                            | each batch and matrix             |
+    | "thorough" | real steps, on batches of their own        | hundreds of gradients a matrix    |
 
     The quick prediction is that of Davis and Drusvyatskiy (arXiv 2512.04299, section 1): a spectral
     step decreases the bound by nr(G) / st(A) times what a Euclidean step does. Here nr(G) is taken
-    across batches, as its noise counts on the batch it comes from. The standard one compares the
-    same bound, gain² / (2 smoothness), with the smoothness measured: the largest ⟨D, B D⟩ over
-    steps of length 1 in each geometry's norm, B the Gauss-Newton matrix of the weight. The Hessian
-    along the direction itself is reported too, but tells less of several steps: it is what the
-    first one meets. Verdicts follow from 95% intervals over batches. Queries, keys and values of
-    two layers in a row are also judged as a stack (TEON): one polar factor, or one for each.
+    across batches, as its noise counts on the batch it comes from. The standard one descends in
+    each geometry on the Gauss-Newton model of the matrix, and follows the loss itself along the
+    first of those steps. The Hessian along that direction is reported too; its one number tells
+    less of what several steps will bring.
+
+    Intervals are jackknives over batches, at 80%. A verdict is another geometry where that is
+    predicted to gain 10% or more on Euclidean steps and surely something, and Euclidean, the
+    cheapest, where surely none gains 20%. Queries, keys and values of two layers in a row are
+    judged as a stack as well (TEON): one polar factor, or one for each.
 
     Args:
         model: any module, also compiled; unchanged, as are its gradients and random generators.
         loss: `loss(model, batch) -> scalar`, the mean over examples.
-        batches: at least 3, for "thorough" 6; of independent examples, as those of training.
+        batches: at least 3, for "standard" 4, for "thorough" 8; of independent examples, as those
+            of training. Few make wide intervals; 8 is a good number.
         level: how much to measure.
         parameters: names or patterns; by default all matrices that are trained.
         on_progress: called with the number of gradients and products so far.
@@ -94,19 +110,40 @@ def diagnose(
     raced: dict[str, tuple[RaceResult, ...]] = {}
     if level == "thorough":
         raced = race(model, loss, given[len(given) // 2 :], found, tick, **how)
-    stacks: tuple[StackDiagnosis, ...] = ()
+    table = all_roles(unwrapped(model))
+    descended: list[dict[str, Descent]] = [{} for _ in found]
+    stacks: list[StackDiagnosis] = []
+    model_of: ModelOf = "gauss-newton"
     if level != "quick":
-        stacks = diagnose_stacks(model, loss, judged, found, STACK, tick, **how)
-    rows = [_answer(each, raced.get(each.label, ())) for each in found]
-    default = Plan.default(all_roles(unwrapped(model)))
-    return Diagnosis(rows, level, len(given), default, found[0].smoothness_of, stacks)
+        layers = [single_layer(place) for place in found]
+        layers += (stacked := stack_layers(table, found, STACK))
+        descended, model_of = descents(model, loss, judged, layers, tick, **how)
+        both = zip(stacked, descended[len(found) :], strict=True)
+        stacks = [judge_stack(layer, mine) for layer, mine in both]
+    rows = [
+        answer(place, mine, raced.get(place.label, ()))
+        for place, mine in zip(found, descended[: len(found)], strict=True)
+    ]
+    return Diagnosis(rows, level, len(given), Plan.default(table), model_of, stacks)
 
 
-def _answer(given: Evidence, raced: tuple[RaceResult, ...]) -> MatrixDiagnosis:
+def single_layer(place: Evidence) -> Layer:
+    """Return one matrix with its step in every geometry."""
+
+    def step(geometry: GeometryName) -> Step:
+        return lambda G, judge: unit(geometry, G, second_moment(place.gradients, judge))
+
+    return Layer([place], {geometry: step(geometry) for geometry in GEOMETRIES})
+
+
+def answer(
+    given: Evidence, descended: dict[str, Descent], raced: tuple[RaceResult, ...]
+) -> MatrixDiagnosis:
+    """Return the row of one matrix: what follows from its evidence."""
     inputs = given.inputs
     stable = fmean(each.entering for each in inputs) if inputs else None
-    predictions = _predictions(given, stable)
-    verdict, reason = _verdict(predictions, bool(given.curvatures), stable)
+    predictions = _predictions(given, descended, stable)
+    verdict, reason = _verdict(predictions, bool(descended), stable)
     across = _across(given.gains, slice(None))
     return MatrixDiagnosis(
         matrix=given.label,
@@ -127,25 +164,21 @@ def _answer(given: Evidence, raced: tuple[RaceResult, ...]) -> MatrixDiagnosis:
     )
 
 
-def _predictions(given: Evidence, stable: float | None) -> tuple[Prediction, ...]:
+def _predictions(
+    given: Evidence, descended: dict[str, Descent], stable: float | None
+) -> tuple[Prediction, ...]:
     B = len(given.nuclear_ranks)
     predictions = []
     for geometry in given.gains:
         gain = _mean_gain(given.gains[geometry], range(B))
         interval: Interval | None = None
-        curvature = best = fall = smoothness = bound = None
+        curvature = best = fall = None
         if given.curvatures:
             curvature = given.curvatures[geometry].mean().item()
             best = gain / abs(curvature) if curvature else math.inf
             fall = 0.5 * gain * best if gain > 0 else 0.0
-            smoothness = given.smoothness[geometry].mean().item()
-            bound = 0.5 * gain**2 / smoothness if gain > 0 and smoothness else 0.0
-
-            def measured(kept: Sequence[int], geometry: GeometryName = geometry) -> float:
-                mine, euclidean = (_bound(given, each, kept) for each in (geometry, "euclidean"))
-                return mine - euclidean
-
-            interval = jackknife(measured, B)
+        if descended:
+            interval = jackknife(log_ratio(descended[geometry], descended["euclidean"]), B)
         elif geometry == "spectral" and stable is not None:
 
             def ranks(kept: Sequence[int]) -> float:
@@ -155,22 +188,13 @@ def _predictions(given: Evidence, stable: float | None) -> tuple[Prediction, ...
             interval = jackknife(ranks, B)
         if geometry == "euclidean":
             interval = Interval(0.0, 0.0, 0.0)
-        predictions.append(
-            Prediction(geometry, gain, curvature, best, fall, smoothness, bound, interval)
-        )
+        predictions.append(Prediction(geometry, gain, curvature, best, fall, interval))
     return tuple(predictions)
 
 
 def _mean_gain(gains: Tensor, kept: Sequence[int]) -> float:
     """Over pairs of different batches."""
     return fmean(gains[i, j].item() for i in kept for j in kept if i != j)
-
-
-def _bound(given: Evidence, geometry: GeometryName, kept: Sequence[int]) -> float:
-    """The logarithm of gain² / (2 smoothness) on some of the batches."""
-    gain = _mean_gain(given.gains[geometry], kept)
-    smoothness = given.smoothness[geometry][list(kept)].mean().item()
-    return 2 * _log(gain) - _log(2 * smoothness)
 
 
 def _across(gains: dict[GeometryName, Tensor], kept: Any) -> float:
@@ -187,7 +211,7 @@ def _log(value: float) -> float:
 def _verdict(
     predictions: tuple[Prediction, ...], measured: bool, stable: float | None
 ) -> tuple[Verdict, str]:
-    """The geometry of the largest prediction, if it differs from the Euclidean one for sure."""
+    """Another geometry if it is worth it for sure, Euclidean if none is."""
     known = {each.geometry: each.log_ratio for each in predictions if each.log_ratio is not None}
     others = {name: ratio for name, ratio in known.items() if name != "euclidean"}
     if not others:
@@ -198,11 +222,8 @@ def _verdict(
     ratio = others[best]
     value, low, high = (math.exp(each) for each in (ratio.value, ratio.low, ratio.high))
     times = f"{value:.2g} times ({low:.2g} to {high:.2g})"
-    if ratio.low > 0:
-        return best, f"predicted to decrease the loss {times} as much as a Euclidean step"
-    if all(each.high < 0 for each in others.values()):
+    if ratio.low > 0 and value > WORTH_IT:
+        return best, f"predicted to decrease the loss {times} as much as Euclidean steps"
+    if all(math.exp(each.high) < NOT_WORTH_IT for each in others.values()):
         return "euclidean", f"the best other, {best}, is predicted at {times} of it"
-    return (
-        "cannot tell",
-        f"the best, {best}, at {times} of a Euclidean step; the interval has 1 in it",
-    )
+    return "cannot tell", f"the best, {best}, is predicted at {times} of Euclidean steps"
