@@ -1,0 +1,347 @@
+"""The coordinate check: does every layer's output move by as much at every size?"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from steepest.transfer.dimensions import Build, growing_lists, pattern_of
+from steepest.transfer.parametrization import Parametrized, parametrize
+from steepest.transfer.rules import OptimizerName, Rule
+
+Loss = Callable[[nn.Module, Any], Tensor]
+THRESHOLD = 0.1
+"""Of the slope, up to which a layer passes."""
+
+
+@dataclass(frozen=True)
+class LayerSlope:
+    """How the output of one layer depends on the size, after some steps.
+
+    Attributes:
+        layer: name of the module, with a star for the index of a layer where the depth grows.
+        step: after how many steps.
+        slope: of log2 RMS(h_t - h_0) against log2 of the size; 0 where the layer moves alike at all
+            sizes, NaN where it does not move.
+        error: standard error of the slope over the seeds; NaN for one seed.
+        size_slope: the slope of RMS(h_t) itself, for the reader.
+        changes: RMS(h_t - h_0) at each size, the geometric mean over the seeds.
+    """
+
+    layer: str
+    step: int
+    slope: float
+    error: float
+    size_slope: float
+    changes: tuple[float, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether |slope| is at most 0.1; a layer that does not move passes."""
+        return math.isnan(self.slope) or abs(self.slope) <= THRESHOLD
+
+
+@dataclass(frozen=True)
+class CoordinateCheck:
+    """Slopes of all layers; prints as a table, with what is at fault first.
+
+    Attributes:
+        rule, optimizer, lr: what was checked.
+        against: the size on the horizontal axis, with its `values`.
+        seeds: how many runs each slope is from.
+        rows: a `LayerSlope` for each layer and step.
+    """
+
+    rule: str
+    optimizer: str
+    lr: float
+    against: str
+    values: tuple[float, ...]
+    seeds: int
+    rows: tuple[LayerSlope, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every layer has |slope| of at most 0.1 at every step."""
+        return all(row.passed for row in self.rows)
+
+    @property
+    def worst(self) -> LayerSlope:
+        """The layer and step with the steepest slope."""
+        return max(self.rows, key=lambda row: 0.0 if math.isnan(row.slope) else abs(row.slope))
+
+    def __getitem__(self, key: tuple[str, int]) -> LayerSlope:
+        """Return the row of a layer and a step."""
+        for row in self.rows:
+            if (row.layer, row.step) == key:
+                return row
+        raise KeyError(f"got {key!r}, expected a layer and one of the steps")
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: passed or not, and the layer at fault."""
+        worst = self.worst
+        where = f"{worst.layer} after {worst.step} steps: slope {worst.slope:+.2f}"
+        if not math.isnan(worst.error):
+            where += f" ± {worst.error:.2f} (standard error, {self.seeds} seeds)"
+        if self.passed:
+            return f"passed, every |slope| is at most {THRESHOLD:g}; largest in {where}"
+        return f"failed, expected |slope| of at most {THRESHOLD:g}; at fault is {where}"
+
+    def table(self) -> Table:
+        """Return the table for `rich`."""
+        table = Table(
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            title=f"coordinate check: {self.rule}, {self.optimizer}, lr {self.lr:g}",
+            caption=self.verdict,
+        )
+        values = (f"{self.against} {value:g}" for value in self.values)
+        for title in ("layer", "step", "slope", "± s.e.", "slope of size", *values):
+            table.add_column(title, overflow="fold")
+        for row in self.rows:
+            table.add_row(
+                row.layer,
+                str(row.step),
+                f"{row.slope:+.3f}",
+                f"{row.error:.3f}",
+                f"{row.size_slope:+.3f}",
+                *(f"{change:.3g}" for change in row.changes),
+                style=None if row.passed else "bold red",
+            )
+        return table
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def __str__(self) -> str:
+        with (console := Console(width=140, color_system=None)).capture() as shown:
+            console.print(self.table())
+        return shown.get()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the rows, the verdict and what was checked, as plain values."""
+        return {**asdict(self), "passed": self.passed, "verdict": self.verdict}
+
+
+def coordinate_check(
+    build: Build,
+    sizes: Sequence[Mapping[str, Any]],
+    batch: Any,
+    loss: Loss,
+    *,
+    lr: float,
+    rule: Rule = "mup",
+    optimizer: OptimizerName = "adam",
+    base: Mapping[str, Any] | None = None,
+    steps: Sequence[int] = (5, 20),
+    seeds: int = 3,
+    optimizer_settings: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> CoordinateCheck:
+    """Train a few steps at several sizes, and fit how each layer's change depends on the size.
+
+    For every module with parameters of its own, and the model as a whole, RMS(h_t - h_0) of the
+    output on `batch`, t steps after initialization, over the multiplier that was folded into it
+    (attention scale, residual branch). Under muP it is the same at every width: its
+    slope on a log-log scale is 0 for every layer. Slopes below 0 are layers that freeze with the
+    size (NTP's hidden ones), slopes above 0 are layers that blow up (SP's logits).
+
+    Over depth the layers of a growing list count as one, the residual stream shows in what follows
+    them, and small depths are far from the limit: start at 8. On an accelerator, call it inside
+    `with torch.device("cuda")`, with the batch there.
+
+    A check that passes does not prove that the learning rate transfers; one that fails says which
+    layer to look at. Take a rate near the best one of the base, and a size range of at least 8.
+
+    Args:
+        build: from sizes to a model, as for `parametrize`.
+        sizes: at least two, in which one value grows, such as `[dict(width=64), dict(width=128)]`.
+            Where several grow (heads with the width), the first that does is the horizontal axis.
+        batch: one batch, on which every step is taken and every output is measured.
+        loss: from model and batch to a scalar.
+        lr: learning rate at the base.
+        rule, optimizer: as for `parametrize`.
+        base: the sizes of the base model; the first of `sizes` unless given.
+        steps: after how many steps to measure.
+        seeds: runs with seeds 0, 1, ... for each size.
+        optimizer_settings: for `Parametrized.optimizer`, such as `momentum`.
+        settings: for `parametrize`, such as `branches`.
+
+    Raises:
+        ValueError: for fewer than two sizes, none that grows, and outputs that are not finite.
+    """
+    sizes = [dict(each) for each in sizes]
+    base = dict(sizes[0] if base is None else base)
+    against, values = _axis(sizes)
+    found: dict[tuple[str, int], list[list[float]]] = defaultdict(list)  # of a seed, of a size
+    plain: dict[tuple[str, int], list[list[float]]] = defaultdict(list)
+    for seed in range(seeds):
+        runs = []
+        for size in sizes:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                made = parametrize(build, base, size, rule=rule, optimizer=optimizer, **settings)
+                runs.append(_run(made, batch, loss, lr, steps, optimizer_settings or {}))
+        for name, of_sizes in _by_layer(runs).items():
+            for t, step in enumerate(sorted(steps)):
+                found[name, step].append([each[t][0] for each in of_sizes])
+                plain[name, step].append([each[t][1] for each in of_sizes])
+    rows = tuple(
+        _row(name, step, values, found[name, step], plain[name, step]) for name, step in found
+    )
+    return CoordinateCheck(rule, optimizer, lr, against, values, seeds, rows)
+
+
+def _axis(sizes: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[float, ...]]:
+    for key in sizes[0] if sizes else ():
+        values = tuple(size.get(key) for size in sizes)
+        if len(set(values)) == len(sizes) > 1:
+            return key, tuple(float(value) for value in values if value is not None)
+    raise ValueError(
+        f"got the sizes {list(sizes)}, expected at least two, all with another value of one size, "
+        "such as [dict(width=64), dict(width=128), dict(width=256)]"
+    )
+
+
+def _run(
+    made: Parametrized,
+    batch: Any,
+    loss: Loss,
+    lr: float,
+    steps: Sequence[int],
+    settings: Mapping[str, Any],
+) -> dict[str, list[tuple[float, float]]]:
+    """RMS of the change and of the output itself, for each layer, after each number of steps."""
+    model, optimizer = made.model, made.optimizer(lr, **settings)
+    folded = {row.name.rpartition(".")[0]: row.output for row in made.rows}  # of each layer
+    first = _outputs(model, batch, loss)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in first}
+    for step in range(1, max(steps) + 1):
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        optimizer.step()
+        if step in steps:
+            now = _outputs(model, batch, loss)
+            for name, h in now.items():
+                scale = folded.get(name, 1.0)
+                found[name].append((_rms(h - first[name]) / scale, _rms(h) / scale))
+            broken = next((n for n, h in now.items() if not bool(h.isfinite().all())), None)
+            if broken is not None:
+                raise ValueError(
+                    f"got an output of {broken} that is not finite after {step} steps at "
+                    f"{made.target} with lr={lr:g}, expected a smaller learning rate"
+                )
+    return found
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, batch: Any, loss: Loss) -> dict[str, Tensor]:
+    """The output of every module with parameters of its own, and of the model."""
+    found: dict[str, Tensor] = {}
+    with _recording(model, found):
+        loss(model, batch)
+    return found
+
+
+@contextmanager
+def _recording(model: nn.Module, found: dict[str, Tensor]) -> Iterator[None]:
+    def record(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            h = _tensor(output)
+            if h is not None:
+                found[name] = h.detach().float().clone()
+
+        return hook
+
+    modules = [
+        (name or "output", module)
+        for name, module in model.named_modules()
+        if not name or any(True for _ in module.parameters(recurse=False))
+    ]
+    handles = [module.register_forward_hook(record(name)) for name, module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensor(output: Any) -> Tensor | None:
+    """The tensor in what a module returns: itself, `logits`, or the first of several."""
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        return output[0]
+    return None
+
+
+def _by_layer(
+    runs: list[dict[str, list[tuple[float, float]]]],
+) -> dict[str, list[list[tuple[float, float]]]]:
+    """For each layer, what was measured at each size; the layers of a growing list as one."""
+    lists = {name: None for run in runs for name in growing_lists(runs[0], run)}
+    gathered = []
+    for run in runs:
+        groups: dict[str, list[list[tuple[float, float]]]] = defaultdict(list)
+        for name, measured in run.items():
+            groups[pattern_of(name, lists)].append(measured)
+        gathered.append({name: _root_mean(many) for name, many in groups.items()})
+    shared = [name for name in gathered[0] if all(name in each for each in gathered)]
+    return {name: [each[name] for each in gathered] for name in shared}
+
+
+def _root_mean(many: list[list[tuple[float, float]]]) -> list[tuple[float, float]]:
+    """The root of the mean square over layers."""
+    return [
+        (
+            math.sqrt(fmean(change**2 for change, _ in at_step)),
+            math.sqrt(fmean(size**2 for _, size in at_step)),
+        )
+        for at_step in zip(*many, strict=True)
+    ]
+
+
+def _rms(h: Tensor) -> float:
+    return float(h.double().square().mean().sqrt())
+
+
+def _row(
+    name: str,
+    step: int,
+    values: Sequence[float],
+    changes: list[list[float]],
+    plain: list[list[float]],
+) -> LayerSlope:
+    slopes = [_slope(values, each) for each in changes]
+    error = stdev(slopes) / math.sqrt(len(slopes)) if len(slopes) > 1 else math.nan
+    means = tuple(
+        math.exp(fmean(math.log(x) for x in at_size)) if min(at_size) > 0 else 0.0
+        for at_size in zip(*changes, strict=True)
+    )
+    size_slope = fmean(_slope(values, each) for each in plain)
+    return LayerSlope(name, step, fmean(slopes), error, size_slope, means)
+
+
+def _slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Least squares in log2; NaN where something is zero."""
+    if min(y) <= 0:
+        return math.nan
+    logs = [math.log2(each) for each in x], [math.log2(each) for each in y]
+    middle = fmean(logs[0])
+    spread = sum((a - middle) ** 2 for a in logs[0])
+    return sum((a - middle) * b for a, b in zip(*logs, strict=True)) / spread

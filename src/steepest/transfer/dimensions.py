@@ -1,0 +1,287 @@
+"""Which axes of which parameters grow from the base model to the target, and by how much.
+
+The user's own `build` is called on the meta device, where nothing is allocated: at the base sizes,
+and again after each size that differs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from steepest.matrix_view import MatrixView
+from steepest.parameter_roles import ParameterRole, Role, RoleTable, roles
+from steepest.transfer.rules import Kind, Size
+
+Build = Callable[..., nn.Module]
+Overrides = Mapping[str, Role | MatrixView]
+_NORMALIZED = re.compile(r"(^|[.])parametrizations[.]|(^|[.])weight_[gv]$")  # torch.nn.utils
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A model on the meta device: the roles and shapes of its parameters."""
+
+    model: nn.Module
+    table: RoleTable
+
+    def __getitem__(self, name: str) -> ParameterRole:
+        """Return the row of a parameter."""
+        return self.table[name]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter."""
+        return {row.name: tuple(row.parameter.shape) for row in self.table}
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What grows from the base to the target.
+
+    Attributes:
+        base, target: the two models, on the meta device.
+        sizes: of each parameter of the target.
+        counterparts: for each parameter of the target, those of the base that do the same; several
+            in a list of layers that grows.
+        lists: the module lists whose lengths differ, with the lengths `(base, target)`.
+        deepening: the sizes that change nothing but such lengths.
+    """
+
+    base: Blueprint
+    target: Blueprint
+    sizes: dict[str, Size]
+    counterparts: dict[str, list[str]]
+    lists: dict[str, tuple[int, int]]
+    deepening: tuple[str, ...]
+
+
+def growth(
+    build: Build, base: Mapping[str, Any], target: Mapping[str, Any], overrides: Overrides | None
+) -> Growth:
+    """Find out what grows; `target` has a value for every size of `base`.
+
+    Raises:
+        ValueError: if `build` fails on the meta device, for an axis that does not grow in
+            proportion, and for parameters of the target that the base has nothing like. The
+            message names the parameter and the axis.
+    """
+    first = last = blueprint(build, base, overrides)
+    sizes, waiting, deepening = dict(base), [], []
+    changed = [key for key in base if base[key] != target[key]]
+    for key in changed:
+        sizes[key] = target[key]
+        waiting.append(key)
+        try:
+            after = blueprint(build, sizes, overrides)
+        except ValueError:  # perhaps only together with the next: heads that divide the width
+            if key == changed[-1]:
+                raise
+            continue
+        _check_axes(last, after, {each: _ratio(each, base, target) for each in waiting})
+        if _only_deepens(last, after):
+            deepening += waiting
+        last, waiting = after, []
+    lists = growing_lists(first.shapes, last.shapes)
+    counterparts = {name: counterparts_of(name, first, lists) for name in last.shapes}
+    found = {row.name: _size(row, first, counterparts[row.name], lists) for row in last.table}
+    return Growth(first, last, found, counterparts, lists, tuple(deepening))
+
+
+def blueprint(build: Build, sizes: Mapping[str, Any], overrides: Overrides | None) -> Blueprint:
+    """Build a model on the meta device."""
+    call = f"build({', '.join(f'{key}={value!r}' for key, value in sizes.items())})"
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = build(**sizes)
+    except Exception as error:
+        raise ValueError(
+            f"got {type(error).__name__} from {call} on the meta device ({error}); expected a "
+            "function that makes a model of any sizes and reads no values of its tensors, such as "
+            "`lambda width: Model(width)`; load weights and move the model afterwards"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"got a {type(model).__name__} from {call}, expected an nn.Module")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few matrices are no reason to worry here
+        return Blueprint(model, roles(model, overrides))
+
+
+def growing_lists(base: Iterable[str], target: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Return the lists of layers that are longer or shorter at the target, with both lengths.
+
+    Args:
+        base, target: names of parameters or modules.
+    """
+    before, after = _members(base), _members(target)
+    lists = {
+        name: (len(before[name]), len(after[name]))
+        for name in after
+        if name in before and before[name] != after[name]
+    }
+    for name, (few, many) in lists.items():
+        if "expert" in name.lower():
+            raise ValueError(
+                f"got {name} with {few} members at the base and {many} at the target, expected as "
+                "many experts; only growth of the number of layers is covered by a published rule"
+            )
+    return lists
+
+
+def _members(names: Iterable[str]) -> dict[str, set[str]]:
+    """The numbered members of each module."""
+    found = defaultdict(set)
+    for name in names:
+        parts = name.split(".")
+        for i, part in enumerate(parts):
+            if part.isdigit():
+                found[".".join(parts[:i])].add(part)
+    return found
+
+
+def in_list(name: str, lists: Mapping[str, Any]) -> str | None:
+    """Return the growing list that a parameter or module is in."""
+    return next((each for each in lists if _index(name, each)), None)
+
+
+def _index(name: str, where: str) -> re.Match[str] | None:
+    """The index of the layer that the name is in."""
+    return re.match(
+        rf"({re.escape(where)}[.])(\d+)(?=[.]|$)" if where else r"()(\d+)(?=[.]|$)", name
+    )
+
+
+def pattern_of(name: str, lists: Mapping[str, Any]) -> str:
+    """Return the name with a star for the index of its layer, where the number of layers grows."""
+    for where in lists:
+        if index := _index(name, where):
+            return f"{index[1]}*{name[index.end() :]}"
+    return name
+
+
+def counterparts_of(name: str, base: Blueprint, lists: Mapping[str, Any]) -> list[str]:
+    """Return the parameters of the base that do what this one does at the target."""
+    pattern = pattern_of(name, lists)
+    found = [each for each in base.shapes if pattern_of(each, lists) == pattern]
+    if not found:
+        raise ValueError(
+            f"got {name} at the target, and nothing like it at the base; expected models that "
+            "differ in widths and in the number of layers alone, with the layers in a list"
+        )
+    shapes = base.shapes
+    if name in found and len({shapes[each] for each in found}) > 1:
+        return [name]
+    # The first layer of a stage may have another shape; new layers repeat the last one.
+    return [each for each in found if shapes[each] == shapes[found[-1]]]
+
+
+def _only_deepens(before: Blueprint, after: Blueprint) -> bool:
+    lists = growing_lists(before.shapes, after.shapes)
+    old = {pattern_of(name, lists): shape for name, shape in before.shapes.items()}
+    return bool(lists) and all(
+        old.get(pattern_of(name, lists)) == shape for name, shape in after.shapes.items()
+    )
+
+
+def _ratio(key: str, base: Mapping[str, Any], target: Mapping[str, Any]) -> float:
+    for value in (base[key], target[key]):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ValueError(
+                f"got {key}={base[key]!r} at the base and {target[key]!r} at the target, expected "
+                "positive numbers; what is no size belongs inside `build`"
+            )
+    return float(target[key] / base[key])
+
+
+def _check_axes(before: Blueprint, after: Blueprint, ratios: Mapping[str, float]) -> None:
+    """Raise unless every axis grows as a product of the sizes that changed, or not at all."""
+    lists = growing_lists(before.shapes, after.shapes)
+    allowed = [
+        math.prod(ratio**power for ratio, power in zip(ratios.values(), powers, strict=True))
+        for powers in itertools.product((-1, 0, 1), repeat=len(ratios))
+    ]
+    for name, shape in after.shapes.items():
+        old = before.shapes[counterparts_of(name, before, lists)[0]]
+        if len(old) != len(shape):
+            raise ValueError(f"got {name} with {len(shape)} axes, and {len(old)} before it grew")
+        for axis, (n, m) in enumerate(zip(shape, old, strict=True)):
+            rounding = [max(min(r, n / 4), 0.05 * n) for r in allowed]  # of sizes as 8 D // 3
+            near = (abs(n - r * m) <= e for r, e in zip(allowed, rounding, strict=True) if r != 1)
+            if n != m and not any(near):
+                sizes = ", ".join(f"{key} times {ratio:.4g}" for key, ratio in ratios.items())
+                raise ValueError(
+                    f"got axis {axis} of {name} growing from {m} to {n} with {sizes}, expected "
+                    "growth in proportion or none; make it a multiple of the size, or keep it fixed"
+                )
+
+
+def _size(
+    row: ParameterRole, base: Blueprint, counterparts: list[str], lists: Mapping[str, Any]
+) -> Size:
+    """Fans of a parameter of the target, and by how much they grow."""
+    old = base[counterparts[0]]
+    if old.role != row.role:
+        raise ValueError(
+            f"got {row.name} as {row.role} ({row.reason}) at the target and as {old.role} "
+            f"({old.reason}) at the base; expected the same, or `roles=` to say what it is. Layers "
+            "that are counted belong in an nn.ModuleList of their own"
+        )
+    _check_parts(row, old)
+    fans, base_fans = _fans(row), _fans(old)
+    fan_in, fan_out = (n / m for n, m in zip(fans, base_fans, strict=True))
+    inputs, outputs = fan_in != 1, fan_out != 1
+    kind: Kind = "fixed"
+    if inputs or outputs:
+        kind = "hidden" if inputs and outputs else "output" if inputs else "input"
+        kind = "vector" if fans[0] == 1 and row.role == "vector" else kind
+    if kind != "fixed" and _NORMALIZED.search(row.name):
+        raise ValueError(
+            f"got {row.name}, part of a weight that is normalized or computed, and grows; "
+            "expected plain weights, as no published rule covers these; use the layer without it"
+        )
+    where = in_list(row.name, lists)
+    blocks = 1.0 if where is None else lists[where][1] / lists[where][0]
+    return Size(kind, fans, base_fans, fan_in, fan_out, blocks)
+
+
+def _fans(row: ParameterRole) -> tuple[int, int]:
+    """`(in, out)`; what is looked up or acts entry by entry has one input."""
+    shape, view = tuple(row.parameter.shape), row.view
+    if row.role == "embedding":
+        return 1, shape[-1]
+    if view is None:
+        return 1, max(1, math.prod(shape))
+    # The groups of a convolution side by side; experts are matrices of their own.
+    return view.inputs, view.outputs * (1 if row.role == "experts" else view.batch)
+
+
+def _check_parts(row: ParameterRole, old: ParameterRole) -> None:
+    """Raise for experts that become more, and for fused matrices that grow differently."""
+    new, before = row.view, old.view
+    if new is None or before is None:
+        return
+    if row.role == "experts" and new.batch != before.batch:
+        raise ValueError(
+            f"got axis 0 of {row.name}, which counts its {before.batch} matrices at the base and "
+            f"{new.batch} at the target; expected their number to stay, as no published rule "
+            "covers more experts"
+        )
+    if not new.splits:
+        return
+    parts = [n / m for (n, _), (m, _) in zip(new.sizes(), before.sizes(), strict=True)]
+    if max(parts) > 1.05 * min(parts):
+        each = ", ".join(f"{ratio:.4g}" for ratio in parts)
+        raise ValueError(
+            f"got the output axis of {row.name}, whose {len(parts)} matrices grow by {each}; "
+            "expected one ratio, since a parameter has one learning rate; let them grow alike, or "
+            "keep them in parameters of their own"
+        )

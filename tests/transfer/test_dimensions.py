@@ -1,0 +1,195 @@
+"""What grows is learnt from the user's own `build`, on the meta device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from steepest.lab.models.gpt import GPT, GPTConfig
+from steepest.matrix_view import MatrixView
+from steepest.transfer import parametrize
+from steepest.transfer.dimensions import growth
+
+
+def gpt(width: int = 16, depth: int = 2, heads: int = 2, **more: Any) -> nn.Module:
+    return GPT(GPTConfig(width=width, depth=depth, heads=heads, context=8, **more), vocabulary=11)
+
+
+class ConvNet(nn.Module):
+    """Convolutions of all kinds, a norm, and a head behind a flattened map."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.grouped = nn.Conv2d(width, 2 * width, 3, padding=1, groups=4)
+        self.up = nn.ConvTranspose2d(2 * width, width, 2)
+        self.head = nn.Linear(25 * width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.depthwise(self.norm(self.stem(x)).relu())
+        h = self.up(self.grouped(h).relu()).relu()
+        out: Tensor = self.head(h.flatten(1))
+        return out
+
+
+def _kinds(build: Any, base: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
+    found = growth(build, base, {**base, **target}, None).sizes
+    return {name: (size.kind, size.fan_in, size.fan_out) for name, size in found.items()}
+
+
+def test_a_gpt() -> None:
+    kinds = _kinds(gpt, {"width": 16, "heads": 2}, {"width": 64, "heads": 4})
+    assert kinds["embedding.weight"] == ("input", 1, 4)
+    assert kinds["blocks.0.attention.query.weight"] == ("hidden", 4, 4)
+    assert kinds["blocks.1.norm_mlp.weight"] == ("vector", 1, 4)
+    assert kinds["head.weight"] == ("output", 4, 1)
+
+
+def test_convolutions() -> None:
+    kinds = _kinds(ConvNet, {"width": 8}, {"width": 24})
+    assert kinds["stem.weight"] == ("input", 1, 3)
+    assert kinds["depthwise.weight"] == ("input", 1, 3)  # each channel has a finite fan-in
+    assert kinds["grouped.weight"] == ("hidden", 3, 3)
+    assert kinds["up.weight"] == ("hidden", 3, 3)
+    assert kinds["norm.bias"] == ("vector", 1, 3)
+    assert kinds["head.weight"] == ("output", 3, 1)
+    assert kinds["head.bias"] == ("fixed", 1, 1)
+
+
+def test_rounded_sizes_count_as_proportional() -> None:
+    kinds = _kinds(lambda width: gpt(width, mlp="swiglu"), {"width": 16}, {"width": 80})
+    assert kinds["blocks.0.mlp.gate.weight"] == ("hidden", 5, 213 / 42)
+
+
+def test_transposed_and_fused_matrices() -> None:
+    layer = lambda width: nn.Sequential(  # noqa: E731
+        nn.Linear(3, width), nn.TransformerEncoderLayer(width, 2, 4 * width), nn.Linear(width, 2)
+    )
+    kinds = _kinds(layer, {"width": 8}, {"width": 32})
+    assert kinds["1.self_attn.in_proj_weight"] == ("hidden", 4, 4)
+    assert kinds["1.self_attn.in_proj_bias"] == ("vector", 1, 4)
+
+
+def test_depth_is_the_number_of_blocks() -> None:
+    found = growth(gpt, {"depth": 2}, {"depth": 6}, None)
+    assert found.lists == {"blocks": (2, 6)}
+    assert found.deepening == ("depth",)
+    assert found.sizes["blocks.5.mlp.up.weight"].blocks == 3
+    assert found.sizes["head.weight"].blocks == 1
+    assert found.counterparts["blocks.5.mlp.up.weight"] == [
+        "blocks.0.mlp.up.weight",
+        "blocks.1.mlp.up.weight",
+    ]
+
+
+def test_a_smaller_target() -> None:
+    found = growth(gpt, {"width": 16, "depth": 4}, {"width": 8, "depth": 2}, None)
+    assert found.sizes["blocks.1.mlp.up.weight"].fan_in == 0.5
+    assert found.lists == {"blocks": (4, 2)}
+
+
+def test_sizes_that_only_fit_together() -> None:
+    """Heads of size 1 would be odd: alone, more heads cannot be built."""
+    with pytest.raises(ValueError, match="even size"):
+        growth(gpt, {"heads": 2}, {"heads": 16}, None)
+    kinds = _kinds(gpt, {"heads": 2, "width": 16}, {"heads": 16, "width": 64})
+    assert kinds["blocks.0.attention.query.weight"] == ("hidden", 4, 4)
+
+
+class Tabular(nn.Module):
+    def __init__(self, width: int, extra: int = 0, kind: str = "", experts: int = 2):
+        super().__init__()
+        self.up = nn.Linear(5, width + extra)
+        if kind == "list":
+            self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(experts))
+        if kind == "tensor":
+            self.experts_weight = nn.Parameter(torch.empty(experts, 4, 4))
+        if width > 10 and kind == "new":
+            self.surprise = nn.Linear(width, width)
+        self.head = nn.Linear(width + extra, 2)
+
+
+@pytest.mark.parametrize(
+    ("build", "target", "message"),
+    [
+        (lambda width: Tabular(width, extra=10), {"width": 64}, "axis 0 of up.weight growing fro"),
+        (lambda width: Tabular(width, kind="new"), {"width": 64}, "surprise.weight at the target"),
+        (lambda width: Tabular(8, kind=width), {"width": "list"}, "expected positive numbers"),
+        (
+            lambda width: Tabular(8, kind="list", experts=width // 2),
+            {"width": 64},
+            "experts with 4 members",
+        ),
+        (
+            lambda width: Tabular(8, kind="tensor", experts=width // 2),
+            {"width": 64},
+            "axis 0 of experts_weight",
+        ),
+        (
+            lambda width: nn.Sequential(
+                nn.Linear(3, 8), nn.utils.parametrizations.weight_norm(nn.Linear(8, width))
+            ),
+            {"width": 64},
+            "parametrizations.weight.original0, part of a weight",
+        ),
+        (lambda width: nn.Linear(3, 1 + width // 8), {"width": 32}, "from 2 to 5 with"),
+        (lambda width: nn.Linear(3, width).weight, {"width": 64}, "expected an nn.Module"),
+        (
+            lambda width: nn.Sequential(
+                *(nn.Linear(8, 8) for _ in range(width // 8)), nn.Linear(8, 1)
+            ),
+            {"width": 16},
+            "1.weight",
+        ),
+    ],
+)
+def test_what_cannot_be_inferred_is_named(build: Any, target: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parametrize(build, {"width": 8}, target)
+
+
+def test_a_build_that_reads_values() -> None:
+    def build(width: int) -> nn.Module:
+        layer = nn.Linear(width, width)
+        if layer.weight.sum().item() > 1e9:
+            raise AssertionError
+        return layer
+
+    with pytest.raises(ValueError, match="on the meta device"):
+        parametrize(build, {"width": 8}, {"width": 16})
+
+
+def test_fused_parts_that_grow_differently() -> None:
+    def build(heads: int) -> nn.Module:
+        class Model(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.up = nn.Linear(3, 4 * heads)
+                self.qkv = nn.Linear(4 * heads, 4 * heads + 8)  # one head for keys and values
+                self.num_heads, self.num_key_value_heads, self.head_dim = heads, 1, 4
+
+        return Model()
+
+    with pytest.raises(ValueError, match=r"qkv\.weight"):
+        parametrize(build, {"heads": 2}, {"heads": 8})
+
+
+def test_roles_can_be_overridden() -> None:
+    class Stored(nn.Module):  # (in, out), which nothing says
+        def __init__(self, width: int):
+            super().__init__()
+            self.matrix = nn.Parameter(torch.randn(7, width))
+            self.head = nn.Linear(width, 2)
+
+    plain = parametrize(Stored, {"width": 8}, {"width": 16})
+    assert plain["matrix"].kind == "output"
+    view = MatrixView.of((7, 16), transposed=True)
+    with pytest.raises(ValueError, match="same number of entries"):  # views have a size
+        parametrize(Stored, {"width": 8}, {"width": 16}, roles={"matrix": view})
+    told = parametrize(Stored, {"width": 8}, {"width": 16}, roles={"matrix": "embedding"})
+    assert told["matrix"].kind == "input"
