@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import nn
 
 from steepest import __version__
-from steepest.diagnosis import Level, diagnose
+from steepest.diagnosis import Audit, Level, audit, diagnose
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_json
 from steepest.lab.imports import default_loss, imported
@@ -73,7 +73,7 @@ class Diagnose:
     What is yours is named by import path, module:name, as seen from the current folder.
     For instance: steepest diagnose my_package.models:build --batches my_package.data:batches
 
-    Exit codes: 0 some matrix has a verdict, 3 none has, 2 bad input.
+    Exit codes: 0 some matrix has a verdict, 3 none has, 4 the audit has warnings, 2 bad input.
     """
 
     model: tyro.conf.Positional[str]
@@ -84,9 +84,17 @@ class Diagnose:
     """A function loss(model, batch) -> scalar. By default model(**batch).loss where a batch is a
     mapping, and else the cross entropy of model(inputs) for batches (inputs, classes)."""
     count: int = 8
-    """Batches to take: 3 at least, 6 for "thorough"; more make intervals narrower."""
+    """Batches to take: 3 at least, 4 for "standard", 8 for "thorough"; more make intervals
+    narrower."""
     level: Level = "standard"
     """quick: a gradient for each batch. standard: curvature too. thorough: real steps too."""
+    optimizer: str | None = None
+    """A function of the model that returns your optimizer, or several: its first step is audited
+    for what it does to each parameter, and for common mistakes."""
+    clip: float | None = None
+    """The norm that your loop clips gradients to; for the audit."""
+    monitored: Path | None = None
+    """A file that steepest.Monitor wrote during training: for a map over the steps."""
     parameters: tuple[str, ...] = ()
     """Names or patterns of the parameters to look at; by default all matrices."""
     json: bool = False
@@ -215,6 +223,7 @@ def _diagnose(command: Diagnose) -> None:
     given = list(itertools.islice(iter(batches() if callable(batches) else batches), command.count))
     loss = default_loss if command.loss is None else imported(command.loss)
     settings = {key: value for key, value in asdict(command).items() if key not in ("out", "json")}
+    settings["monitored"] = command.monitored and str(command.monitored)
     out = command.out or _folder("diagnosis", settings)
     with _bars() as bars:
         bar = bars.add_task("diagnosing", total=None, detail="gradients and products")
@@ -227,10 +236,13 @@ def _diagnose(command: Diagnose) -> None:
                 parameters=command.parameters or None,
                 on_progress=lambda done: bars.update(bar, completed=done),
             )
-        except (ValueError, FloatingPointError, NotImplementedError) as error:
+            audited = _audit(command, model, loss, given[:1])
+        except (ValueError, TypeError, FloatingPointError, NotImplementedError) as error:
             raise InputError(str(error)) from error
     summary = {
         **found.as_dict(),
+        "audit": None if audited is None else audited.as_dict(),
+        "monitored": _monitored(command.monitored),
         "title": f"Which norm does each matrix of {command.model} want?",
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "settings": settings,
@@ -246,10 +258,35 @@ def _diagnose(command: Diagnose) -> None:
         print(json.dumps(summary))
     else:
         Console().print(found.table())
+        for warning in () if audited is None else audited.warnings:
+            print(f"audit: {warning}")
         print(f"plan: {out / 'plan.toml'}")
         print(f"report: {page.resolve().as_uri()}")
     if all(row.verdict == "cannot tell" for row in found):
         sys.exit(3)
+    if audited is not None and not audited.ok:
+        sys.exit(4)
+
+
+def _audit(command: Diagnose, model: Any, loss: Any, batches: list[Any]) -> Audit | None:
+    if command.optimizer is None:
+        return None
+    optimizer = imported(command.optimizer)(model)
+    return audit(model, optimizer, loss, batches, clip_norm=command.clip)
+
+
+def _monitored(path: Path | None) -> list[dict[str, Any]]:
+    """The records of a Monitor."""
+    if path is None:
+        return []
+    with sentences_for_os_errors(path):
+        lines = path.read_text().splitlines()
+    try:
+        return [row for row in map(json.loads, lines) if row["kind"] == "condition"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"got {path}, which holds no records; expected the path= of a steepest.Monitor"
+        ) from error
 
 
 def _reproduce(command: Reproduce) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from steepest import cli
+from steepest import Monitor, Muon, cli
 from steepest.diagnosis import Plan
 from steepest.lab.errors import InputError
 from steepest.lab.imports import default_loss, imported
@@ -81,7 +81,7 @@ def test_the_command(mine: str, tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([*given, "--count", "2"])
     assert stopped.value.code == 2
-    assert "expected at least 3" in capsys.readouterr().err
+    assert "expected at least 4" in capsys.readouterr().err
 
 
 def test_nothing_to_tell_is_an_exit_code(mine: str, tmp_path: Path) -> None:
@@ -92,3 +92,37 @@ def test_nothing_to_tell_is_an_exit_code(mine: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([*given, "--count", "3"])
     assert stopped.value.code == 3
+
+
+def test_the_audit_and_the_monitor_go_into_the_report(
+    mine: str, tmp_path: Path, capsys: Any
+) -> None:
+    model = imported(f"{mine}:build")()
+    batch = next(iter(imported(f"{mine}:batches")()))
+    optimizer = Muon(model, lr=0.02)
+    with Monitor(model, optimizer, every=1, path=tmp_path / "steps.jsonl"):
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(model(batch[0]), batch[1]).backward()
+            optimizer.step()
+    given = ["diagnose", f"{mine}:build", "--batches", f"{mine}:batches", "--out", "here"]
+    given += ["--level", "quick", "--monitored", "steps.jsonl", "--optimizer"]
+    (tmp_path / "optimizers.py").write_text(
+        "import torch, steepest\n"
+        "def some(model): return torch.optim.Muon([model[0].weight], lr=0.02)\n"
+        "def all_of_it(model): return steepest.Muon(model)\n"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*given, "optimizers:some"])
+    assert stopped.value.code == 4
+    assert "audit: not trained" in capsys.readouterr().out
+    page = (tmp_path / "here" / "report.html").read_text()
+    assert "Audit of the optimizer" in page
+    assert "Over training" in page
+    cli.main([*given, "optimizers:all_of_it"])
+    assert "audit:" not in capsys.readouterr().out
+    (tmp_path / "steps.jsonl").write_text("no records")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*given, "optimizers:all_of_it"])
+    assert stopped.value.code == 2
+    assert "expected the path= of a steepest.Monitor" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from steepest.curvature.operators import GaussNewton, Hessian
 from steepest.diagnosis.evidence import Evidence, matrices_of
 
 STEPS = 3
-OCTAVES = range(-6, 5)
+OCTAVES = range(-6, 5, 2)
 """Sizes of the real step, in powers of 2 around the best one of the model."""
 ModelOf = Literal["gauss-newton", "hessian"]
 Step = Callable[[Tensor, int], Tensor]

@@ -50,7 +50,7 @@ def diagnose(
     | level      | what it adds                               | price                             |
     |------------|--------------------------------------------|-----------------------------------|
     | "quick"    | soft ranks, gains between batches          | a gradient for each batch         |
-    | "standard" | steps on the quadratic model, and one real | 24 products and 44 losses for     |
+    | "standard" | steps on the quadratic model, and one real | 24 products and 24 losses for     |
     |            |                                            | each batch and matrix             |
     | "thorough" | real steps, on batches of their own        | hundreds of gradients a matrix    |
 

@@ -31,7 +31,7 @@ def summary() -> dict[str, Any]:
                 x = layer(x).relu()
             return model["head"](x)
 
-    batches = [(torch.randn(50, 6), torch.randint(4, (50,))) for _ in range(6)]
+    batches = [(torch.randn(50, 6), torch.randint(4, (50,))) for _ in range(8)]
 
     def loss(model: Any, batch: Any) -> torch.Tensor:
         return F.cross_entropy(model(batch[0]), batch[1])
@@ -67,7 +67,7 @@ def test_a_diagnosis_that_cannot_tell_anything_says_so(
             each["log_ratio"] = None
     html = render(summary)
     assert "the batches have no common direction" in html
-    assert "3 matrices, from 6 batches: 3 cannot tell." in html
+    assert "3 matrices, from 8 batches: 3 cannot tell." in html
 
 
 @pytest.mark.parametrize(
@@ -81,3 +81,29 @@ def test_a_diagnosis_that_cannot_tell_anything_says_so(
 )
 def test_layer_and_kind(matrix: str, place: tuple[str, str]) -> None:
     assert _place(matrix) == place
+
+
+def test_the_race_against_condition_and_prediction(summary: dict[str, Any]) -> None:
+    row = summary["rows"][0]
+    row.update(nuclear_rank_across=2.0, stable_rank=4.0)
+    ratios = {"spectral": {"value": 0.5, "low": 0.1, "high": 0.9}}
+    for each in (*row["predictions"], *row["race"]):
+        each["log_ratio"] = ratios.get(each["geometry"], each["log_ratio"])
+    for other in summary["rows"][1:]:
+        other["race"] = []
+    content, _ = diagnosis_page(summary)
+    [text] = content["disagreements"]
+    assert "spectral steps won the race, against the condition (nuclear rank 2" in text
+    assert "the prediction" not in text
+    row["nuclear_rank_across"] = 8.0
+    assert diagnosis_page(summary)[0]["disagreements"] == []
+
+
+def test_stacks_have_a_table(summary: dict[str, Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr("steepest.lab.report.page.get_plotlyjs", lambda: "")
+    assert "Stacks of neighbouring layers" not in render(summary)
+    ratio = {"value": 0.0, "low": -0.1, "high": 0.1}
+    summary["stacks"] = [{"matrices": ["a.0", "a.1"], "log_ratio": ratio, "verdict": "stacked"}]
+    html = render(summary)
+    assert "Stacks of neighbouring layers" in html
+    assert "a.0, a.1" in html

@@ -9,7 +9,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from steepest.lab.report.condition_map import ABOVE, BELOW, EVEN
+from steepest.lab.report.condition_map import (
+    ABOVE,
+    BELOW,
+    EVEN,
+    colour_limit,
+    condition_map,
+)
 from steepest.lab.report.figures import Picture, finish, plain
 from steepest.lab.report.wording import NOT_MEASURED, finite, number, plural
 
@@ -21,7 +27,13 @@ def diagnosis_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, P
     """Return what the template shows, and the pictures by name."""
     rows = summary["rows"]
     pictures = {f"map-{name}": _map(rows, name) for name in GEOMETRIES}
+    training = {"conditions": summary.get("monitored") or []}
+    pictures["training"] = condition_map(training, colour_limit({"optimizers": [training]}))
     content = {
+        "trained": pictures["training"] is not None,
+        "stacks": [_stack(stack) for stack in summary.get("stacks") or []],
+        "audit": _audit(summary.get("audit")),
+        "disagreements": [text for row in rows if (text := _disagreement(row))],
         "headline": _headline(summary),
         "level": summary["level"],
         "maps": [
@@ -116,3 +128,49 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         "reason": row["reason"] if row["verdict"] == "cannot tell" else "",
         "raced": "; ".join(raced),
     }
+
+
+def _stack(stack: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "matrices": stack["matrices"],
+        "ratio": _times(stack["log_ratio"]),
+        "verdict": stack["verdict"],
+    }
+
+
+def _audit(audit: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The warnings, and for each parameter what the first step does to it."""
+    if audit is None:
+        return None
+    rows = [
+        {
+            "parameter": row["parameter"],
+            "geometry": row["geometry"],
+            "rate": number(row["lr"]),
+            "rms": number(row["rms"]),
+            "spectral_norm": number(row["spectral_norm"]),
+            "relative": number(row["relative_spectral_norm"]),
+            "against_adamw": number(row["against_adamw"]),
+        }
+        for row in audit["rows"]
+    ]
+    return {"warnings": audit["warnings"], "rows": rows, "measured_on": audit["measured_on"]}
+
+
+def _disagreement(row: dict[str, Any]) -> str | None:
+    """Where the race says the opposite of what the theory's condition or the prediction say."""
+    raced = next((r["log_ratio"] for r in row["race"] if r["geometry"] == "spectral"), None)
+    if raced is None or raced["low"] <= 0 <= raced["high"]:
+        return None
+    won = raced["value"] > 0
+    told = []
+    across, stable = finite(row["nuclear_rank_across"]), finite(row["stable_rank"])
+    if across and stable and (across > stable) != won:
+        told.append(f"the condition (nuclear rank {number(across)}, stable rank {number(stable)})")
+    ratio = _ratio(row, "spectral")
+    if ratio and finite(ratio["value"]) is not None and (ratio["value"] > 0) != won:
+        told.append(f"the prediction ({_times(ratio)})")
+    if not told:
+        return None
+    winner = "spectral" if won else "Euclidean"
+    return f"{row['matrix']}: {winner} steps won the race, against {' and '.join(told)}."
