@@ -40,6 +40,7 @@ from peers import Peer
 from steepest.diagnosis import diagnose
 from steepest.diagnosis.evidence import gather
 from steepest.diagnosis.race import race
+from steepest.diagnosis.verdicts import WORTH_IT
 
 HELD_OUT = ("mixer", "mixtral")
 JUDGED, RACED = 8, 10  # batches for the prediction, and for the race
@@ -57,6 +58,8 @@ class Settings:
     """After how many steps of AdamW."""
     sizes: tuple[int, ...] = (48, 8)
     """Examples in a batch; of text a quarter as many sequences of 32 tokens."""
+    run: bool = True
+    """Whether to run what is missing; else what is there is scored."""
     raw: Path = Path("runs/advice")
     """Folder of finished cases, so that a stopped run goes on."""
     out: Path = Path("benchmarks/results")
@@ -111,6 +114,7 @@ def advised(name: str, stage: int, size: int) -> list[dict[str, Any]]:
             case[level] = {
                 "verdict": same.verdict,
                 "spectral": None if predicted is None else predicted.value,
+                "interval": None if predicted is None else [predicted.low, predicted.high],
                 "told": told(predicted),
             }
         rows.append(case)
@@ -119,13 +123,11 @@ def advised(name: str, stage: int, size: int) -> list[dict[str, Any]]:
 
 def told(interval: Any) -> int:
     """1 for spectral, -1 for Euclidean, 0 for cannot tell, if there were only these two."""
-    from steepest.diagnosis.verdicts import NOT_WORTH_IT, WORTH_IT
-
     if interval is None:
         return 0
     if interval.low > 0 and math.exp(interval.value) > WORTH_IT:
         return 1
-    return -1 if math.exp(interval.high) < NOT_WORTH_IT else 0
+    return -1 if math.exp(interval.high) < WORTH_IT else 0
 
 
 def truth(decreases: dict[str, list[float]]) -> tuple[float, int]:
@@ -176,7 +178,7 @@ def score(rows: list[dict[str, Any]], level: str) -> dict[str, float]:
         "right where spectral won": right(1),
         "right where it did not": right(-1),
         "the same, guessing the likelier": balanced(
-            kind[known], np.where(value[known] > math.log(1.1), 1, -1)
+            kind[known], np.where(value[known] > math.log(WORTH_IT), 1, -1)
         ),
         "always spectral": balanced(kind, np.ones_like(kind)),
         "spectral for hidden": balanced(kind, hidden),
@@ -235,6 +237,8 @@ def main(settings: Settings) -> None:
             for size in settings.sizes:
                 case = (name, stage, size)
                 file = f"{name}-{stage}-{size}.json"
+                if not settings.run and not (settings.raw / "race" / file).exists():
+                    continue
                 what = f"{name} after {stage} steps, batches of {size}"
                 races = kept(
                     settings.raw / "race" / file, lambda c=case: raced(*c), f"race: {what}", console

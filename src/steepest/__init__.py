@@ -1,6 +1,6 @@
 """steepest: in which norm should each weight matrix descend?"""
 
-from steepest import curvature, linalg
+from steepest import curvature, linalg, transfer
 from steepest.diagnosis import Monitor, diagnose
 from steepest.matrix_view import MatrixView
 from steepest.optim import (
@@ -31,4 +31,5 @@ __all__ = [
     "diagnose",
     "linalg",
     "roles",
+    "transfer",
 ]

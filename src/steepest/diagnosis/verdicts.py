@@ -26,9 +26,9 @@ from steepest.diagnosis.plan import Plan
 from steepest.diagnosis.race import RaceResult, race
 from steepest.diagnosis.stacks import StackDiagnosis, judge_stack, stack_layers
 
-WORTH_IT, NOT_WORTH_IT = 1.1, 1.2
-"""Another geometry needs a prediction above the first, and the lower end of its interval above 1;
-the Euclidean one needs all others' upper ends below the second. Predictions flatter somewhat."""
+WORTH_IT = 1.15
+"""Another geometry needs a prediction above this, and the lower end of its interval above 1; the
+Euclidean one needs the upper ends of all others below."""
 STACK = 2
 """Layers in a stack, as by default in TEON."""
 FEWEST: dict[Level, int] = {"quick": 3, "standard": STEPS + 1, "thorough": 2 * (STEPS + 1)}
@@ -62,8 +62,8 @@ def diagnose(
     less of what several steps will bring.
 
     Intervals are jackknives over batches, at 80%. A verdict is another geometry where that is
-    predicted to gain 10% or more on Euclidean steps and surely something, and Euclidean, the
-    cheapest, where surely none gains 20%. Queries, keys and values of two layers in a row are
+    predicted to gain 15% or more on Euclidean steps and surely something, and Euclidean, the
+    cheapest, where surely none gains that. Queries, keys and values of two layers in a row are
     judged as a stack as well (TEON): one polar factor, or one for each.
 
     Args:
@@ -224,6 +224,6 @@ def _verdict(
     times = f"{value:.2g} times ({low:.2g} to {high:.2g})"
     if ratio.low > 0 and value > WORTH_IT:
         return best, f"predicted to decrease the loss {times} as much as Euclidean steps"
-    if all(math.exp(each.high) < NOT_WORTH_IT for each in others.values()):
+    if all(math.exp(each.high) < WORTH_IT for each in others.values()):
         return "euclidean", f"the best other, {best}, is predicted at {times} of it"
     return "cannot tell", f"the best, {best}, is predicted at {times} of Euclidean steps"
