@@ -24,7 +24,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +284,7 @@ def main(settings: Settings) -> None:
     peers = [Peer("steepest", lambda *_: None, "steepest")]
     save(
         settings.out / "advice.json",
-        replace(settings, raw=Path("runs/advice")),
+        settings,
         peers,
         {},
         scores=scores,

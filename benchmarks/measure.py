@@ -180,7 +180,11 @@ def save(place: Path, settings: Any, peers: list[Peer], missing: dict[str, str],
     content = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "environment": {**environment(), "threads": torch.get_num_threads()},
-        "settings": {k: v for k, v in asdict(settings).items() if k != "out"},
+        "settings": {
+            k: str(v) if isinstance(v, Path) else v
+            for k, v in asdict(settings).items()
+            if k != "out"
+        },
         "packages": versions(peers),
         "missing": missing,
         **figures,
