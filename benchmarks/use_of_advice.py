@@ -1,8 +1,9 @@
 """Does a plan train at least as well as the best single choice?
 
-Each network is trained with the plan of `diagnose` (standard, at initialization, eight batches) and
-with four single choices: Muon for hidden matrices (the default plan), AdamW, SGD with momentum and
-Signum for everything. All have a linear decay to zero after 10% of warm-up, the same data in the
+Each network is trained with the plan of `diagnose` and with four single choices: Muon for hidden
+matrices (the default plan), AdamW, SGD with momentum and Signum for everything. The diagnosis is
+standard, on eight batches, after 60 steps of AdamW that are then thrown away: at initialization the
+first steps of a language model only learn which tokens are frequent. All have a linear decay to zero after 10% of warm-up, the same data in the
 same order and the same initialization for a seed; each is tuned on its own grid of rates by factors
 of 2, grown until the best (mean fresh loss over the tuning seeds) lies inside, and then run with
 fresh seeds. The measure is the loss on fresh data after the last step.
@@ -34,7 +35,7 @@ from peers import Peer
 from steepest.diagnosis import Plan, diagnose
 
 TUNING, FRESH = (0, 1), (10, 11, 12, 13, 14)
-JUDGED = 8
+JUDGED, WARM_UP = 8, 60
 START = {"plan": 0.02, "muon": 0.02, "adamw": 0.004, "sgd": 0.1, "signum": 0.001}
 
 
@@ -141,6 +142,11 @@ def main(settings: Settings) -> None:
     figures: dict[str, Any] = {}
     for network in settings.networks:
         given = built(network, settings, TUNING[0])
+        first = torch.optim.AdamW(given.model.parameters(), 3e-3, weight_decay=0.0)
+        for step in range(WARM_UP):
+            first.zero_grad()
+            given.loss(given.model, given.train(step)).backward()
+            first.step()
         batches = [given.train(10**5 + i) for i in range(JUDGED)]
         plan = diagnose(given.model, given.loss, batches).plan()
         rows: dict[str, dict[str, Any]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import steepest
-from steepest.diagnosis import Plan, PlanRow, diagnose
+from steepest.diagnosis import Diagnosis, Plan, PlanRow, diagnose
+from steepest.diagnosis.intervals import Interval
 from steepest.lab.models import GPT, GPTConfig
 from steepest.optim.mixed import Mixed
 
@@ -222,7 +224,9 @@ def test_a_diagnosis_makes_a_plan() -> None:
     assert [row.parameter for row in plan] == [name for name, _ in model.named_parameters()]
     geometries = {row.parameter: row.geometry for row in plan}
     for row in found:
-        expected = row.verdict if row.verdict != "cannot tell" else "spectral"
+        ratio = row.prediction("spectral").log_ratio
+        worse = row.verdict == "euclidean" and ratio.high < 0
+        expected = row.verdict if worse or row.verdict in ("sign", "adaptive") else "spectral"
         head = row.matrix == "4.weight"
         assert geometries[row.matrix] == ("adaptive" if head else expected)
     assert geometries["0.bias"] == "adaptive"
@@ -233,3 +237,24 @@ def test_a_diagnosis_makes_a_plan() -> None:
         loss(model, batch).backward()
         optimizer.step()
     assert loss(model, batches[0]).item() < first
+
+
+@pytest.mark.parametrize(("high", "geometry"), [(-0.05, "euclidean"), (0.05, "spectral")])
+def test_a_matrix_stays_spectral_unless_that_is_worse(high: float, geometry: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    batches = [(torch.randn(30, 6), torch.arange(30) % 3) for _ in range(3)]
+    found = diagnose(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), batches, level="quick")
+    interval = Interval(-0.1, -0.2, high)
+    rows = [
+        replace(
+            row,
+            verdict="euclidean",
+            predictions=tuple(replace(p, log_ratio=interval) for p in row.predictions),
+        )
+        for row in found
+    ]
+    plan = Diagnosis(rows, "quick", 3, Plan.default(model)).plan()
+    [row] = [row for row in plan if row.parameter == "2.weight"]
+    assert row.geometry == geometry
+    assert ("no geometry is worth more" in row.reason) == (geometry == "spectral")

@@ -137,6 +137,8 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         """Return a plan for all parameters: the verdicts for hidden matrices, else the default.
 
         A parameter of several matrices, such as a fused projection, gets what most of them want.
+        Where no geometry is worth more than Euclidean steps, a hidden matrix stays spectral unless
+        that is predicted to be worse: verdicts change in training, and mostly to its favour.
         Embeddings and heads stay with AdamW, whatever was found; the reason says what was. What is
         spectral is stacked if most of its stacks are said to want it.
         """
@@ -144,9 +146,11 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         rows = []
         for row in self._default:
             found = [each for each in self._rows if each.parameter == row.parameter]
-            told = [each for each in found if each.verdict != "cannot tell"]
+            told = [each for each in found if _is_told(each, row)]
             if not told:
-                reason = f"cannot tell; {row.reason}" if found else row.reason
+                even = any(each.verdict == "euclidean" for each in found)
+                said = "no geometry is worth more" if even else "cannot tell"
+                reason = f"{said}; {row.reason}" if found else row.reason
                 rows.append(_stacked_row(replace(row, reason=reason), wanted))
                 continue
             counts = Counter(each.verdict for each in told)
@@ -266,6 +270,14 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             raise ValueError(
                 f"got {path}, which holds no diagnosis ({error}); expected what `save` wrote"
             ) from error
+
+
+def _is_told(found: MatrixDiagnosis, default: PlanRow) -> bool:
+    """Whether a verdict is to change the plan: not "euclidean" where spectral may be as good."""
+    if found.verdict != "euclidean" or default.geometry != "spectral":
+        return found.verdict != "cannot tell"
+    spectral = found.prediction("spectral")
+    return spectral is not None and spectral.log_ratio is not None and spectral.log_ratio.high < 0
 
 
 def _stacked_row(row: PlanRow, wanted: dict[str, float]) -> PlanRow:
