@@ -2,11 +2,12 @@
 
 Each network is trained with the plan of `diagnose` and with four single choices: Muon for hidden
 matrices (the default plan), AdamW, SGD with momentum and Signum for everything. The diagnosis is
-standard, on eight batches, after 60 steps of AdamW that are then thrown away: at initialization the
-first steps of a language model only learn which tokens are frequent. All have a linear decay to zero after 10% of warm-up, the same data in the
-same order and the same initialization for a seed; each is tuned on its own grid of rates by factors
-of 2, grown until the best (mean fresh loss over the tuning seeds) lies inside, and then run with
-fresh seeds. The measure is the loss on fresh data after the last step.
+standard, on eight batches, after 60 steps of AdamW that are then thrown away: at initialization
+the first steps of a language model only learn which tokens are frequent. All have a linear decay
+to zero after 10% of warm-up, the same data in the same order and the same initialization for a
+seed; each is tuned on its own grid of rates by factors of 2, grown until the best (mean fresh loss
+over the tuning seeds) lies inside, and then run with fresh seeds. The measure is the loss on fresh
+data after the last step.
 
 Written before any run: the plan does at least as well if the 95% interval of its paired difference
 to the best single choice, over the fresh seeds, reaches zero or below.
