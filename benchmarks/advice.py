@@ -112,22 +112,21 @@ def advised(name: str, stage: int, size: int) -> list[dict[str, Any]]:
             same = found[row.matrix]
             predicted = same.prediction("spectral").log_ratio
             case[level] = {
-                "verdict": same.verdict,
                 "spectral": None if predicted is None else predicted.value,
                 "interval": None if predicted is None else [predicted.low, predicted.high],
-                "told": told(predicted),
             }
         rows.append(case)
     return rows
 
 
-def told(interval: Any) -> int:
+def told(prediction: dict[str, Any]) -> int:
     """1 for spectral, -1 for Euclidean, 0 for cannot tell, if there were only these two."""
-    if interval is None:
+    if prediction["spectral"] is None:
         return 0
-    if interval.low > 0 and math.exp(interval.value) > WORTH_IT:
+    low, high = prediction["interval"]
+    if low > 0 and math.exp(prediction["spectral"]) > WORTH_IT:
         return 1
-    return -1 if math.exp(interval.high) < WORTH_IT else 0
+    return -1 if math.exp(high) < WORTH_IT else 0
 
 
 def truth(decreases: dict[str, list[float]]) -> tuple[float, int]:
@@ -156,7 +155,7 @@ def score(rows: list[dict[str, Any]], level: str) -> dict[str, float]:
     if not decided:
         return {"decided": 0}
     kind = np.array([row["truth"] for row in decided])
-    answer = np.array([row[level]["told"] for row in decided])
+    answer = np.array([told(row[level]) for row in decided])
     spoken = answer != 0
     hidden = np.array([1 if row["role"] not in ("embedding", "head") else -1 for row in decided])
     value = np.array([row[level]["spectral"] for row in decided], dtype=float)
