@@ -60,7 +60,11 @@ def test_structure_is_that_of_the_activations_and_gradients() -> None:
         assert stated == pytest.approx(fmean(float(stable_rank(A)) for A in tokens), rel=0.05)
     G = [_gradient(model, batch, "2.weight") for batch in batches]
     assert row.nuclear_rank == pytest.approx(fmean(float(nuclear_rank(g)) for g in G), rel=0.03)
-    assert row.gradient_stable_rank == pytest.approx(float(stable_rank(G[0])), rel=0.03)
+    for found, matrix in ((row.gradient, G[0]), (row.momentum, torch.stack(G).mean(0))):
+        values = torch.linalg.svdvals(matrix) / matrix.norm()
+        assert found.stable_rank == pytest.approx(float(stable_rank(matrix)), rel=1e-3)
+        assert found.nuclear_rank == pytest.approx(float(nuclear_rank(matrix)), rel=0.03)
+        assert found.leading == pytest.approx(values[:8].tolist(), abs=1e-3)
     assert (row.tokens, row.shape, row.role) == (40, (8, 10), "hidden")
 
 

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from steepest.linalg import nuclear_norm, nuclear_rank, spectral_norm, stable_rank
+from steepest.linalg import (
+    leading_singular_values,
+    nuclear_norm,
+    nuclear_rank,
+    spectral_norm,
+    stable_rank,
+)
 
 Function = Callable[..., Tensor]
 FUNCTIONS: list[Function] = [spectral_norm, nuclear_norm, nuclear_rank, stable_rank]
@@ -267,3 +273,21 @@ def test_wrong_input_raises_a_sentence(function: Function) -> None:
 def test_too_few_iterations(function: Function, iterations: int) -> None:
     with pytest.raises(ValueError, match=f"got iterations={iterations}, expected at least 2"):
         function(torch.eye(3), "power", iterations)
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60), (3, 40, 50)])
+def test_leading_singular_values_are_exact_at_low_rank_and_never_too_large(
+    shape: tuple[int, ...],
+) -> None:
+    *batch, m, n = shape
+    low = torch.randn(*batch, m, 9, dtype=torch.double) @ torch.randn(9, n, dtype=torch.double)
+    exact = torch.linalg.svdvals(low)[..., :6]
+    torch.testing.assert_close(leading_singular_values(low, 6), exact, rtol=1e-10, atol=0)
+    full = low + 0.3 * torch.randn(shape, dtype=torch.double)
+    exact = torch.linalg.svdvals(full)[..., :6]
+    found = leading_singular_values(full, 6)
+    assert bool((found <= exact * (1 + 1e-12)).all())
+    assert bool((found >= 0.95 * exact).all())
+    assert leading_singular_values(full[..., :4, :], 6).shape == (*batch, 4)
+    with pytest.raises(ValueError, match="got count=0"):
+        leading_singular_values(full, 0)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from steepest.diagnosis.descent import ModelOf
-from steepest.diagnosis.evidence import GeometryName
+from steepest.diagnosis.evidence import GeometryName, Spectrum
 from steepest.diagnosis.intervals import Interval
 from steepest.diagnosis.plan import Plan, Planned, PlanRow
 from steepest.diagnosis.race import RaceResult
@@ -66,7 +66,8 @@ class MatrixDiagnosis:
         nuclear_rank: ‖G‖_*² / ‖G‖_F², the mean over batches.
         nuclear_rank_across: (⟨G', polar(G)⟩ / ⟨G', G / ‖G‖_F⟩)² with G' from other batches: what is
             left of it without the noise; None where the batches have no common direction.
-        gradient_stable_rank: of G on the first batch.
+        gradient, momentum: nuclear rank, stable rank and largest singular values (over the
+            Frobenius norm) of the first batch's gradient, and of the mean of all: what momentum has.
         predictions: for each geometry that was looked at.
         race: what K real steps gave, at the level "thorough".
         verdict: the answer.
@@ -83,7 +84,8 @@ class MatrixDiagnosis:
     stable_rank_output: float | None
     nuclear_rank: float
     nuclear_rank_across: float | None
-    gradient_stable_rank: float
+    gradient: Spectrum
+    momentum: Spectrum
     predictions: tuple[Prediction, ...]
     race: tuple[RaceResult, ...]
     verdict: Verdict
@@ -219,6 +221,9 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         for row in self._rows:
             record = {f.name: getattr(row, f.name) for f in fields(row)}
             del record["predictions"], record["race"]
+            for name in ("gradient", "momentum"):
+                for key, value in asdict(record.pop(name)).items():
+                    record[f"{name}_{key}"] = value
             for each in row.predictions:
                 if each.log_ratio is not None:
                     record[f"{each.geometry}_log_ratio"] = each.log_ratio.value
@@ -305,7 +310,16 @@ def _row(content: dict[str, Any]) -> MatrixDiagnosis:
         )
         for each in content["race"]
     )
-    changed = {"predictions": predictions, "race": raced, "shape": tuple(content["shape"])}
+    spectra = {
+        name: Spectrum(**{**content[name], "leading": tuple(content[name]["leading"])})
+        for name in ("gradient", "momentum")
+    }
+    changed = {
+        **spectra,
+        "predictions": predictions,
+        "race": raced,
+        "shape": tuple(content["shape"]),
+    }
     return MatrixDiagnosis(**{**content, **changed})
 
 

@@ -18,15 +18,26 @@ from steepest.curvature.loss_function import Loss, LossFunction, unwrapped
 from steepest.curvature.operators import Hessian
 from steepest.diagnosis.inputs import InputRanks, Inputs, all_roles
 from steepest.geometry import Euclidean, Sign
-from steepest.linalg import polar, spectral_norm
+from steepest.linalg import leading_singular_values, polar
 from steepest.parameter_roles import ParameterRole
 
 GeometryName = Literal["euclidean", "sign", "spectral", "adaptive"]
 EXACT = 128
 """Rows or columns up to which polar factors are exact to 1%, beyond as exact as Muon's."""
+SKETCH = 8
+"""Singular values that are kept of a matrix."""
 GEOMETRIES: tuple[GeometryName, ...] = get_args(GeometryName)
 BOUNDED: tuple[GeometryName, ...] = ("euclidean", "spectral")
 """Those that the bounds of the theory speak of."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Of one matrix: soft ranks, and its largest singular values over its Frobenius norm."""
+
+    nuclear_rank: float
+    stable_rank: float
+    leading: tuple[float, ...]
 
 
 @dataclass
@@ -41,7 +52,7 @@ class Evidence:
         curvatures: for each geometry `(B,)`, ⟨D, H D⟩ with the direction of batch i and the Hessian
             of batch i + 1; empty where it was not measured.
         nuclear_ranks: of G_i, `(B,)`.
-        stable_rank: of the first G.
+        gradient, momentum: of the first G, and of the mean of all.
         inputs: of each batch, where the layer could be looked into.
     """
 
@@ -51,7 +62,8 @@ class Evidence:
     gains: dict[GeometryName, Tensor] = field(default_factory=dict)
     curvatures: dict[GeometryName, Tensor] = field(default_factory=dict)
     nuclear_ranks: Tensor = field(default_factory=lambda: torch.empty(0))
-    stable_rank: float = 0.0
+    gradient: Spectrum = field(default_factory=lambda: Spectrum(0.0, 0.0, ()))
+    momentum: Spectrum = field(default_factory=lambda: Spectrum(0.0, 0.0, ()))
     inputs: list[InputRanks] = field(default_factory=list)
 
     @property
@@ -153,13 +165,23 @@ def _measure(
         place.gains[name] = gains.double().cpu()
     frobenius = torch.linalg.matrix_norm(G).double().cpu()
     place.nuclear_ranks = (place.gains["spectral"].diag() / frobenius).square()
-    first = float(frobenius[0]) / float(spectral_norm(G[0], "power", 12))
-    place.stable_rank = first**2
+    place.gradient = _spectrum(G[0], float(place.nuclear_ranks[0]))
+    mean = G.mean(0)
+    gain = float(torch.sum(direction("spectral", mean, mean) * mean))
+    norm = float(torch.linalg.matrix_norm(mean))
+    place.momentum = _spectrum(mean, (gain / norm) ** 2 if norm else 0.0)
     view = place.row.view
     assert view is not None
     group = place.index // max(1, len(view.splits))
     found = [each.get((place.row.name, group)) for each in inputs]
     place.inputs = [each for each in found if each is not None]
+
+
+def _spectrum(G: Tensor, nuclear_rank: float) -> Spectrum:
+    norm = float(torch.linalg.matrix_norm(G)) or 1.0
+    leading = (leading_singular_values(G, SKETCH) / norm).tolist()
+    stable = leading[0] ** -2 if leading[0] else 0.0
+    return Spectrum(nuclear_rank, stable, tuple(leading))
 
 
 def second_moment(G: Tensor, without: int) -> Tensor:

@@ -1,6 +1,12 @@
 """Pure functions on tensors of matrices `(..., m, n)`: the polar factor, norms, soft ranks."""
 
-from steepest.linalg.matrix_norms import nuclear_norm, nuclear_rank, spectral_norm, stable_rank
+from steepest.linalg.matrix_norms import (
+    leading_singular_values,
+    nuclear_norm,
+    nuclear_rank,
+    spectral_norm,
+    stable_rank,
+)
 from steepest.linalg.newton_schulz import polynomials
 from steepest.linalg.planner import PolarPlan, polar_plan
 from steepest.linalg.polar_factor import polar
@@ -9,6 +15,7 @@ from steepest.linalg.products import fast_products
 __all__ = [
     "PolarPlan",
     "fast_products",
+    "leading_singular_values",
     "nuclear_norm",
     "nuclear_rank",
     "polar",

@@ -123,11 +123,27 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         f"output {number(row['stable_rank_output'])}",
         "nuclear": number(row["nuclear_rank"]),
         "across": number(row["nuclear_rank_across"]),
+        "sketches": [
+            {
+                "of": name,
+                "bars": _bars(row[name]["leading"]),
+                "rank": number(row[name]["nuclear_rank"]),
+            }
+            for name in ("gradient", "momentum")
+            if row.get(name)
+        ],
         "ratios": [_times(_ratio(row, geometry)) for geometry in GEOMETRIES],
         "verdict": row["verdict"],
         "reason": row["reason"] if row["verdict"] == "cannot tell" else "",
         "raced": "; ".join(raced),
     }
+
+
+def _bars(leading: list[float]) -> str:
+    """The largest singular values as bars, the first one full."""
+    blocks = "▁▂▃▄▅▆▇█"
+    top = leading[0] if leading and leading[0] else 1.0
+    return "".join(blocks[min(7, int(8 * value / top))] for value in leading)
 
 
 def _stack(stack: dict[str, Any]) -> dict[str, Any]:
