@@ -67,7 +67,7 @@ class MatrixDiagnosis:
         nuclear_rank_across: (⟨G', polar(G)⟩ / ⟨G', G / ‖G‖_F⟩)² with G' from other batches: what is
             left of it without the noise; None where the batches have no common direction.
         gradient, momentum: nuclear rank, stable rank and largest singular values (over the
-            Frobenius norm) of the first batch's gradient, and of the mean of all: what momentum has.
+            Frobenius norm) of the first batch's gradient, and of the mean of all as in momentum.
         predictions: for each geometry that was looked at.
         race: what K real steps gave, at the level "thorough".
         verdict: the answer.
