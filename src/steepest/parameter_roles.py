@@ -165,6 +165,15 @@ def roles(model: nn.Module, overrides: Mapping[str, Role | MatrixView] | None = 
     >>> roles(model, {"3.weight": "hidden"})["3.weight"].reason
     "override '3.weight'"
     """
+    table = all_roles(model, overrides)
+    _warn_if_hardly_any(table)
+    return table
+
+
+def all_roles(
+    model: nn.Module, overrides: Mapping[str, Role | MatrixView] | None = None
+) -> RoleTable:
+    """Return the same without a warning: for what is no optimizer of matrices."""
     model = cast(nn.Module, getattr(model, "_orig_mod", model))
     overrides = dict(overrides or {})
     rows: list[ParameterRole] = []
@@ -186,7 +195,6 @@ def roles(model: nn.Module, overrides: Mapping[str, Role | MatrixView] | None = 
         raise ValueError(f"got a {type(model).__name__} without parameters, expected some")
     table = RoleTable(rows)
     _check_patterns(overrides, aliases, table)
-    _warn_if_hardly_any(table)
     return table
 
 

@@ -15,10 +15,10 @@ from steepest.curvature import GaussNewton
 from steepest.diagnosis import Diagnosis, diagnose
 from steepest.diagnosis.descent import descents
 from steepest.diagnosis.evidence import gather
-from steepest.diagnosis.inputs import all_roles
 from steepest.diagnosis.stacks import stack_layers
 from steepest.geometry import LayerwiseSpectral, Spectral, StackedSpectral
 from steepest.lab.models import GPT, GPTConfig
+from steepest.parameter_roles import all_roles
 
 Batch = tuple[Tensor, Tensor]
 

@@ -26,9 +26,9 @@ from steepest.diagnosis.audit_warnings import (
     Setup,
     find_warnings,
 )
-from steepest.diagnosis.inputs import all_roles
 from steepest.linalg import spectral_norm
 from steepest.matrix_view import MatrixView
+from steepest.parameter_roles import all_roles
 
 EXACT = 256  # rows or columns up to which spectral norms take all singular values
 SAME = 0.05  # up to this difference, half the gradient gives the same update

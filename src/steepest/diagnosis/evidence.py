@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from steepest.curvature.loss_function import Loss, LossFunction, unwrapped
 from steepest.curvature.operators import Hessian
-from steepest.diagnosis.inputs import InputRanks, Inputs, all_roles
+from steepest.diagnosis.inputs import InputRanks, Inputs
 from steepest.geometry import Euclidean, Sign
 from steepest.linalg import leading_singular_values, polar
-from steepest.parameter_roles import ParameterRole
+from steepest.parameter_roles import ParameterRole, all_roles
 
 GeometryName = Literal["euclidean", "sign", "spectral", "adaptive"]
 EXACT = 128

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from steepest.diagnosis.activations import Activations, Seen, hook, owners
 from steepest.linalg import stable_rank
-from steepest.parameter_roles import RoleTable, roles
+from steepest.parameter_roles import RoleTable
 
 EXACT = 128  # features; beyond that the power method, whose stable rank is an upper bound
 ITERATIONS = 10
@@ -32,13 +31,6 @@ class InputRanks:
     centred: float | None
     leaving: float | None
     tokens: int
-
-
-def all_roles(model: nn.Module) -> RoleTable:
-    """Return the roles, without a warning where no matrix is one for the optimizers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return roles(model)
 
 
 class Inputs:

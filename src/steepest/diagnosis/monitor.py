@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steepest.curvature.loss_function import unwrapped
-from steepest.diagnosis.inputs import Inputs, all_roles
+from steepest.diagnosis.inputs import Inputs
 from steepest.linalg import nuclear_rank, stable_rank
-from steepest.parameter_roles import ParameterRole
+from steepest.parameter_roles import ParameterRole, all_roles
 from steepest.records import Records
 
 _MEMORY = ("momentum_buffer", "exp_avg")

@@ -20,11 +20,11 @@ from steepest.diagnosis.evidence import (
     second_moment,
     unit,
 )
-from steepest.diagnosis.inputs import all_roles
 from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.diagnosis.plan import Plan
 from steepest.diagnosis.race import RaceResult, race
 from steepest.diagnosis.stacks import StackDiagnosis, judge_stack, stack_layers
+from steepest.parameter_roles import all_roles
 
 WORTH_IT = 1.15
 """Another geometry needs a prediction above this, and the lower end of its interval above 1; the

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from steepest.matrix_view import MatrixView
-from steepest.parameter_roles import ParameterRole, Role, RoleTable, roles
+from steepest.parameter_roles import ParameterRole, Role, RoleTable, all_roles
 from steepest.transfer.rules import Kind, Size
 
 Build = Callable[..., nn.Module]
@@ -113,7 +113,7 @@ def blueprint(build: Build, sizes: Mapping[str, Any], overrides: Overrides | Non
         raise ValueError(f"got a {type(model).__name__} from {call}, expected an nn.Module")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few matrices are no reason to worry here
-        return Blueprint(model, roles(model, overrides))
+        return Blueprint(model, all_roles(model, overrides))
 
 
 def growing_lists(base: Iterable[str], target: Iterable[str]) -> dict[str, tuple[int, int]]:

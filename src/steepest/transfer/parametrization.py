@@ -21,8 +21,7 @@ from torch.optim import Optimizer
 from steepest import optim
 from steepest.optim.scales import with_adamw_lr
 from steepest.optim.teon import find_stacks
-from steepest.parameter_roles import ParameterRole
-from steepest.parameter_roles import roles as roles_of
+from steepest.parameter_roles import ParameterRole, all_roles
 from steepest.transfer import initialization
 from steepest.transfer.dimensions import Build, Growth, Overrides, growth
 from steepest.transfer.folding import Folds, HeadSize, ScaleInput, folds, tied_heads
@@ -165,7 +164,7 @@ class Parametrized:
         if decay not in get_args(Decay):
             raise ValueError(f'got decay={decay!r}, expected "independent" or "coupled"')
         rows = {row.name: row for row in self.rows}
-        table = roles_of(self.model, self._overrides)
+        table = all_roles(self.model, self._overrides)
         members: dict[tuple[Any, ...], list[ParameterRole]] = defaultdict(list)
         for role in table:
             if role.name not in rows:

@@ -1,0 +1,152 @@
+"""Best learning rates over sizes: where they are known, and where they are measured."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from steepest.transfer import rate_transfer
+
+WIDTHS = [{"width": width} for width in (16, 64)]
+
+
+class Line(nn.Module):
+    """One output; under SGD its error shrinks by |1 - lr width| in a step."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.readout = nn.Linear(width, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.readout(x.expand(-1, self.readout.in_features))
+
+
+def _ones(i: int) -> Tensor:
+    return torch.ones(1, 1)
+
+
+def _square(model: nn.Module, batch: Tensor) -> Tensor:
+    return 0.5 * model(batch).square().mean()
+
+
+@pytest.mark.parametrize(("rule", "octaves"), [("sp", -2.0), ("mup", 0.0)])
+def test_a_drift_that_is_known(rule: Any, octaves: float) -> None:
+    """One rate for all sizes must fall as 1 / width; muP divides the readout's by it."""
+    found = rate_transfer(
+        Line, WIDTHS, _ones, _square, lr=1 / 16, rule=rule, optimizer="sgd", steps=12, seeds=2
+    )
+    assert [row.lr for row in found.rows] == [1 / 16, 2.0**octaves / 16]
+    assert found.drift == pytest.approx(octaves, abs=1e-6)
+    assert found.passed == (octaves == 0)
+    assert ("does not transfer" in found.verdict) == (octaves != 0)
+    assert f"{octaves:+.2f} octaves" in str(found)
+
+
+def test_a_grid_grows_to_its_best_rate_and_not_without_end() -> None:
+    def run(lr: float) -> Any:
+        return rate_transfer(
+            Line, WIDTHS, _ones, _square, lr=lr, optimizer="sgd", steps=12, seeds=1
+        )
+
+    found = run(2.0**-9)
+    assert found.rows[0].lr == 2.0**-4
+    assert min(found.rows[0].scores) == 2.0**-10
+    assert max(found.rows[0].scores) == 2.0**-3
+    assert math.isnan(found.rows[0].octaves.low)
+    with pytest.raises(ValueError, match=r"got no best rate for \{'width': 16\}"):
+        run(2.0**-30)
+
+
+def test_a_run_that_diverges_counts_twice_its_first_loss() -> None:
+    found = rate_transfer(
+        Line, WIDTHS, _ones, _square, lr=1 / 8, optimizer="sgd", steps=12, seeds=1
+    )
+    scores = found.rows[0].scores
+    assert all(math.isfinite(score) for each in scores.values() for score in each)
+    assert scores[1 / 4][0] > 1e3 * scores[1 / 16][0]
+
+
+def test_finished_runs_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+
+    def sweep() -> tuple[Any, list[str], int]:
+        named: list[str] = []
+        calls = 0
+
+        def loss(model: nn.Module, batch: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return _square(model, batch)
+
+        found = rate_transfer(
+            Line, WIDTHS, _ones, loss, lr=1 / 16, optimizer="sgd", steps=5, seeds=2,
+            path=path, on_run=lambda key, score: named.append(key),
+        )  # fmt: skip
+        return found, named, calls
+
+    first, named, calls = sweep()
+    runs = len(set(named))
+    assert calls == 5 * runs
+    again, same, none = sweep()
+    assert none == 0
+    assert same == named
+    assert again == first
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]) + lines[-1][:10])  # killed while it was writing
+    third, _, few = sweep()
+    assert few == 5
+    assert third == first
+    assert all(len(json.loads(line)) == 2 for line in path.read_text().splitlines())
+
+
+def test_seeds_give_an_interval_and_sizes_are_needed() -> None:
+    found = rate_transfer(
+        Line, WIDTHS, lambda i: torch.ones(1, 1) * (1 + i % 3), _square,
+        lr=1 / 32, optimizer="adam", steps=12, seeds=3,
+    )  # fmt: skip
+    for row in found.rows:
+        assert row.octaves.low <= row.octaves.value <= row.octaves.high
+        assert row.lr / 2 <= 2.0**row.octaves.value <= row.lr * 2
+    assert json.loads(json.dumps(found.as_dict()))["passed"] == found.passed
+    with pytest.raises(ValueError, match="got 1 sizes, expected at least 2"):
+        rate_transfer(Line, WIDTHS[:1], _ones, _square, lr=0.1)
+
+
+def _digits() -> Any:
+    datasets = pytest.importorskip("sklearn.datasets")
+    X, y = datasets.load_digits(return_X_y=True)
+    images = torch.tensor(X[:512], dtype=torch.float32) / 8 - 1
+    classes = torch.tensor(y[:512])
+    return lambda i: (images, classes)
+
+
+def _mlp(width: int) -> nn.Module:
+    model = nn.Sequential(
+        nn.Linear(64, width, bias=False), nn.ReLU(),
+        nn.Linear(width, width, bias=False), nn.ReLU(), nn.Linear(width, 10, bias=False),
+    )  # fmt: skip
+    for layer, gain in ((model[0], 1.0), (model[2], 2**0.5), (model[4], 2**0.5)):
+        nn.init.normal_(layer.weight, std=gain / layer.in_features**0.5)
+    nn.init.normal_(model[4].weight, std=2**0.5 / width)
+    return model
+
+
+def test_on_digits_the_rate_stays_under_mup_and_moves_under_ntp() -> None:
+    """Full-batch gradient descent on cross entropy, as in arXiv 2402.17457 at a small size."""
+
+    def sweep(rule: Any, lr: float) -> Any:
+        return rate_transfer(
+            _mlp, [{"width": width} for width in (32, 256)], _digits(),
+            lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
+            lr=lr, rule=rule, optimizer="sgd", steps=60, seeds=1,
+        )  # fmt: skip
+
+    assert abs(sweep("mup", 0.25).drift) <= 1
+    assert sweep("ntp", 0.25).drift >= 1.5
