@@ -148,8 +148,9 @@ def rate_transfer(
         steps: of each run.
         seeds: runs for every rate, with initializations of their own.
         base: the size whose rates these are; the first by default.
-        path: a file of finished runs, lines of JSON; what it has is not run again. It is not looked
-            at what `build`, `batches` and `loss` do: another experiment needs another file.
+        path: a file of finished runs, lines of JSON; what it has is not run again. Of `build`,
+            `batches` and `loss` only the names are known: what they do is not looked at, so changed
+            ones need another file.
         on_run: called with the name and the score of every run, also those from the file.
 
     Raises:
@@ -179,6 +180,7 @@ def rate_transfer(
         def score(octave: int, seed: int, target: dict[str, Any] = target) -> float:
             rate = lr * 2.0**octave
             named = [rule, optimizer, steps, base, target, sorted(how.items()), rate, seed]
+            named += [getattr(each, "__qualname__", "") for each in (build, batches, loss)]
             key = json.dumps(named, default=str)
 
             def run() -> float:
