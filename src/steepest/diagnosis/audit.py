@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
@@ -29,6 +28,7 @@ from steepest.diagnosis.audit_warnings import (
 from steepest.linalg import spectral_norm
 from steepest.matrix_view import MatrixView
 from steepest.parameter_roles import all_roles
+from steepest.printing import as_text
 
 EXACT = 256  # rows or columns up to which spectral norms take all singular values
 SAME = 0.05  # up to this difference, half the gradient gives the same update
@@ -91,9 +91,8 @@ class Audit:
         return table
 
     def __str__(self) -> str:
-        with (console := Console(width=120, color_system=None)).capture() as shown:
-            console.print(self.table())
-        return shown.get() + "\n".join(map(str, self.warnings or ["no warnings"])) + "\n"
+        warnings = "\n".join(map(str, self.warnings or ["no warnings"]))
+        return f"{as_text(self.table(), 120)}{warnings}\n"
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON."""

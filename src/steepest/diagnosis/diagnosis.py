@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from steepest.diagnosis.descent import ModelOf
@@ -21,6 +20,7 @@ from steepest.diagnosis.plan import Plan, Planned, PlanRow
 from steepest.diagnosis.race import RaceResult
 from steepest.diagnosis.stacks import StackDiagnosis
 from steepest.parameter_roles import Role
+from steepest.printing import as_text
 
 Level = Literal["quick", "standard", "thorough"]
 Verdict = Literal["spectral", "euclidean", "sign", "adaptive", "cannot tell"]
@@ -131,9 +131,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         return self._rows[key]
 
     def __str__(self) -> str:
-        with (console := Console(width=100, color_system=None)).capture() as shown:
-            console.print(self.table())
-        return shown.get()
+        return as_text(self.table(), 100)
 
     def plan(self) -> Plan:
         """Return a plan for all parameters: the verdicts for hidden matrices, else the default.

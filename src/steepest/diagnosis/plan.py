@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -22,6 +21,7 @@ from steepest.curvature.loss_function import unwrapped
 from steepest.optim.mixed import Mixed
 from steepest.optim.teon import find_stacks
 from steepest.parameter_roles import RoleTable, roles
+from steepest.printing import as_text
 
 Planned = Literal["spectral", "stacked", "euclidean", "sign", "adaptive"]
 RATES: dict[str, float] = {
@@ -104,9 +104,7 @@ class Plan(Sequence[PlanRow]):
             rate = self.rates[row.geometry] * row.lr_scale
             shape = " x ".join(map(str, row.shape))
             table.add_row(row.parameter, shape, row.geometry, f"{rate:.3g} lr", row.reason)
-        with (console := Console(width=120, color_system=None)).capture() as shown:
-            console.print(table)
-        return shown.get()
+        return as_text(table, 120)
 
     @classmethod
     def default(cls, model: nn.Module | RoleTable) -> Plan:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from steepest.printing import as_text
 from steepest.transfer.dimensions import Build, growing_lists, pattern_of
 from steepest.transfer.parametrization import Parametrized, parametrize
 from steepest.transfer.rules import OptimizerName, Rule
@@ -126,9 +126,7 @@ class CoordinateCheck:
         return self.table()
 
     def __str__(self) -> str:
-        with (console := Console(width=140, color_system=None)).capture() as shown:
-            console.print(self.table())
-        return shown.get()
+        return as_text(self.table(), 140)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the rows, the verdict and what was checked, as plain values."""

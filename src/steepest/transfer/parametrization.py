@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.optim import Optimizer
@@ -22,6 +21,7 @@ from steepest import optim
 from steepest.optim.scales import with_adamw_lr
 from steepest.optim.teon import find_stacks
 from steepest.parameter_roles import ParameterRole, all_roles
+from steepest.printing import as_text
 from steepest.transfer import initialization
 from steepest.transfer.dimensions import Build, Growth, Overrides, growth
 from steepest.transfer.folding import Folds, HeadSize, ScaleInput, folds, tied_heads
@@ -265,9 +265,7 @@ class Parametrized:
         return self.table()
 
     def __str__(self) -> str:
-        with (console := Console(width=140, color_system=None)).capture() as shown:
-            console.print(self.table())
-        return shown.get()
+        return as_text(self.table(), 140)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but the model, as plain numbers and strings."""

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from steepest.diagnosis.intervals import Interval, jackknife
+from steepest.printing import as_text
 from steepest.transfer.coordinates import Loss
 from steepest.transfer.dimensions import Build
 from steepest.transfer.parametrization import parametrize
@@ -106,9 +106,7 @@ class RateTransfer:
         return self.table()
 
     def __str__(self) -> str:
-        with (console := Console(width=100, color_system=None)).capture() as shown:
-            console.print(self.table())
-        return shown.get()
+        return as_text(self.table(), 100)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -179,7 +177,16 @@ def rate_transfer(
 
         def score(octave: int, seed: int, target: dict[str, Any] = target) -> float:
             rate = lr * 2.0**octave
-            named = [rule, optimizer, steps, base, target, sorted(how.items()), rate, seed]
+            named: list[Any] = [
+                rule,
+                optimizer,
+                steps,
+                base,
+                target,
+                sorted(how.items()),
+                rate,
+                seed,
+            ]
             named += [getattr(each, "__qualname__", "") for each in (build, batches, loss)]
             key = json.dumps(named, default=str)
 

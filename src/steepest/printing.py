@@ -1,0 +1,16 @@
+"""What `rich` shows, as plain text."""
+
+from __future__ import annotations
+
+from rich.console import Console, RenderableType
+
+
+def as_text(shown: RenderableType, width: int) -> str:
+    """Return what a terminal of this width would show, without colours.
+
+    >>> as_text("a table", 20)
+    'a table\\n'
+    """
+    with (console := Console(width=width, color_system=None)).capture() as captured:
+        console.print(shown)
+    return captured.get()
