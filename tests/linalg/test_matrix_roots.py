@@ -118,3 +118,11 @@ def test_following_again_and_again_finds_the_eigenvectors():
     D = Q.mT @ A @ Q
     assert (D - torch.diag(D.diagonal())).norm() < 1e-9
     assert torch.equal(D.diagonal(), D.diagonal().sort(descending=True).values)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_eigenvectors_of_what_is_not_finite_are_not_followed(value: float) -> None:
+    A = torch.eye(5)
+    A[2, 3] = A[3, 2] = value
+    with pytest.raises(FloatingPointError, match="NaN or infinite entries"):
+        follow_eigenvectors(A, torch.eye(5))

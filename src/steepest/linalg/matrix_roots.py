@@ -102,6 +102,9 @@ def follow_eigenvectors(A: Tensor, Q: Tensor) -> Tensor:
         A: symmetric positive semidefinite `(n, n)`.
         Q: orthogonal `(n, n)`.
 
+    Raises:
+        FloatingPointError: for non-finite entries.
+
     >>> A = torch.diag(torch.tensor([1.0, 4.0]))
     >>> follow_eigenvectors(A, torch.eye(2))
     tensor([[0., 1.],
@@ -125,4 +128,8 @@ def _orthonormalized(B: Tensor) -> Tensor:
         if error.abs().max() <= 100 * torch.finfo(B.dtype).eps:
             return Q
     Q, R = torch.linalg.qr(B)
+    if not bool(Q.isfinite().all()):
+        raise FloatingPointError(
+            "got a matrix with NaN or infinite entries, expected finite ones to follow eigenvectors"
+        )
     return Q * torch.where(R.diagonal() < 0, -1.0, 1.0).to(B)
