@@ -36,9 +36,11 @@ from steepest.lab.imports import default_loss, imported
 from steepest.lab.studies.edge_of_stability import EdgeConfig, edge_of_stability
 from steepest.lab.studies.optimizer_study import study
 from steepest.lab.studies.study_config import StudyConfig
+from steepest.lab.studies.transfer_study import transfer_study
 from steepest.lab.sweep import Run
 from steepest.lab.train import TrainConfig, train
 from steepest.lab.train.run_folder import environment, sentences_for_os_errors
+from steepest.transfer.rules import OptimizerName, Rule
 
 screen = Console(stderr=True)
 
@@ -104,6 +106,44 @@ class Diagnose:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """Say whether the learning rate that is best for a small model is best for larger ones.
+
+    Your function from sizes to a model is parametrized by a rule, every size trained at rates by
+    factors of 2, and every layer checked for outputs that grow or freeze with the size. Stopped at
+    any moment, the same command goes on where it was. For instance:
+    steepest transfer my_package.models:build --batches my_package.data:batches
+    --sizes width=64 width=128 width=256 --optimizer muon --lr 0.02
+
+    Exit codes: 0 the rate transfers, 4 it does not, 2 bad input.
+    """
+
+    build: tyro.conf.Positional[str]
+    """A function that takes the sizes by name and returns the model."""
+    batches: str
+    """A function that returns batches, or the batches; an iterable of what the loss takes."""
+    sizes: tuple[str, ...]
+    """Two or more, the smallest first: width=64 width=128, or with several numbers
+    width=64,depth=2; the first is the base that rates are those of."""
+    loss: str | None = None
+    """A function loss(model, batch) -> scalar; by default as for steepest diagnose."""
+    rule: Rule = "mup"
+    """Parametrization; sp and ntp are controls."""
+    optimizer: OptimizerName = "adam"
+    """Which one will train the model."""
+    lr: float = 0.01
+    """Where to look first; the grid grows from there."""
+    steps: int = 60
+    """Of each run; as many batches are taken, and kept."""
+    seeds: int = 2
+    """Runs for each rate."""
+    json: bool = False
+    """Print JSON in place of tables."""
+    out: Path | None = None
+    """Folder for transfer.json and finished runs; by default one under runs/."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reproduce(EdgeConfig):
     """Measure what a paper claims, and write a report with the verdict.
 
@@ -133,6 +173,7 @@ Command = (
     Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
+    | Annotated[Transfer, tyro.conf.subcommand("transfer")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
@@ -158,6 +199,8 @@ def main(arguments: list[str] | None = None) -> None:
             _train(command)
         elif isinstance(command, Diagnose):
             _diagnose(command)
+        elif isinstance(command, Transfer):
+            _transfer(command)
         elif isinstance(command, Reproduce):
             _reproduce(command)
         else:
@@ -287,6 +330,43 @@ def _monitored(path: Path | None) -> list[dict[str, Any]]:
         raise InputError(
             f"got {path}, which holds no records; expected the path= of a steepest.Monitor"
         ) from error
+
+
+def _transfer(command: Transfer) -> None:
+    build, batches = imported(command.build), imported(command.batches)
+    given = list(itertools.islice(iter(batches() if callable(batches) else batches), command.steps))
+    if len(given) < command.steps:
+        raise InputError(
+            f"got {len(given)} batches, expected one for each of {command.steps} steps"
+        )
+    loss = default_loss if command.loss is None else imported(command.loss)
+    settings = {key: value for key, value in asdict(command).items() if key not in ("out", "json")}
+    out = command.out or _folder("transfer", settings)
+    with sentences_for_os_errors(out), _bars() as bars:
+        out.mkdir(parents=True, exist_ok=True)
+        bar = bars.add_task("runs", total=None, detail="")
+        found = transfer_study(
+            build,
+            command.sizes,
+            given,
+            loss,
+            lr=command.lr,
+            rule=command.rule,
+            optimizer=command.optimizer,
+            seeds=command.seeds,
+            path=out / "runs.jsonl",
+            on_run=lambda key, score: bars.update(bar, advance=1, detail=f"loss {score:.4g}"),
+        )
+        summary = {**found.as_dict(), "settings": settings, "environment": environment()}
+        write_json(out / "transfer.json", summary)
+    if command.json:
+        print(json.dumps(summary))
+    else:
+        Console().print(found.rates.table())
+        Console().print(found.coordinates.table())
+        print(f"figures: {out / 'transfer.json'}")
+    if not found.passed:
+        sys.exit(4)
 
 
 def _reproduce(command: Reproduce) -> None:

@@ -59,7 +59,8 @@ def test_a_grid_grows_to_its_best_rate_and_not_without_end() -> None:
     assert found.rows[0].lr == 2.0**-4
     assert min(found.rows[0].scores) == 2.0**-10
     assert max(found.rows[0].scores) == 2.0**-3
-    assert math.isnan(found.rows[0].octaves.low)
+    assert found.rows[0].interval is None
+    assert "-" in str(found)
     with pytest.raises(ValueError, match=r"got no best rate for \{'width': 16\}"):
         run(2.0**-30)
 
@@ -112,8 +113,8 @@ def test_seeds_give_an_interval_and_sizes_are_needed() -> None:
         lr=1 / 32, optimizer="adam", steps=12, seeds=3,
     )  # fmt: skip
     for row in found.rows:
-        assert row.octaves.low <= row.octaves.value <= row.octaves.high
-        assert row.lr / 2 <= 2.0**row.octaves.value <= row.lr * 2
+        assert row.interval.low <= row.octaves <= row.interval.high
+        assert row.lr / 2 <= 2.0**row.octaves <= row.lr * 2
     assert json.loads(json.dumps(found.as_dict()))["passed"] == found.passed
     with pytest.raises(ValueError, match="got 1 sizes, expected at least 2"):
         rate_transfer(Line, WIDTHS[:1], _ones, _square, lr=0.1)

@@ -37,14 +37,16 @@ class SizeOptimum:
         size: as given.
         lr: of the lowest score on the grid, in the units of the base.
         octaves: log2 of the rate at the vertex of a parabola through the lowest score and its
-            neighbours, with its 80% interval over the seeds; without one for a single seed.
+            neighbours.
+        interval: of that at 80%, over the seeds; None for a single one.
         score: at `lr`, the mean over the seeds.
         scores: of every rate and seed.
     """
 
     size: dict[str, Any]
     lr: float
-    octaves: Interval
+    octaves: float
+    interval: Interval | None
     score: float
     scores: dict[float, tuple[float, ...]]
 
@@ -92,12 +94,12 @@ class RateTransfer:
         for title in ("size", "best rate", "interpolated", "80% interval", "loss"):
             table.add_column(title, justify="left" if title == "size" else "right")
         for row in self.rows:
-            low, high = 2.0**row.octaves.low, 2.0**row.octaves.high
+            found = row.interval
             table.add_row(
                 ", ".join(f"{key} {value}" for key, value in row.size.items()),
                 f"{row.lr:.3g}",
-                f"{2.0**row.octaves.value:.3g}",
-                "-" if math.isnan(low) else f"{low:.3g} to {high:.3g}",
+                f"{2.0**row.octaves:.3g}",
+                f"{2.0**found.low:.3g} to {2.0**found.high:.3g}" if found else "-",
                 f"{row.score:.4g}",
             )
         return table
@@ -152,7 +154,8 @@ def rate_transfer(
         on_run: called with the name and the score of every run, also those from the file.
 
     Raises:
-        ValueError: for fewer than two sizes, and where no best rate is found within 12 octaves.
+        ValueError: for fewer than two sizes, and where no best rate is found within 12 octaves, or
+            the rates make no difference.
 
     >>> from torch import nn
     >>> def build(width):
@@ -203,7 +206,7 @@ def rate_transfer(
         octave = round(math.log2(first.lr / lr))
         last.scores[first.lr] = tuple(score(octave, seed) for seed in range(seeds))
     penalty = fmean(last.scores[first.lr]) / last.score - 1 if last.score > 0 else math.inf
-    drift = last.octaves.value - first.octaves.value
+    drift = last.octaves - first.octaves
     return RateTransfer(rule, optimizer, steps, tuple(rows), drift, penalty)
 
 
@@ -267,6 +270,12 @@ def _optimum(
     while True:
         better = min((best, best - 1, best + 1), key=mean)
         if better == best:
+            around = [mean(best - 1), mean(best), mean(best + 1)]
+            if max(around) - min(around) <= 1e-6 * abs(min(around)):
+                raise ValueError(
+                    f"got the same loss for {size} at rates around {lr * 2.0**best:.3g}, expected "
+                    "an lr that trains the model"
+                )
             break
         best = better
         if abs(best) == FURTHEST:
@@ -281,12 +290,11 @@ def _optimum(
         shift = 0.5 * (down - up) / bend if bend > 0 else 0.0
         return math.log2(lr) + best + min(1.0, max(-1.0, shift))
 
-    value = vertex(range(seeds))
-    interval = jackknife(vertex, seeds) if seeds > 1 else None
     return SizeOptimum(
         size,
         lr * 2.0**best,
-        interval or Interval(value, math.nan, math.nan),
+        vertex(range(seeds)),
+        jackknife(vertex, seeds) if seeds > 1 else None,
         mean(best),
         {lr * 2.0**octave: grid[octave] for octave in sorted(grid)},
     )
