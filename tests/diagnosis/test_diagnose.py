@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -231,6 +232,20 @@ def test_the_bound_is_nuclear_rank_over_stable_rank() -> None:
     assert ratio.log_ratio.value == pytest.approx(
         math.log(row.nuclear_rank_across / row.stable_rank), rel=1e-6
     )
+
+
+def test_the_mixed_bound_goes_from_the_input_to_the_gradient() -> None:
+    row = diagnose(_mlp(), _loss, _batches(4), level="quick")["2.weight"]
+    across, stable, own = row.nuclear_rank_across, row.stable_rank, row.gradient.stable_rank
+    assert across is not None
+    assert stable is not None
+    assert row.mixed_bound() == pytest.approx(across / stable)
+    assert row.mixed_bound(1e9) == pytest.approx(across / own, rel=1e-6)
+    # Euclidean blocks are divided by L_F + C / st(G), spectral ones by L_op + C.
+    L, C = 0.3, 0.7
+    spectral, euclidean = across / (stable * L + C), 1 / (L + C / own)
+    assert row.mixed_bound(C / L) == pytest.approx(spectral / euclidean)
+    assert replace(row, stable_rank=None).mixed_bound() is None
 
 
 def test_predictions_are_those_of_the_quadratic_model() -> None:

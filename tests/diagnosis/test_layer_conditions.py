@@ -79,6 +79,18 @@ def test_taps_before_and_after_the_nonlinearity_are_kept_apart() -> None:
     assert up.stable_rank_output > 2 * down.stable_rank  # the mean that ReLU leaves is the spike
 
 
+def test_swiglu_features_have_a_stable_rank_that_grows_with_the_width() -> None:
+    """Products of a gate and a linear map have no common direction, as ReLU features have."""
+    torch.manual_seed(0)
+    ranks = []
+    for width in (32, 128, 512):
+        x = torch.randn(2048, 64)
+        gate, up = (torch.randn(64, width) / 8 for _ in range(2))
+        ranks.append(_stable(F.silu(x @ gate) * (x @ up)))
+    assert ranks[1] > 1.3 * ranks[0]
+    assert ranks[2] > 1.3 * ranks[1]
+
+
 def test_relu_features_have_stable_rank_pi() -> None:
     """Davis and Drusvyatskiy, theorem 2.6: (1 + o(1)) π, whatever the width."""
     for k in (128, 256):

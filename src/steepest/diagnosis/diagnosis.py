@@ -91,6 +91,23 @@ class MatrixDiagnosis:
     verdict: Verdict
     reason: str
 
+    def mixed_bound(self, alpha: float = 0.0) -> float | None:
+        """Return the ratio of guaranteed decreases, spectral over Euclidean, in the mixed form.
+
+        nr (1 + α / st(G)) / (st(A) + α): the bound of Davis and Drusvyatskiy for all layers moving
+        at once (arXiv 2512.04299, section 4, condition 4.16), where α is the curvature that acts
+        through the operator norm of a layer's step over that through its activations. α = 0 is the
+        condition nr(G) / st(A); the larger α, the closer to nr(G) / st(G), which is at least 1. The
+        nuclear rank is that across batches. None where a rank is not known.
+
+        Args:
+            alpha: at least 0; it depends on the network and is not measured here.
+        """
+        if self.nuclear_rank_across is None or not self.stable_rank:
+            return None
+        over = 1 + alpha / self.gradient.stable_rank
+        return self.nuclear_rank_across * over / (self.stable_rank + alpha)
+
     def prediction(self, geometry: GeometryName) -> Prediction | None:
         """Return the prediction for a geometry, if there is one."""
         return next((each for each in self.predictions if each.geometry == geometry), None)
