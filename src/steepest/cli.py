@@ -21,6 +21,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -107,15 +109,16 @@ class Diagnose:
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """Say whether the learning rate that is best for a small model is best for larger ones.
+    """Say whether the learning rate of a small model is that of larger ones, why, and which to use.
 
-    Your function from sizes to a model is parametrized by a rule, every size trained at rates by
-    factors of 2, and every layer checked for outputs that grow or freeze with the size. Stopped at
-    any moment, the same command goes on where it was. For instance:
-    steepest transfer my_package.models:build --batches my_package.data:batches
-    --sizes width=64 width=128 width=256 --optimizer muon --lr 0.02
+    Your function from sizes to a model is parametrized by a rule; every size is trained at rates by
+    factors of 2, every layer checked for outputs that grow or freeze with the size, and the
+    sharpness followed along training. Stopped at any moment, the same command goes on where it was.
+    For instance: steepest transfer my_package.models:build --batches my_package.data:batches
+    --sizes width=64,depth=2 width=128 width=256 depth=8 depth=32 --optimizer muon --lr 0.02
+    --target width=1024,depth=16
 
-    Exit codes: 0 the rate transfers, 4 it does not, 2 bad input.
+    Exit codes: 0 the rate transfers over all sizes, 4 it does not, 2 bad input.
     """
 
     build: tyro.conf.Positional[str]
@@ -123,24 +126,28 @@ class Transfer:
     batches: str
     """A function that returns batches, or the batches; an iterable of what the loss takes."""
     sizes: tuple[str, ...]
-    """Two or more, the smallest first: width=64 width=128, or with several numbers
-    width=64,depth=2; the first is the base that rates are those of."""
+    """The base first, which names every size, such as width=64,depth=2; then what to grow, each
+    from the base on: width=128 width=256 depth=8, or together: width=128,heads=4."""
+    target: str | None = None
+    """What you want to train in the end, such as width=1024,depth=16; by default the largest of
+    the sizes."""
     loss: str | None = None
     """A function loss(model, batch) -> scalar; by default as for steepest diagnose."""
     rule: Rule = "mup"
-    """Parametrization; sp and ntp are controls."""
+    """Parametrization: mup for the width, completep (or depth-mup, for blocks of one layer) for
+    the depth too; sp and ntp are controls."""
     optimizer: OptimizerName = "adam"
     """Which one will train the model."""
     lr: float = 0.01
     """Where to look first; the grid grows from there."""
-    steps: int = 60
-    """Of each run; as many batches are taken, and kept."""
+    steps: int = 120
+    """Of each run; best rates are compared after half of them too. As many batches are kept."""
     seeds: int = 2
     """Runs for each rate."""
     json: bool = False
     """Print JSON in place of tables."""
     out: Path | None = None
-    """Folder for transfer.json and finished runs; by default one under runs/."""
+    """Folder for summary.json, report.html and finished runs; by default one under runs/."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,6 +340,7 @@ def _monitored(path: Path | None) -> list[dict[str, Any]]:
 
 
 def _transfer(command: Transfer) -> None:
+    report = _report_room()
     build, batches = imported(command.build), imported(command.batches)
     given = list(itertools.islice(iter(batches() if callable(batches) else batches), command.steps))
     if len(given) < command.steps:
@@ -342,29 +350,28 @@ def _transfer(command: Transfer) -> None:
     loss = default_loss if command.loss is None else imported(command.loss)
     settings = {key: value for key, value in asdict(command).items() if key not in ("out", "json")}
     out = command.out or _folder("transfer", settings)
-    with sentences_for_os_errors(out), _bars() as bars:
-        out.mkdir(parents=True, exist_ok=True)
-        bar = bars.add_task("runs", total=None, detail="")
-        found = transfer_study(
-            build,
-            command.sizes,
-            given,
-            loss,
-            lr=command.lr,
-            rule=command.rule,
-            optimizer=command.optimizer,
-            seeds=command.seeds,
-            path=out / "runs.jsonl",
-            on_run=lambda key, score: bars.update(bar, advance=1, detail=f"loss {score:.4g}"),
-        )
-        summary = {**found.as_dict(), "settings": settings, "environment": environment()}
-        write_json(out / "transfer.json", summary)
+    with _bars(counted=False) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def on_run(phase: str, said: str, done: float) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase, total=1.0, detail="")
+                if not screen.is_terminal:
+                    _say(phase)
+            bars.update(tasks[phase], completed=done, detail=said)
+
+        found, summary = transfer_study(
+            build, command.sizes, given, loss, target=command.target, lr=command.lr,
+            rule=command.rule, optimizer=command.optimizer, seeds=command.seeds, out=out,
+            settings=settings, on_run=on_run,
+        )  # fmt: skip
+    with sentences_for_os_errors(out):
+        page = report.write(summary, out / "report.html")
     if command.json:
         print(json.dumps(summary))
     else:
-        Console().print(found.rates.table())
-        Console().print(found.coordinates.table())
-        print(f"figures: {out / 'transfer.json'}")
+        Console().print(found)
+        print(f"report: {page.resolve().as_uri()}")
     if not found.passed:
         sys.exit(4)
 
@@ -454,11 +461,11 @@ def _say(sentence: str) -> None:
 
 
 @contextmanager
-def _bars() -> Iterator[Progress]:
+def _bars(counted: bool = True) -> Iterator[Progress]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        MofNCompleteColumn() if counted else TaskProgressColumn(),
         TextColumn("{task.fields[detail]}"),
         TimeElapsedColumn(),
         TextColumn("left"),

@@ -43,9 +43,12 @@ def test_a_drift_that_is_known(rule: Any, octaves: float) -> None:
         Line, WIDTHS, _ones, _square, lr=1 / 16, rule=rule, optimizer="sgd", steps=12, seeds=2
     )
     assert [row.lr for row in found.rows] == [1 / 16, 2.0**octaves / 16]
-    assert found.drift == pytest.approx(octaves, abs=1e-6)
+    assert [each.steps for each in found.horizons] == [6, 12]
+    for horizon in found.horizons:
+        assert horizon.drift == pytest.approx(octaves, abs=1e-6)
+        assert horizon.interval.low == pytest.approx(horizon.interval.high, abs=1e-6)
+        assert ("does not transfer" in horizon.verdict) == (octaves != 0)
     assert found.passed == (octaves == 0)
-    assert ("does not transfer" in found.verdict) == (octaves != 0)
     assert f"{octaves:+.2f} octaves" in str(found)
 
 
@@ -57,12 +60,13 @@ def test_a_grid_grows_to_its_best_rate_and_not_without_end() -> None:
 
     found = run(2.0**-9)
     assert found.rows[0].lr == 2.0**-4
+    assert found.horizons[0].rows[0].scores.keys() == found.rows[0].scores.keys()  # the same runs
     assert min(found.rows[0].scores) == 2.0**-10
     assert max(found.rows[0].scores) == 2.0**-3
     assert found.rows[0].interval is None
     assert "-" in str(found)
     with pytest.raises(ValueError, match=r"got no best rate for \{'width': 16\}"):
-        run(2.0**-30)
+        run(2.0**-22)
 
 
 def test_a_run_that_diverges_counts_twice_its_first_loss() -> None:
@@ -77,8 +81,8 @@ def test_a_run_that_diverges_counts_twice_its_first_loss() -> None:
 def test_finished_runs_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
 
-    def sweep() -> tuple[Any, list[str], int]:
-        named: list[str] = []
+    def sweep() -> tuple[Any, list[tuple[str, float]], int]:
+        named: list[tuple[str, float]] = []
         calls = 0
 
         def loss(model: nn.Module, batch: Tensor) -> Tensor:
@@ -88,13 +92,16 @@ def test_finished_runs_are_kept(tmp_path: Path) -> None:
 
         found = rate_transfer(
             Line, WIDTHS, _ones, loss, lr=1 / 16, optimizer="sgd", steps=5, seeds=2,
-            path=path, on_run=lambda key, score: named.append(key),
+            path=path, on_run=lambda said, done: named.append((said, done)),
         )  # fmt: skip
         return found, named, calls
 
     first, named, calls = sweep()
     runs = len(set(named))
     assert calls == 5 * runs
+    assert named[0][0].startswith("width 16, rate 0.0625: loss ")
+    assert all(0 < done <= 1 for _, done in named)
+    assert named[-1][1] > 0.6
     again, same, none = sweep()
     assert none == 0
     assert same == named
@@ -118,6 +125,34 @@ def test_seeds_give_an_interval_and_sizes_are_needed() -> None:
     assert json.loads(json.dumps(found.as_dict()))["passed"] == found.passed
     with pytest.raises(ValueError, match="got 1 sizes, expected at least 2"):
         rate_transfer(Line, WIDTHS[:1], _ones, _square, lr=0.1)
+    with pytest.raises(ValueError, match="got steps=1 and seeds=2"):
+        rate_transfer(Line, WIDTHS, _ones, _square, lr=0.1, steps=1)
+
+
+def test_a_model_that_begins_with_nan_is_an_error() -> None:
+    def nan(model: nn.Module, batch: Tensor) -> Tensor:
+        return _square(model, batch) * math.nan
+
+    with pytest.raises(ValueError, match="got a loss of nan at width 16 before any step"):
+        rate_transfer(Line, WIDTHS, _ones, nan, lr=0.1)
+
+
+def test_one_run_tells_of_both_horizons() -> None:
+    """Half of the steps say what a run of that length would, after as long a warm-up."""
+    long = rate_transfer(
+        Line, WIDTHS, _ones, _square, lr=1 / 64, optimizer="sgd", steps=40, seeds=1
+    )
+    score = long.horizons[0].rows[0].scores[1 / 64][0]
+    losses = []
+    torch.manual_seed(0)
+    model = Line(16)
+    for step in range(20):
+        loss = _square(model, _ones(0))
+        losses.append(loss.item())
+        [gradient] = torch.autograd.grad(loss, [model.readout.weight])
+        with torch.no_grad():
+            model.readout.weight -= min(1.0, (step + 1) / 4) / 64 * gradient
+    assert score == pytest.approx(sum(losses[10:]) / 10, rel=1e-5)
 
 
 def _digits() -> Any:
@@ -149,5 +184,5 @@ def test_on_digits_the_rate_stays_under_mup_and_moves_under_ntp() -> None:
             lr=lr, rule=rule, optimizer="sgd", steps=60, seeds=1,
         )  # fmt: skip
 
-    assert abs(sweep("mup", 0.25).drift) <= 1
-    assert sweep("ntp", 0.25).drift >= 1.5
+    assert all(abs(each.drift) <= 1 for each in sweep("mup", 0.25).horizons)
+    assert all(each.drift >= 1.5 for each in sweep("ntp", 0.25).horizons)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -17,12 +18,18 @@ from torch import Tensor, nn
 
 from steepest.printing import as_text
 from steepest.transfer.dimensions import Build, growing_lists, pattern_of
+from steepest.transfer.finished import Finished, named
 from steepest.transfer.parametrization import Parametrized, parametrize
 from steepest.transfer.rules import OptimizerName, Rule
 
 Loss = Callable[[nn.Module, Any], Tensor]
+Run = dict[str, list[tuple[float, float]]]
 THRESHOLD = 0.1
 """Of the slope, up to which a layer passes."""
+
+
+class BlownUp(ValueError):
+    """A run at the rate to be checked became infinite, so there is nothing to compare."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +118,11 @@ class CoordinateCheck:
         for title in ("layer", "step", "slope", "± s.e.", "slope of size", *values):
             table.add_column(title, overflow="fold")
         for row in self.rows:
+            shown = (row.slope, "+.3f"), (row.error, ".3f"), (row.size_slope, "+.3f")
             table.add_row(
                 row.layer,
                 str(row.step),
-                f"{row.slope:+.3f}",
-                f"{row.error:.3f}",
-                f"{row.size_slope:+.3f}",
+                *("-" if math.isnan(x) else f"{x:{form}}" for x, form in shown),
                 *(f"{change:.3g}" for change in row.changes),
                 style=None if row.passed else "bold red",
             )
@@ -145,8 +151,9 @@ def coordinate_check(
     base: Mapping[str, Any] | None = None,
     steps: Sequence[int] = (5, 20),
     seeds: int = 3,
-    optimizer_settings: Mapping[str, Any] | None = None,
-    **settings: Any,
+    path: str | Path | None = None,
+    on_run: Callable[[str, float], None] = lambda said, done: None,
+    **how: Any,
 ) -> CoordinateCheck:
     """Train a few steps at several sizes, and fit how each layer's change depends on the size.
 
@@ -174,24 +181,31 @@ def coordinate_check(
         base: the sizes of the base model; the first of `sizes` unless given.
         steps: after how many steps to measure.
         seeds: runs with seeds 0, 1, ... for each size.
-        optimizer_settings: for `Parametrized.optimizer`, such as `momentum`.
-        settings: for `parametrize`, such as `branches`.
+        path, on_run: as for `rate_transfer`.
+        how: for `parametrize`, such as `branches` or `settings` of the optimizer.
 
     Raises:
         ValueError: for fewer than two sizes, none that grows, and outputs that are not finite.
     """
-    sizes = [dict(each) for each in sizes]
     base = dict(sizes[0] if base is None else base)
-    against, values = _axis(sizes)
+    against, values = axis_of(sizes)
     found: dict[tuple[str, int], list[list[float]]] = defaultdict(list)  # of a seed, of a size
     plain: dict[tuple[str, int], list[list[float]]] = defaultdict(list)
+    finished = Finished(path)
     for seed in range(seeds):
         runs = []
         for size in sizes:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                made = parametrize(build, base, size, rule=rule, optimizer=optimizer, **settings)
-                runs.append(_run(made, batch, loss, lr, steps, optimizer_settings or {}))
+            what = (rule, optimizer, list(steps), base, size, sorted(how.items()), lr, seed)
+
+            def run(size: Mapping[str, Any] = size, seed: int = seed) -> Run:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    made = parametrize(build, base, size, rule=rule, optimizer=optimizer, **how)
+                    return _run(made, batch, loss, lr, steps)
+
+            runs.append(finished(named("coordinates", *what, build, loss), run))
+            done = seed * len(sizes) + len(runs)
+            on_run(f"{against} {size[against]}", done / (seeds * len(sizes)))
         for name, of_sizes in _by_layer(runs).items():
             for t, step in enumerate(sorted(steps)):
                 found[name, step].append([each[t][0] for each in of_sizes])
@@ -202,7 +216,8 @@ def coordinate_check(
     return CoordinateCheck(rule, optimizer, lr, against, values, seeds, rows)
 
 
-def _axis(sizes: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[float, ...]]:
+def axis_of(sizes: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[float, ...]]:
+    """Return the first size that grows, with its values."""
     for key in sizes[0] if sizes else ():
         values = tuple(size.get(key) for size in sizes)
         if len(set(values)) == len(sizes) > 1:
@@ -219,13 +234,12 @@ def _run(
     loss: Loss,
     lr: float,
     steps: Sequence[int],
-    settings: Mapping[str, Any],
-) -> dict[str, list[tuple[float, float]]]:
+) -> Run:
     """RMS of the change and of the output itself, for each layer, after each number of steps."""
-    model, optimizer = made.model, made.optimizer(lr, **settings)
+    model, optimizer = made.model, made.optimizer(lr)
     folded = {row.name.rpartition(".")[0]: row.output for row in made.rows}  # of each layer
     first = _outputs(model, batch, loss)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in first}
+    found: Run = {name: [] for name in first}
     for step in range(1, max(steps) + 1):
         optimizer.zero_grad()
         loss(model, batch).backward()
@@ -237,7 +251,7 @@ def _run(
                 found[name].append((_rms(h - first[name]) / scale, _rms(h) / scale))
             broken = next((n for n, h in now.items() if not bool(h.isfinite().all())), None)
             if broken is not None:
-                raise ValueError(
+                raise BlownUp(
                     f"got an output of {broken} that is not finite after {step} steps at "
                     f"{made.target} with lr={lr:g}, expected a smaller learning rate"
                 )
@@ -289,7 +303,7 @@ def _tensor(output: Any) -> Tensor | None:
 
 
 def _by_layer(
-    runs: list[dict[str, list[tuple[float, float]]]],
+    runs: list[Run],
 ) -> dict[str, list[list[tuple[float, float]]]]:
     """For each layer, what was measured at each size; the layers of a growing list as one."""
     lists = {name: None for run in runs for name in growing_lists(runs[0], run)}
@@ -325,17 +339,17 @@ def _row(
     changes: list[list[float]],
     plain: list[list[float]],
 ) -> LayerSlope:
-    slopes = [_slope(values, each) for each in changes]
+    slopes = [log_slope(values, each) for each in changes]
     error = stdev(slopes) / math.sqrt(len(slopes)) if len(slopes) > 1 else math.nan
     means = tuple(
         math.exp(fmean(math.log(x) for x in at_size)) if min(at_size) > 0 else 0.0
         for at_size in zip(*changes, strict=True)
     )
-    size_slope = fmean(_slope(values, each) for each in plain)
+    size_slope = fmean(log_slope(values, each) for each in plain)
     return LayerSlope(name, step, fmean(slopes), error, size_slope, means)
 
 
-def _slope(x: Sequence[float], y: Sequence[float]) -> float:
+def log_slope(x: Sequence[float], y: Sequence[float]) -> float:
     """Least squares in log2; NaN where something is zero."""
     if min(y) <= 0:
         return math.nan

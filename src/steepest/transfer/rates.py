@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from torch.optim import Optimizer
 
 from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.printing import as_text
 from steepest.transfer.coordinates import Loss
-from steepest.transfer.dimensions import Build
-from steepest.transfer.parametrization import parametrize
+from steepest.transfer.dimensions import Build, blueprint
+from steepest.transfer.finished import Finished, named
+from steepest.transfer.parametrization import Parametrized, parametrize
 from steepest.transfer.rules import OptimizerName, Rule
 
 LAST = 10
@@ -27,6 +29,7 @@ FURTHEST = 12
 """Octaves from the first rate, up to which a grid grows."""
 DRIFT, PENALTY = 1.0, 0.01
 """A rate transfers if its optimum moves by at most an octave, and the loss by at most 1%."""
+_USUAL = 5  # rates for a size, to tell how much is left
 
 
 @dataclass(frozen=True)
@@ -50,24 +53,29 @@ class SizeOptimum:
     score: float
     scores: dict[float, tuple[float, ...]]
 
+    def vertex(self, seeds: Sequence[int]) -> float:
+        """Return the `octaves` that some of the seeds have, around the `lr` of all."""
+        return _vertex(self.scores, self.lr, seeds)
+
 
 @dataclass(frozen=True)
-class RateTransfer:
-    """Best learning rates over sizes; prints as a table.
+class Horizon:
+    """Best rates over sizes, after so many steps.
 
     Attributes:
-        rule, optimizer, steps: what was run.
+        steps: of the runs, at whose end the loss counts.
         rows: a `SizeOptimum` for each size, in the order given.
-        drift: by how many octaves the optimum moves from the first size to the last.
+        drift: by how many octaves the optimum of a size differs from that of the first, where it
+            does most.
+        interval: of the drift at 80%, over the seeds; None for a single one.
         penalty: of the last size's score with the best rate of the first, over that with its own,
             minus 1.
     """
 
-    rule: str
-    optimizer: str
     steps: int
     rows: tuple[SizeOptimum, ...]
     drift: float
+    interval: Interval | None
     penalty: float
 
     @property
@@ -79,40 +87,78 @@ class RateTransfer:
     def verdict(self) -> str:
         """One sentence with the numbers."""
         said = "transfers" if self.passed else "does not transfer"
-        moved = f"the best rate moves by {self.drift:+.2f} octaves (at most {DRIFT:g})"
-        cost = f"{100 * self.penalty:.1f}% (at most {100 * PENALTY:g}%)"
-        return f"{said}: {moved}, and that of the first size costs the last {cost}"
+        found = self.interval
+        within = f", 80% interval {found.low:+.2f} to {found.high:+.2f}" if found else ""
+        return (
+            f"{said} over {self.steps} steps: the best rate moves by {self.drift:+.2f} octaves"
+            f"{within} (at most {DRIFT:g}), and that of the first size costs the last "
+            f"{100 * self.penalty:.1f}% (at most {100 * PENALTY:g}%)"
+        )
+
+
+@dataclass(frozen=True)
+class RateTransfer:
+    """Best learning rates over sizes, at half of the steps and at all; prints as a table.
+
+    Attributes:
+        rule, optimizer: what was run.
+        horizons: of half of the steps, and of all of them.
+    """
+
+    rule: str
+    optimizer: str
+    horizons: tuple[Horizon, ...]
+
+    @property
+    def rows(self) -> tuple[SizeOptimum, ...]:
+        """The best rates after all steps."""
+        return self.horizons[-1].rows
+
+    @property
+    def passed(self) -> bool:
+        """Whether both horizons pass."""
+        return all(each.passed for each in self.horizons)
+
+    @property
+    def verdict(self) -> str:
+        """A sentence for each horizon, with the numbers."""
+        return "; ".join(each.verdict for each in self.horizons)
 
     def table(self) -> Table:
         """Return the table for `rich`."""
         table = Table(
             box=SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
-            title=f"best learning rates: {self.rule}, {self.optimizer}, {self.steps} steps",
-            caption=self.verdict,
+            title=f"best learning rates: {self.rule}, {self.optimizer}",
+            caption="\n".join(each.verdict for each in self.horizons),
         )
-        for title in ("size", "best rate", "interpolated", "80% interval", "loss"):
+        for title in ("size", "steps", "best rate", "interpolated", "80% interval", "loss"):
             table.add_column(title, justify="left" if title == "size" else "right")
-        for row in self.rows:
-            found = row.interval
-            table.add_row(
-                ", ".join(f"{key} {value}" for key, value in row.size.items()),
-                f"{row.lr:.3g}",
-                f"{2.0**row.octaves:.3g}",
-                f"{2.0**found.low:.3g} to {2.0**found.high:.3g}" if found else "-",
-                f"{row.score:.4g}",
-            )
+        for horizon in self.horizons:
+            for row in horizon.rows:
+                found = row.interval
+                table.add_row(
+                    written(row.size),
+                    str(horizon.steps),
+                    f"{row.lr:.3g}",
+                    f"{2.0**row.octaves:.3g}",
+                    f"{2.0**found.low:.3g} to {2.0**found.high:.3g}" if found else "-",
+                    f"{row.score:.4g}",
+                )
         return table
 
     def __rich__(self) -> Table:
         return self.table()
 
     def __str__(self) -> str:
-        return as_text(self.table(), 100)
+        return as_text(self.table(), 120)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
-        return {**asdict(self), "passed": self.passed, "verdict": self.verdict}
+        found = {**asdict(self), "passed": self.passed, "verdict": self.verdict}
+        for horizon, row in zip(self.horizons, found["horizons"], strict=True):
+            row |= {"passed": horizon.passed, "verdict": horizon.verdict}
+        return found
 
 
 def rate_transfer(
@@ -128,15 +174,16 @@ def rate_transfer(
     seeds: int = 2,
     base: Mapping[str, Any] | None = None,
     path: str | Path | None = None,
-    on_run: Callable[[str, float], None] = lambda key, score: None,
+    on_run: Callable[[str, float], None] = lambda said, done: None,
     **how: Any,
 ) -> RateTransfer:
-    """Train every size at rates by factors of 2 and compare the best ones.
+    """Train every size at rates by factors of 2 and compare the best ones, at two horizons.
 
-    The grid of each size starts at `lr` and grows until its best rate, by the mean over the seeds,
-    lies inside. All runs see the same batches in the same order; the rate rises linearly over the
-    first tenth of the steps and stays. A score is the mean of the last 10 losses, at most twice the
-    first one: that stands for a run that diverged.
+    The grid of each size starts at `lr` and grows until its best rates, by the mean over the seeds
+    after half of the steps and after all, lie inside. All runs see the same batches in the same
+    order; the rate rises linearly over the first tenth of the steps and stays, so that one run
+    tells of both horizons. A score is the mean of the last 10 losses, at most twice the first one:
+    that stands for a run that diverged.
 
     Args:
         build: from sizes to a model, as for `parametrize`.
@@ -151,11 +198,12 @@ def rate_transfer(
         path: a file of finished runs, lines of JSON; what it has is not run again. Of `build`,
             `batches` and `loss` only the names are known: what they do is not looked at, so changed
             ones need another file.
-        on_run: called with the name and the score of every run, also those from the file.
+        on_run: called after every run, also those from the file, with a line about it and the part
+            of the work that is done, from 0 to 1: an estimate, as grids grow.
 
     Raises:
-        ValueError: for fewer than two sizes, and where no best rate is found within 12 octaves, or
-            the rates make no difference.
+        ValueError: for fewer than two sizes, where no best rate is found within 12 octaves, the
+            rates make no difference, or a model begins with a loss that is not finite.
 
     >>> from torch import nn
     >>> def build(width):
@@ -167,134 +215,176 @@ def rate_transfer(
     ...     return (model(batch[0]) - batch[1]).square().mean()
     >>> found = rate_transfer(build, [dict(width=8), dict(width=32)], batches, loss,
     ...                       lr=0.03, steps=20, seeds=1)
-    >>> len(found.rows), abs(found.drift) < 3
-    (2, True)
+    >>> [each.steps for each in found.horizons], len(found.rows), abs(found.horizons[-1].drift) < 3
+    ([10, 20], 2, True)
     """
     if len(sizes) < 2:
         raise ValueError(f"got {len(sizes)} sizes, expected at least 2 to compare")
-    runs = _Runs(path, on_run)
+    if steps < 2 or seeds < 1:
+        raise ValueError(f"got steps={steps} and seeds={seeds}, expected at least 2 and 1")
     base = dict(base or sizes[0])
-    rows = []
-    for size in sizes:
-        target = {**base, **size}
+    targets = [{**base, **size} for size in sizes]
+    finished, horizons = Finished(path), (steps // 2, steps)
+    weights = [_work(build, target) for target in targets]
+    done = [0] * len(sizes)  # runs
+    grids: list[dict[int, list[tuple[float, ...]]]] = [{} for _ in sizes]
 
-        def score(octave: int, seed: int, target: dict[str, Any] = target) -> float:
-            rate = lr * 2.0**octave
-            named: list[Any] = [
-                rule,
-                optimizer,
-                steps,
-                base,
-                target,
-                sorted(how.items()),
-                rate,
-                seed,
-            ]
-            named += [getattr(each, "__qualname__", "") for each in (build, batches, loss)]
-            key = json.dumps(named, default=str)
+    def scores(i: int, octave: int) -> list[tuple[float, ...]]:
+        """For each horizon, the scores of the seeds."""
+        if octave in grids[i]:
+            return grids[i][octave]
+        found, rate = [], lr * 2.0**octave
+        for seed in range(seeds):
+            what = (rule, optimizer, steps, base, targets[i], sorted(how.items()), rate, seed)
 
-            def run() -> float:
-                torch.manual_seed(seed)
-                made = parametrize(build, base, target, rule=rule, optimizer=optimizer, **how)
-                return _train(made, rate, batches, loss, steps)
+            def run(seed: int = seed) -> list[float]:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    made = parametrize(
+                        build, base, targets[i], rule=rule, optimizer=optimizer, **how
+                    )
+                    losses = [now for now, _ in training(made, rate, batches, loss, steps)]
+                return [_score(losses, horizon) for horizon in horizons]
 
-            return runs(key, run)
+            found.append(finished(named("rate", *what, build, batches, loss), run))
+            done[i] += 1
+            said = f"{written(sizes[i])}, rate {rate:.3g}: loss {found[-1][-1]:.4g}"
+            on_run(said, _part(weights, done, i, seeds))
+        grids[i][octave] = list(zip(*found, strict=True))
+        return grids[i][octave]
 
-        rows.append(_optimum(dict(size), lr, score, seeds))
-    first, last = rows[0], rows[-1]
-    if first.lr not in last.scores:
-        octave = round(math.log2(first.lr / lr))
-        last.scores[first.lr] = tuple(score(octave, seed) for seed in range(seeds))
-    penalty = fmean(last.scores[first.lr]) / last.score - 1 if last.score > 0 else math.inf
-    drift = last.octaves - first.octaves
-    return RateTransfer(rule, optimizer, steps, tuple(rows), drift, penalty)
+    bests = [[0] * len(sizes) for _ in horizons]
+    for i, size in enumerate(sizes):
+        for h in range(len(horizons)):
+
+            def mean(octave: int, i: int = i, h: int = h) -> float:
+                return fmean(scores(i, octave)[h])
+
+            bests[h][i] = _best(size, lr, bests[h - 1][i] if h else 0, mean)
+    for best in bests:
+        scores(len(sizes) - 1, best[0])  # the last size at the best rate of the first
+    return RateTransfer(
+        rule,
+        optimizer,
+        tuple(
+            _horizon(horizon, sizes, lr, bests[h], [{k: g[k][h] for k in sorted(g)} for g in grids])
+            for h, horizon in enumerate(horizons)
+        ),
+    )
 
 
-def _train(made: Any, lr: float, batches: Callable[[int], Any], loss: Loss, steps: int) -> float:
-    """The score of one run."""
+def written(size: Mapping[str, Any]) -> str:
+    """`width 64, depth 2`."""
+    return ", ".join(f"{key} {value}" for key, value in size.items())
+
+
+def _work(build: Build, target: Mapping[str, Any]) -> float:
+    """What a step costs, as its parameters tell; small models cost the same."""
+    return 1e5 + sum(math.prod(shape) for shape in blueprint(build, target, None).shapes.values())
+
+
+def _part(weights: Sequence[float], done: Sequence[int], at: int, seeds: int) -> float:
+    """How much of the work is done, where grids have the usual number of rates."""
+    ahead = [max(_USUAL * seeds, n + 1) if i >= at else n for i, n in enumerate(done)]
+    total = sum(w * n for w, n in zip(weights, ahead, strict=True))
+    return sum(w * n for w, n in zip(weights, done, strict=True)) / total
+
+
+def training(
+    made: Parametrized, lr: float, batches: Callable[[int], Any], loss: Loss, steps: int
+) -> Iterator[tuple[float, Optimizer]]:
+    """Train with a rate that rises over the first tenth of the steps, until the loss blows up.
+
+    Yields the loss of every batch before the step on it is taken, and the optimizer.
+    """
     optimizer = made.optimizer(lr)
     warm = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / warm))
-    losses: list[float] = []
+    first = math.nan
     for step in range(steps):
         optimizer.zero_grad()
         value = loss(made.model, batches(step))
-        losses.append(value.item())
-        if not math.isfinite(losses[-1]) or losses[-1] > 1e3 * losses[0]:
-            return 2 * losses[0]
+        now = value.item()
+        first = first if step else now
+        if not math.isfinite(first):
+            raise ValueError(
+                f"got a loss of {first} at {written(made.target)} before any step, expected a "
+                "finite one"
+            )
+        if not now <= 1e3 * first:
+            return
+        yield now, optimizer
         value.backward()
         try:
             optimizer.step()
         except FloatingPointError:
-            return 2 * losses[0]
+            return
         schedule.step()
-    return min(fmean(losses[-LAST:]), 2 * losses[0])
 
 
-class _Runs:
-    """Scores by name, on disk as they come."""
-
-    def __init__(self, path: str | Path | None, on_run: Callable[[str, float], None]):
-        self._path = None if path is None else Path(path)
-        self._on_run = on_run
-        self._known: dict[str, float] = {}
-        if self._path is not None and self._path.exists():
-            whole, _, _ = self._path.read_text().rpartition("\n")  # a line may be cut off
-            for line in whole.splitlines():
-                key, value = json.loads(line)
-                self._known[key] = value
-            self._path.write_text(whole + "\n" if whole else "")
-
-    def __call__(self, key: str, run: Callable[[], float]) -> float:
-        if key not in self._known:
-            self._known[key] = run()
-            if self._path is not None:
-                with self._path.open("a") as file:
-                    file.write(json.dumps([key, self._known[key]]) + "\n")
-        self._on_run(key, self._known[key])
-        return self._known[key]
+def _score(losses: Sequence[float], steps: int) -> float:
+    if len(losses) < steps:
+        return 2 * losses[0]
+    return min(fmean(losses[max(0, steps - LAST) : steps]), 2 * losses[0])
 
 
-def _optimum(
-    size: dict[str, Any], lr: float, score: Callable[[int, int], float], seeds: int
-) -> SizeOptimum:
-    """Grow the grid until the best rate is inside."""
-    grid: dict[int, tuple[float, ...]] = {}
-
-    def mean(octave: int) -> float:
-        if octave not in grid:
-            grid[octave] = tuple(score(octave, seed) for seed in range(seeds))
-        return fmean(grid[octave])
-
-    best = 0
+def _best(size: Mapping[str, Any], lr: float, start: int, mean: Callable[[int], float]) -> int:
+    """The octave whose neighbours are no better; the grid grows until there is one."""
+    best = start
     while True:
         better = min((best, best - 1, best + 1), key=mean)
         if better == best:
             around = [mean(best - 1), mean(best), mean(best + 1)]
             if max(around) - min(around) <= 1e-6 * abs(min(around)):
                 raise ValueError(
-                    f"got the same loss for {size} at rates around {lr * 2.0**best:.3g}, expected "
-                    "an lr that trains the model"
+                    f"got the same loss for {dict(size)} at rates around {lr * 2.0**best:.3g}, "
+                    "expected an lr that trains the model"
                 )
-            break
+            return best
         best = better
         if abs(best) == FURTHEST:
             raise ValueError(
-                f"got no best rate for {size} between {lr * 2.0**-FURTHEST:.3g} and "
+                f"got no best rate for {dict(size)} between {lr * 2.0**-FURTHEST:.3g} and "
                 f"{lr * 2.0**FURTHEST:.3g}; expected an lr closer to it"
             )
 
-    def vertex(kept: Sequence[int]) -> float:
-        down, here, up = (fmean(grid[best + k][i] for i in kept) for k in (-1, 0, 1))
-        bend = down - 2 * here + up
-        shift = 0.5 * (down - up) / bend if bend > 0 else 0.0
-        return math.log2(lr) + best + min(1.0, max(-1.0, shift))
 
-    return SizeOptimum(
-        size,
-        lr * 2.0**best,
-        vertex(range(seeds)),
-        jackknife(vertex, seeds) if seeds > 1 else None,
-        mean(best),
-        {lr * 2.0**octave: grid[octave] for octave in sorted(grid)},
-    )
+def _horizon(
+    steps: int,
+    sizes: Sequence[Mapping[str, Any]],
+    lr: float,
+    bests: Sequence[int],
+    grids: Sequence[Mapping[int, tuple[float, ...]]],
+) -> Horizon:
+    rows = tuple(map(partial(_optimum, lr), sizes, bests, grids))
+    first, last = rows[0], rows[-1]
+    moved = max(rows[1:], key=lambda row: abs(row.octaves - first.octaves))
+
+    def drift(kept: Sequence[int]) -> float:
+        return moved.vertex(kept) - first.vertex(kept)
+
+    seeds = range(len(first.scores[first.lr]))
+    dearer = fmean(last.scores[first.lr]) - last.score
+    penalty = dearer / last.score if last.score > 0 else math.inf if dearer else 0.0
+    return Horizon(steps, rows, drift(seeds), _interval(drift, len(seeds)), penalty)
+
+
+def _optimum(
+    lr: float, size: Mapping[str, Any], best: int, grid: Mapping[int, tuple[float, ...]]
+) -> SizeOptimum:
+    scores, rate = {lr * 2.0**k: grid[k] for k in grid}, lr * 2.0**best
+    vertex, seeds = partial(_vertex, scores, rate), range(len(grid[best]))
+    interval = _interval(vertex, len(seeds))
+    return SizeOptimum(dict(size), rate, vertex(seeds), interval, fmean(grid[best]), scores)
+
+
+def _interval(estimate: Callable[[Sequence[int]], float], seeds: int) -> Interval | None:
+    return jackknife(estimate, seeds) if seeds > 1 else None
+
+
+def _vertex(scores: Mapping[float, tuple[float, ...]], lr: float, seeds: Sequence[int]) -> float:
+    """log2 of the rate at the vertex of the parabola through a rate and its neighbours."""
+    down, here, up = (fmean(scores[lr * 2.0**k][i] for i in seeds) for k in (-1, 0, 1))
+    bend = down - 2 * here + up
+    shift = 0.5 * (down - up) / bend if bend > 0 else 0.0
+    return math.log2(lr) + min(1.0, max(-1.0, shift))

@@ -13,8 +13,19 @@ from steepest import cli
 MINE = """
 import torch
 from torch import nn
-def build(width):
-    return nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 3))
+class Net(nn.Module):
+    def __init__(self, width, depth):
+        super().__init__()
+        self.input = nn.Linear(6, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.head = nn.Linear(width, 3)
+    def forward(self, x):
+        x = self.input(x)
+        for block in self.blocks:
+            x = x + block(x).tanh() / 4
+        return self.head(x)
+def build(width, depth=1):
+    return Net(width, depth)
 def batches():
     torch.manual_seed(1)
     while True:
@@ -40,21 +51,40 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def test_rates_and_coordinates_of_a_model_by_import_path(
-    given: list[str], tmp_path: Path, capsys: Any
-) -> None:
+def test_a_model_by_import_path(given: list[str], tmp_path: Path, capsys: Any) -> None:
     given += ["--sizes", "width=8", "width=16", "--lr", "0.05", "--seeds", "1", "--out", "here"]
-    code = _run(given)
-    out = capsys.readouterr().out
-    assert "best learning rates: mup, adam, 12 steps" in out
-    assert "coordinate check: mup, adam" in out
-    summary = json.loads((tmp_path / "here" / "transfer.json").read_text())
+    code = _run([*given, "--target", "width=64"])
+    captured = capsys.readouterr()
+    assert "best learning rates: mup, adam" in captured.out
+    assert "coordinate check: mup, adam" in captured.out
+    assert "sharpness over threshold: mup, adam" in captured.out
+    assert "report: file://" in captured.out
+    assert "rates over width" in captured.err  # where there is no terminal for a bar
+    summary = json.loads((tmp_path / "here" / "summary.json").read_text())
     assert code == (0 if summary["passed"] else 4)
-    assert [row["size"] for row in summary["rates"]["rows"]] == [{"width": 8}, {"width": 16}]
+    [axis] = summary["axes"]
+    assert axis["name"] == "width"
+    assert [each["steps"] for each in axis["rates"]["horizons"]] == [6, 12]
+    page = (tmp_path / "here" / "report.html").read_text()
+    assert summary["verdict"].capitalize() in page
     runs = (tmp_path / "here" / "runs.jsonl").read_text()
-    assert _run([*given, "--json"]) == code
-    assert json.loads(capsys.readouterr().out)["rates"] == summary["rates"]
+    assert _run([*given, "--target", "width=64", "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["axes"] == summary["axes"]
     assert (tmp_path / "here" / "runs.jsonl").read_text() == runs
+    assert _run(given) == 2  # another target
+    assert "holds a run with other settings: target was" in capsys.readouterr().err
+    assert _run(["report", "here"]) == 0
+
+
+def test_over_two_sizes(given: list[str], tmp_path: Path, capsys: Any) -> None:
+    given += ["--sizes", "width=8,depth=1", "width=16", "depth=2", "--rule", "sp", "--seeds", "2"]
+    _run([*given, "--out", "here"])
+    summary = json.loads((tmp_path / "here" / "summary.json").read_text())
+    assert [axis["name"] for axis in summary["axes"]] == ["width", "depth"]
+    assert summary["advice"]["target"] == {"width": 16, "depth": 2}
+    first, second = (axis["rates"]["rows"] for axis in summary["axes"])
+    assert first[0]["scores"] == second[0]["scores"]  # the base, trained once
+    assert "over depth" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -62,6 +92,7 @@ def test_rates_and_coordinates_of_a_model_by_import_path(
     [
         (["--sizes", "width:8", "width=16"], "got the size 'width:8', expected names and whole"),
         (["--sizes", "width=8"], "got 1 sizes, expected at least 2"),
+        (["--sizes", "width=8", "depth=2"], "the first of the sizes does not name"),
         (["--sizes", "depth=8", "depth=9"], "depth"),
         (["--sizes", "width=8", "width=16", "--rule", "mup", "--lr", "1e-30"], "got the same loss"),
     ],

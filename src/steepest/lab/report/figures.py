@@ -134,7 +134,7 @@ def learning_rates(summary: dict[str, Any]) -> Picture | None:
     for i, optimizer in enumerate(optimizers):
         _sensitivity(figure, optimizer, colour[str(optimizer.get("name"))], i, ceiling)
     finish(figure, "learning rate (logarithmic)", "final validation loss")
-    ticks = _log_ticks([run.lr for run in every])
+    ticks = log_ticks([run.lr for run in every])
     exponents = [math.log10(run.lr) for run in every]
     figure.update_xaxes(
         type="log", range=[min(exponents) - 0.15, max(exponents) + 0.15]
@@ -339,7 +339,7 @@ def finish(figure: go.Figure, x: str, y: str | None) -> None:
     )  # fmt: skip
 
 
-def _log_ticks(rates: list[float]) -> list[float]:
+def log_ticks(rates: list[float]) -> list[float]:
     """1, 2, 5 steps over less than two decades, 1, 3 over up to four, else powers of ten."""
     low, high = math.log10(min(rates)), math.log10(max(rates))
     digits = (1, 2, 5) if high - low < 2 else (1, 3) if high - low < 4 else (1,)

@@ -19,12 +19,14 @@ from steepest.lab.report import wording
 from steepest.lab.report.diagnosis_page import diagnosis_page
 from steepest.lab.report.edge_page import edge_page
 from steepest.lab.report.study_page import study_page
+from steepest.lab.report.transfer_page import transfer_page
 from steepest.lab.report.wording import NOT_MEASURED, finite
 
 PAGES = {
     "study": study_page,
     "edge_of_stability": edge_page,
     "diagnosis": diagnosis_page,
+    "transfer": transfer_page,
 }
 """What makes the content of a page and its pictures, for each kind of summary."""
 
@@ -37,7 +39,7 @@ def render(summary: dict[str, Any]) -> str:
     Args:
         summary: plain JSON: dictionaries with text keys, lists, texts, numbers, None. A number
             that is None, NaN or infinite counts as not measured (and is stored as null). Its
-            "kind" is "study" (also if there is none), "edge_of_stability" or "diagnosis".
+            "kind" is a key of `PAGES`, "study" if there is none.
 
     Raises:
         TypeError: if the summary holds something that JSON cannot.

@@ -4,42 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from steepest.lab.errors import InputError
-from steepest.transfer import CoordinateCheck, RateTransfer, coordinate_check, rate_transfer
+from steepest.lab.files import write_json
+from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
+from steepest.transfer import TransferCheck, check_transfer
 from steepest.transfer.rules import OptimizerName, Rule
 
-CHECKED = (5, 20)
-
-
-@dataclass(frozen=True)
-class TransferStudy:
-    """The coordinate check and the best rates over sizes.
-
-    Attributes:
-        coordinates: at the best rate of the first size.
-        rates: the best one of each size.
-    """
-
-    coordinates: CoordinateCheck
-    rates: RateTransfer
-
-    @property
-    def passed(self) -> bool:
-        """Whether the best rate stays; the coordinate check says where to look if not."""
-        return self.rates.passed
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything as plain values."""
-        return {
-            "kind": "transfer",
-            "passed": self.passed,
-            "rates": self.rates.as_dict(),
-            "coordinates": _plain(self.coordinates.as_dict()),
-        }
+Size = dict[str, int]
 
 
 def transfer_study(
@@ -48,59 +23,101 @@ def transfer_study(
     batches: Sequence[Any],
     loss: Callable[[Any, Any], Any],
     *,
+    target: str | None,
     lr: float,
     rule: Rule,
     optimizer: OptimizerName,
     seeds: int,
-    path: Path,
-    on_run: Callable[[str, float], None] = lambda key, score: None,
-) -> TransferStudy:
-    """Find the best rate of each size, then check the coordinates at that of the first.
+    out: Path,
+    settings: dict[str, Any],
+    on_run: Callable[[str, str, float], None] = lambda phase, said, done: None,
+) -> tuple[TransferCheck, dict[str, Any]]:
+    """Check whether the rate transfers, in a folder, and return what was found and its summary.
 
     Args:
-        build, loss, lr, rule, optimizer, seeds, on_run: as for `rate_transfer`.
-        sizes: as a user types them, such as "width=64,depth=2".
+        build, loss, lr, rule, optimizer, seeds, on_run: as for `check_transfer`.
+        sizes: as a user types them; see `sizes_by_axis`.
+        target: the same, one of them.
         batches: one for each step.
-        path: the file of finished runs.
+        out: the folder: finished runs, `transfer.json`, `summary.json`.
+        settings: what was asked for, which the folder is bound to.
 
     Raises:
-        InputError: for sizes that cannot be read, and what the two raise for bad input.
+        InputError: for sizes that cannot be read, a folder of other settings, and what
+            `check_transfer` raises for bad input.
     """
-    asked = [_size(each) for each in sizes]
-    try:
-        rates = rate_transfer(
-            build, asked, _Batches(batches), loss, lr=lr, rule=rule, optimizer=optimizer,
-            steps=len(batches), seeds=seeds, path=path, on_run=on_run,
-        )  # fmt: skip
-        coordinates = coordinate_check(
-            build, asked, batches[0], loss, lr=rates.rows[0].lr, rule=rule, optimizer=optimizer,
-            steps=CHECKED, seeds=seeds,
-        )  # fmt: skip
-    except (ValueError, TypeError, FloatingPointError) as error:
-        raise InputError(str(error)) from error
-    return TransferStudy(coordinates, rates)
+    asked = sizes_by_axis(sizes)
+    largest = None if target is None else _size(target)
+    with sentences_for_os_errors(out), opened(out, settings):
+        try:
+            found = check_transfer(
+                build, asked, _Batches(batches), loss, target=largest, lr=lr, rule=rule,
+                optimizer=optimizer, steps=len(batches), seeds=seeds, path=out / "runs.jsonl",
+                on_run=on_run,
+            )  # fmt: skip
+        except (ValueError, TypeError, FloatingPointError) as error:
+            raise InputError(str(error)) from error
+        summary = {
+            "kind": "transfer",
+            "title": f"Does the learning rate of {settings['build']} transfer?",
+            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            **_plain(found.as_dict()),
+            "settings": settings,
+            "environment": environment(),
+        }
+        write_json(out / "summary.json", summary)
+    return found, summary
+
+
+def sizes_by_axis(sizes: Sequence[str]) -> list[list[Size]]:
+    """Return sizes sorted by what grows in them, each list from the base on.
+
+    The first one is the base and names everything; each of the others what it changes, the size
+    that grows first.
+
+    Raises:
+        InputError: for what is no size, and for one that the base does not name.
+
+    >>> sizes_by_axis(["width=64,heads=2,depth=2", "width=128,heads=4", "depth=8"])
+    [[{'width': 64, 'heads': 2}, {'width': 128, 'heads': 4}], [{'depth': 2}, {'depth': 8}]]
+    """
+    base, *others = [_size(text) for text in sizes] if sizes else [{}]
+    axes: dict[str, list[Size]] = {}
+    for size in others:
+        if unknown := set(size) - set(base):
+            raise InputError(
+                f"got the size {sorted(unknown)[0]}, which the first of the sizes does not name; "
+                "expected the base first, with a number for everything, such as width=64,depth=2"
+            )
+        axes.setdefault(next(iter(size)), []).append(size)
+    if not axes:
+        raise InputError(f"got {len(sizes)} sizes, expected at least 2 to compare")
+    return [
+        [{key: base[key] for key in base if any(key in size for size in grown)}, *grown]
+        for grown in axes.values()
+    ]
 
 
 def _plain(value: Any) -> Any:
     """NaN, the slope of what does not move, as None, which JSON has."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _Batches:
-    """Batches by number."""
+    """Batches by number; from the first again after the last."""
 
     def __init__(self, batches: Sequence[Any]):
         self._batches = batches
 
     def __call__(self, i: int) -> Any:
-        return self._batches[i]
+        return self._batches[i % len(self._batches)]
 
 
-def _size(text: str) -> dict[str, int]:
+def _size(text: str) -> Size:
     """`width=64,depth=2` as a dictionary."""
     found = {}
     for part in text.split(","):

@@ -1,0 +1,172 @@
+"""The page on transfer: best rates over sizes, coordinates, sharpness, and the advice."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean
+from typing import Any
+
+import plotly.graph_objects as go
+
+from steepest.lab.report.figures import BASELINE_COLOUR, PALETTE, Picture, finish, log_ticks
+from steepest.lab.report.wording import NOT_MEASURED, finite, fixed, number, rate
+
+THRESHOLD = 0.1  # of a slope
+
+
+def transfer_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Picture | None]]:
+    """Return what the template shows, and the pictures by name."""
+    pictures: dict[str, Picture | None] = {}
+    axes = []
+    for axis in summary["axes"]:
+        name = axis["name"]
+        horizons = axis["rates"]["horizons"]
+        for horizon in horizons:
+            pictures[f"rates-{name}-{horizon['steps']}"] = _losses(horizon)
+        pictures[f"sharpness-{name}"] = _sharpness(axis["consistency"])
+        axes.append(
+            {
+                "name": name,
+                "horizons": [
+                    {
+                        "id": f"rates-{name}-{horizon['steps']}",
+                        "steps": horizon["steps"],
+                        "verdict": horizon["verdict"],
+                        "rows": [_optimum(row) for row in horizon["rows"]],
+                    }
+                    for horizon in horizons
+                ],
+                "sharpness": f"sharpness-{name}",
+                "consistency": axis["consistency"],
+                "moved": _moved(axis["consistency"]),
+                "coordinates": axis["coordinates"],
+                "layers": _layers(axis["coordinates"]),
+                "blown": axis["blown"],
+            }
+        )
+    advice = summary["advice"]
+    headline = f"{summary['verdict'].capitalize()}."
+    if advice:
+        headline += f" {advice['said'].capitalize()}."
+    content = {
+        "headline": headline,
+        "axes": axes,
+        "reasons": summary["reasons"],
+        "retune": summary["retune"],
+        "rule": axes and summary["axes"][0]["rates"]["rule"],
+        "optimizer": axes and summary["axes"][0]["rates"]["optimizer"],
+    }
+    return content, pictures
+
+
+def _size(size: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in size.items())
+
+
+def _optimum(row: dict[str, Any]) -> dict[str, str]:
+    found = row["interval"]
+    span = f"{rate(2.0 ** found['low'])} to {rate(2.0 ** found['high'])}" if found else ""
+    return {
+        "size": _size(row["size"]),
+        "best": rate(row["lr"]),
+        "vertex": rate(2.0 ** row["octaves"]),
+        "span": span,
+        "loss": number(row["score"], 4),
+    }
+
+
+def _losses(horizon: dict[str, Any]) -> Picture | None:
+    """Loss against learning rate: a line for each size, its optimum with the interval as a bar."""
+    figure, best, every = go.Figure(), [], []
+    for i, row in enumerate(horizon["rows"]):
+        points = sorted(
+            (float(lr), [v for v in scores if finite(v) is not None])
+            for lr, scores in row["scores"].items()
+        )
+        points = [(lr, values) for lr, values in points if values]
+        colour = PALETTE[i % len(PALETTE)]
+        group = {"legendgroup": str(i), "name": _size(row["size"])}
+        means = [fmean(values) for _, values in points]
+        figure.add_scatter(
+            x=[lr for lr, _ in points], y=means, mode="lines+markers", **group,
+            line={"color": colour, "width": 2}, marker={"size": 5},
+            error_y={
+                "type": "data", "symmetric": False, "thickness": 1, "width": 2,
+                "array": [max(v) - m for (_, v), m in zip(points, means, strict=True)],
+                "arrayminus": [m - min(v) for (_, v), m in zip(points, means, strict=True)],
+            },
+            hovertemplate="lr %{x:.3g}: %{y:.4g}",
+        )  # fmt: skip
+        found = row["interval"]
+        vertex = 2.0 ** row["octaves"]
+        figure.add_scatter(
+            x=[vertex], y=[row["score"]], mode="markers", showlegend=False, **group,
+            marker={"symbol": "diamond", "size": 11, "color": colour},
+            error_x={
+                "type": "data", "symmetric": False, "thickness": 2,
+                "array": [2.0 ** found["high"] - vertex],
+                "arrayminus": [vertex - 2.0 ** found["low"]],
+            } if found else None,
+            hovertemplate="optimum %{x:.3g}",
+        )  # fmt: skip
+        best.append(min(means))
+        every += means
+    if not every:
+        return None
+    finish(figure, "learning rate at the base", f"loss after {horizon['steps']} steps")
+    ticks = log_ticks([float(lr) for row in horizon["rows"] for lr in row["scores"]])
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[rate(t) for t in ticks])
+    low, high = min(best), max(best)
+    usual = sorted(every)[len(every) // 2]
+    top = max(usual, high + 0.1 * abs(high))
+    figure.update_yaxes(range=[low - 0.06 * (top - low), top])
+    return Picture(figure)
+
+
+def _sharpness(found: dict[str, Any] | None) -> Picture | None:
+    """Sharpness over its threshold along training, a line for each size."""
+    if found is None:
+        return None
+    figure = go.Figure()
+    for i, row in enumerate(found["rows"]):
+        figure.add_scatter(
+            x=row["steps"], y=row["ratios"], mode="lines", name=_size(row["size"]),
+            line={"color": PALETTE[i % len(PALETTE)], "width": 2},
+            hovertemplate="step %{x}: %{y:.3f}",
+        )  # fmt: skip
+    finish(figure, "step", "sharpness / threshold")
+    figure.add_hline(
+        y=1, line={"dash": "dot", "width": 1.5, "color": BASELINE_COLOUR},
+        annotation={"text": "edge of stability", "xanchor": "right", "x": 1},
+    )  # fmt: skip
+    figure.update_yaxes(rangemode="tozero")
+    return Picture(figure)
+
+
+def _moved(found: dict[str, Any] | None) -> list[dict[str, str]]:
+    """How far the tangent kernel moved, and how sharp it ended, for each size."""
+    return [
+        {
+            "size": _size(row["size"]),
+            "ending": number(fmean(row["ending"])),
+            "loss": number(row["losses"][-1]),
+            "movement": number(fmean(row["movement"])),
+        }
+        for row in (found["rows"] if found else [])
+    ]
+
+
+def _layers(found: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """A row for each layer, its slopes in the order of the steps."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in found["rows"] if found else []:
+        slope, error = finite(row["slope"]), finite(row["error"])
+        text = NOT_MEASURED if slope is None else ("+" if slope > 0 else "") + fixed(slope, 2)
+        said = {
+            "slope": text,
+            "error": "" if error is None else f"± {fixed(error, 2)}",
+            "passed": slope is None or math.fabs(slope) <= THRESHOLD,
+            "step": row["step"],
+        }
+        rows.setdefault(row["layer"], {"layer": row["layer"], "slopes": []})["slopes"].append(said)
+    return list(rows.values())

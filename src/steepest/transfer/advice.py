@@ -1,0 +1,102 @@
+"""The learning rate for the size to train, from the best rates of the sizes that were tried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from steepest.transfer.coordinates import axis_of
+from steepest.transfer.rates import RateTransfer, written
+
+CONFIDENCE = 0.8
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to train the target with.
+
+    Attributes:
+        target: its sizes.
+        lr: in the units of the base, as `Parametrized.optimizer` takes it.
+        low, high: its 80% interval.
+        slopes: octaves by which the best rate moves when a size doubles, with their standard
+            errors.
+        points: how many best rates, of a size and a seed each, this is from.
+    """
+
+    target: dict[str, Any]
+    lr: float
+    low: float
+    high: float
+    slopes: dict[str, tuple[float, float]]
+    points: int
+
+    def __str__(self) -> str:
+        slopes = ", ".join(
+            f"{slope:+.2f} ± {error:.2f} octaves a doubling of the {name}"
+            for name, (slope, error) in self.slopes.items()
+        )
+        return (
+            f"learning rate for {written(self.target)}: {self.lr:.3g} (80% interval "
+            f"{self.low:.3g} to {self.high:.3g}), from {self.points} best rates: {slopes}"
+        )
+
+
+def advise(found: Sequence[RateTransfer], target: Mapping[str, Any]) -> Advice | None:
+    """Return the rate at `target` that a straight line through the best rates has there.
+
+    The line is log2 of the best rate after all steps, of each size and seed, against log2 of each
+    size that was grown, by least squares; the interval is that of its mean at the target, Student's
+    t. It is wide where the target is far beyond what was tried, or where few sizes were.
+
+    Args:
+        found: one for each size that was grown, all from the same base.
+        target: has a value for every size that was grown.
+
+    Returns:
+        The advice; None where there are too few points for an interval.
+
+    Raises:
+        ValueError: for a target without a size that was grown.
+    """
+    from scipy import stats
+
+    axes = [axis_of([row.size for row in each.rows]) for each in found]
+    if missing := [name for name, _ in axes if name not in target]:
+        raise ValueError(f"got a target without {missing[0]}, expected all of {dict(axes)}")
+    points: dict[tuple[Any, ...], float] = {}  # the base is in every one of them
+    for k, each in enumerate(found):
+        for row, value in zip(each.rows, axes[k][1], strict=True):
+            grown = [0.0] * len(axes)
+            grown[k] = math.log2(value / axes[k][1][0])
+            for seed in range(len(row.scores[row.lr])):
+                points[*grown, seed] = row.vertex([seed])
+    X = np.array([[1.0, *key[:-1]] for key in points])
+    y = np.array(list(points.values()))
+    freedom = len(y) - X.shape[1]
+    if freedom < 1:
+        return None
+    coefficients, *_ = np.linalg.lstsq(X, y, rcond=None)
+    inverse = np.linalg.inv(X.T @ X)
+    variance = float(np.square(y - X @ coefficients).sum()) / freedom
+    at = np.array([1.0, *(math.log2(target[name] / values[0]) for name, values in axes)])
+    predicted = float(at @ coefficients)
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(
+        variance * at @ inverse @ at
+    )
+    errors = np.sqrt(variance * np.diag(inverse))
+    return Advice(
+        {**target},
+        2.0**predicted,
+        2.0 ** (predicted - half),
+        2.0 ** (predicted + half),
+        {
+            name: (float(coefficients[k + 1]), float(errors[k + 1]))
+            for k, (name, _) in enumerate(axes)
+        },
+        len(y),
+    )

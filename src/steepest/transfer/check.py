@@ -1,0 +1,240 @@
+"""Does a learning rate carry over to larger sizes, why, and which one to use?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Group
+
+from steepest.printing import as_text
+from steepest.transfer.advice import Advice, advise
+from steepest.transfer.consistency import SuperConsistency, super_consistency
+from steepest.transfer.coordinates import (
+    BlownUp,
+    CoordinateCheck,
+    Loss,
+    axis_of,
+    coordinate_check,
+)
+from steepest.transfer.dimensions import Build, growth
+from steepest.transfer.rates import RateTransfer, rate_transfer
+from steepest.transfer.rules import ALPHA, OptimizerName, Rule
+
+HORIZON = 0.5
+"""Octaves between half of the steps and all, from which the number of steps is worth a word."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What was found over one size that grows.
+
+    Attributes:
+        name: of the size.
+        rates: the best rate of each size, at two horizons: what decides.
+        coordinates: how every layer's change depends on the size, at the best rate of the base.
+        consistency: sharpness along training at that rate.
+        blown: a sentence for each of these two that is None, as a run blew up.
+        deepens: whether the number of layers grows.
+    """
+
+    name: str
+    rates: RateTransfer
+    coordinates: CoordinateCheck | None
+    consistency: SuperConsistency | None
+    blown: tuple[str, ...]
+    deepens: bool
+
+
+@dataclass(frozen=True)
+class TransferCheck:
+    """Whether a learning rate transfers, the evidence, and the advice; prints as text.
+
+    Attributes:
+        axes: an `Axis` for each size that was grown.
+        advice: the rate for the target; None where there are too few points for an interval.
+    """
+
+    axes: tuple[Axis, ...]
+    advice: Advice | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the best rate stays over every size that was grown."""
+        return all(axis.rates.passed for axis in self.axes)
+
+    @property
+    def verdict(self) -> str:
+        """`transfers over width`, `transfers over width only`, `does not transfer`."""
+        kept = [axis.name for axis in self.axes if axis.rates.passed]
+        if not kept:
+            return "does not transfer"
+        return f"transfers over {' and '.join(kept)}" + ("" if self.passed else " only")
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What the verdict rests on, and what may be behind it."""
+        return tuple(
+            f"{axis.name}: {said}"
+            for axis in self.axes
+            for said in (
+                *(each.verdict for each in axis.rates.horizons),
+                *([f"coordinate check {axis.coordinates.verdict}"] if axis.coordinates else []),
+                *([axis.consistency.verdict] if axis.consistency else []),
+                *axis.blown,
+            )
+        )
+
+    @property
+    def retune(self) -> tuple[str, ...]:
+        """What to tune again, or to do otherwise, at the target."""
+        return (
+            *_steps(self.axes),
+            *(said for axis in self.axes for said in _otherwise(axis)),
+            _REST,
+        )
+
+    def __rich__(self) -> Group:
+        lines = [f"[bold]{self.verdict}[/]", *(f"  {each}" for each in self.reasons)]
+        lines.append(str(self.advice or "too few sizes and seeds for an advice with an interval"))
+        tables = [
+            part.table()
+            for axis in self.axes
+            for part in (axis.rates, axis.coordinates, axis.consistency)
+            if part
+        ]
+        return Group(*tables, "\n".join([*lines, "tune again:", *(f"  {x}" for x in self.retune)]))
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__(), 140)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {
+            "passed": self.passed,
+            "verdict": self.verdict,
+            "reasons": list(self.reasons),
+            "retune": list(self.retune),
+            "advice": asdict(self.advice) | {"said": str(self.advice)} if self.advice else None,
+            "axes": [
+                {
+                    "name": axis.name,
+                    "rates": axis.rates.as_dict(),
+                    "coordinates": axis.coordinates.as_dict() if axis.coordinates else None,
+                    "consistency": axis.consistency.as_dict() if axis.consistency else None,
+                    "blown": list(axis.blown),
+                }
+                for axis in self.axes
+            ],
+        }
+
+
+def check_transfer(
+    build: Build,
+    sizes: Sequence[Sequence[Mapping[str, Any]]],
+    batches: Callable[[int], Any],
+    loss: Loss,
+    *,
+    lr: float,
+    target: Mapping[str, Any] | None = None,
+    rule: Rule = "mup",
+    optimizer: OptimizerName = "adam",
+    steps: int = 120,
+    seeds: int = 2,
+    path: str | Path | None = None,
+    on_run: Callable[[str, str, float], None] = lambda phase, said, done: None,
+    **how: Any,
+) -> TransferCheck:
+    """Find out whether a learning rate transfers over width, depth or any size, and which to use.
+
+    For each size that grows: `rate_transfer` decides; `coordinate_check` names the layer at fault;
+    `super_consistency` says whether the curvature goes the same way at all sizes, which is why
+    rates transfer where they do. All three at the same rates, steps and seeds.
+
+    Args:
+        build, batches, loss, lr, rule, optimizer, seeds, path, how: as for `rate_transfer`.
+        sizes: for each size that grows its sizes, such as `[[dict(width=64), dict(width=128)],
+            [dict(depth=2), dict(depth=8)]]`. The first of all of them together are the base.
+        target: what is to be trained in the end; by default the largest of everything tried.
+        steps: of each run.
+        on_run: called after every run with the phase, a line about the run, and the part of the
+            phase that is done.
+
+    Raises:
+        ValueError: for what the three raise.
+    """
+    base = {key: value for each in sizes for key, value in each[0].items()}
+    largest = {key: value for each in sizes for key, value in {**each[0], **each[-1]}.items()}
+    shared: dict[str, Any] = {
+        "rule": rule, "optimizer": optimizer, "seeds": seeds, "base": base, "path": path, **how
+    }  # fmt: skip
+    names = [axis_of(each)[0] for each in sizes]
+    deepens = [  # before hours are spent: this raises for what does not grow in proportion
+        bool(growth(build, base, {**base, **each[-1]}, how.get("roles")).deepening)
+        for each in sizes
+    ]
+    axes = []
+    for name, each, deeper in zip(names, sizes, deepens, strict=True):
+        grown = [{**base, **size} for size in each]
+
+        def said(phase: str, name: str = name) -> Callable[[str, float], None]:
+            return lambda said, done: on_run(f"{phase} over {name}", said, done)
+
+        rates = rate_transfer(
+            build, each, batches, loss, lr=lr, steps=steps, on_run=said("rates"), **shared
+        )
+        best, blown = rates.rows[0].lr, []
+        coordinates = consistency = None
+        try:
+            coordinates = coordinate_check(
+                build, grown, batches(0), loss, lr=best, on_run=said("coordinates"), **shared
+            )
+        except BlownUp as error:
+            blown.append(f"coordinates: {error}")
+        try:
+            consistency = super_consistency(
+                build, each, batches, loss, lr=best, steps=steps, on_run=said("sharpness"), **shared
+            )
+        except BlownUp as error:
+            blown.append(f"sharpness: {error}")
+        axes.append(Axis(name, rates, coordinates, consistency, tuple(blown), deeper))
+    advice = advise([axis.rates for axis in axes], {**largest, **(target or {})})
+    return TransferCheck(tuple(axes), advice)
+
+
+_REST = (
+    "batch size, weight decay and data: no rule here says how the best rate follows them, so keep "
+    "them as in the small runs, or tune them at the target"
+)
+
+
+def _steps(axes: Sequence[Axis]) -> list[str]:
+    """Whether the best rate depends on the number of steps."""
+    half, full = (
+        [row.octaves for axis in axes for row in axis.rates.horizons[h].rows] for h in (0, 1)
+    )
+    moved = fmean(b - a for a, b in zip(half, full, strict=True))
+    if abs(moved) < HORIZON:
+        return []
+    steps = [each.steps for each in axes[0].rates.horizons]
+    return [
+        f"the number of steps: from {steps[0]} to {steps[1]} the best rate moved by {moved:+.2f} "
+        "octaves, so expect another one for a longer run"
+    ]
+
+
+def _otherwise(axis: Axis) -> list[str]:
+    """What to do about an axis over which the rate moves."""
+    if axis.rates.passed:
+        return []
+    said = [f"the learning rate at each {axis.name}: that of the base is not the best there"]
+    if axis.coordinates and not axis.coordinates.passed:
+        worst = axis.coordinates.worst
+        kind = "grows" if worst.slope > 0 else "freezes"
+        said.append(f"look at {worst.layer}, whose change {kind} with the {axis.name}")
+    if axis.deepens and axis.rates.rule not in ALPHA:
+        said.append(f'the rule: "{axis.rates.rule}" says nothing of depth, "completep" does')
+    return said
