@@ -82,7 +82,7 @@ def test_over_two_sizes(given: list[str], tmp_path: Path, capsys: Any) -> None:
     summary = json.loads((tmp_path / "here" / "summary.json").read_text())
     assert [axis["name"] for axis in summary["axes"]] == ["width", "depth"]
     assert summary["advice"]["target"] == {"width": 16, "depth": 2}
-    first, second = (axis["rates"]["rows"] for axis in summary["axes"])
+    first, second = (axis["rates"]["horizons"][-1]["rows"] for axis in summary["axes"])
     assert first[0]["scores"] == second[0]["scores"]  # the base, trained once
     assert "over depth" in capsys.readouterr().out
 
