@@ -68,14 +68,16 @@ class Horizon:
         drift: by how many octaves the optimum of a size differs from that of the first, where it
             does most.
         interval: of the drift at 80%, over the seeds; None for a single one.
-        penalty: of the last size's score with the best rate of the first, over that with its own,
-            minus 1.
+        carried: the best rate of the first size: on its grid, or interpolated where that is better.
+        penalty: of the last size's score with that rate over that with its own best, found in the
+            same way, minus 1; 0 if it is lower.
     """
 
     steps: int
     rows: tuple[SizeOptimum, ...]
     drift: float
     interval: Interval | None
+    carried: float
     penalty: float
 
     @property
@@ -91,7 +93,7 @@ class Horizon:
         within = f", 80% interval {found.low:+.2f} to {found.high:+.2f}" if found else ""
         return (
             f"{said} over {self.steps} steps: the best rate moves by {self.drift:+.2f} octaves"
-            f"{within} (at most {DRIFT:g}), and that of the first size costs the last "
+            f"{within} (at most {DRIFT:g}), and that of the first size costs the last one "
             f"{100 * self.penalty:.1f}% (at most {100 * PENALTY:g}%)"
         )
 
@@ -229,11 +231,9 @@ def rate_transfer(
     done = [0] * len(sizes)  # runs
     grids: list[dict[int, list[tuple[float, ...]]]] = [{} for _ in sizes]
 
-    def scores(i: int, octave: int) -> list[tuple[float, ...]]:
+    def at(i: int, rate: float) -> list[tuple[float, ...]]:
         """For each horizon, the scores of the seeds."""
-        if octave in grids[i]:
-            return grids[i][octave]
-        found, rate = [], lr * 2.0**octave
+        found = []
         for seed in range(seeds):
             what = (rule, optimizer, steps, base, targets[i], sorted(how.items()), rate, seed)
 
@@ -250,27 +250,32 @@ def rate_transfer(
             done[i] += 1
             said = f"{written(sizes[i])}, rate {rate:.3g}: loss {found[-1][-1]:.4g}"
             on_run(said, _part(weights, done, i, seeds))
-        grids[i][octave] = list(zip(*found, strict=True))
-        return grids[i][octave]
+        return list(zip(*found, strict=True))
 
     bests = [[0] * len(sizes) for _ in horizons]
     for i, size in enumerate(sizes):
         for h in range(len(horizons)):
 
             def mean(octave: int, i: int = i, h: int = h) -> float:
-                return fmean(scores(i, octave)[h])
+                if octave not in grids[i]:
+                    grids[i][octave] = at(i, lr * 2.0**octave)
+                return fmean(grids[i][octave][h])
 
             bests[h][i] = _best(size, lr, bests[h - 1][i] if h else 0, mean)
-    for best in bests:
-        scores(len(sizes) - 1, best[0])  # the last size at the best rate of the first
-    return RateTransfer(
-        rule,
-        optimizer,
-        tuple(
-            _horizon(horizon, sizes, lr, bests[h], [{k: g[k][h] for k in sorted(g)} for g in grids])
-            for h, horizon in enumerate(horizons)
-        ),
-    )
+    found = []
+    for h, horizon in enumerate(horizons):
+        scores = ({k: grid[k][h] for k in sorted(grid)} for grid in grids)
+        rows = tuple(map(partial(_optimum, lr), sizes, bests[h], scores))
+
+        def tuned(i: int, rows: tuple[SizeOptimum, ...] = rows, h: int = h) -> tuple[float, float]:
+            """The lower score, of the best rate on the grid or of the interpolated one."""
+            between = 2.0 ** rows[i].octaves
+            return min((rows[i].score, rows[i].lr), (fmean(at(i, between)[h]), between))
+
+        last = len(sizes) - 1
+        (own, _), (_, carried) = tuned(last), tuned(0)
+        found.append(_horizon(horizon, rows, carried, fmean(at(last, carried)[h]), own))
+    return RateTransfer(rule, optimizer, tuple(found))
 
 
 def written(size: Mapping[str, Any]) -> str:
@@ -350,23 +355,19 @@ def _best(size: Mapping[str, Any], lr: float, start: int, mean: Callable[[int], 
 
 
 def _horizon(
-    steps: int,
-    sizes: Sequence[Mapping[str, Any]],
-    lr: float,
-    bests: Sequence[int],
-    grids: Sequence[Mapping[int, tuple[float, ...]]],
+    steps: int, rows: tuple[SizeOptimum, ...], carried: float, score: float, own: float
 ) -> Horizon:
-    rows = tuple(map(partial(_optimum, lr), sizes, bests, grids))
-    first, last = rows[0], rows[-1]
+    """`score` and `own` are those of the last size at the rate `carried` and at its own best."""
+    first = rows[0]
     moved = max(rows[1:], key=lambda row: abs(row.octaves - first.octaves))
 
     def drift(kept: Sequence[int]) -> float:
         return moved.vertex(kept) - first.vertex(kept)
 
     seeds = range(len(first.scores[first.lr]))
-    dearer = fmean(last.scores[first.lr]) - last.score
-    penalty = dearer / last.score if last.score > 0 else math.inf if dearer else 0.0
-    return Horizon(steps, rows, drift(seeds), _interval(drift, len(seeds)), penalty)
+    dearer = max(0.0, score - own)
+    penalty = dearer / own if own > 0 else math.inf if dearer else 0.0
+    return Horizon(steps, rows, drift(seeds), _interval(drift, len(seeds)), carried, penalty)
 
 
 def _optimum(
