@@ -21,7 +21,7 @@ from steepest.transfer.coordinates import (
     coordinate_check,
 )
 from steepest.transfer.dimensions import Build, growth
-from steepest.transfer.rates import RateTransfer, rate_transfer
+from steepest.transfer.rates import DRIFT, RateTransfer, rate_transfer
 from steepest.transfer.rules import ALPHA, OptimizerName, Rule
 
 HORIZON = 0.5
@@ -231,6 +231,9 @@ def _otherwise(axis: Axis) -> list[str]:
     if axis.rates.passed:
         return []
     said = [f"the learning rate at each {axis.name}: that of the base is not the best there"]
+    found = [each.interval for each in axis.rates.horizons if each.interval]
+    if any(each.high - each.low > 2 * DRIFT for each in found):
+        said[0] += "; or take more seeds, as the drift is not known to an octave yet"
     if axis.coordinates and not axis.coordinates.passed:
         worst = axis.coordinates.worst
         kind = "grows" if worst.slope > 0 else "freezes"

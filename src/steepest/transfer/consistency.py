@@ -283,11 +283,10 @@ def _followed(
     first = kernel.matrix()
     rows: list[Stability] = []
     found: dict[str, Any] = {"steps": [], "ratios": [], "losses": []}
-    wanted = {1, *range(0, steps + 1, every)}
     taken = 0
     for taken, (_, optimizer) in enumerate(training(made, lr, batches, loss, steps + 1)):
-        if taken not in wanted or (not taken and made.optimizer_name != "sgd"):
-            continue
+        if taken % every or (not taken and made.optimizer_name != "sgd"):
+            continue  # before its first step a preconditioner is none
         rows = preconditioned_sharpness(
             made.model, loss, batches(0), optimizer, start=rows, tolerance=0.01
         )

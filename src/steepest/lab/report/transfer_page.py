@@ -77,7 +77,8 @@ def _optimum(row: dict[str, Any]) -> dict[str, str]:
 
 def _losses(horizon: dict[str, Any]) -> Picture | None:
     """Loss against learning rate: a line for each size, its optimum with the interval as a bar."""
-    figure, best, every = go.Figure(), [], []
+    figure = go.Figure()
+    shown: list[float] = []  # the best rates with their neighbours
     for i, row in enumerate(horizon["rows"]):
         points = sorted(
             (float(lr), [v for v in scores if finite(v) is not None])
@@ -109,17 +110,15 @@ def _losses(horizon: dict[str, Any]) -> Picture | None:
             } if found else None,
             hovertemplate="optimum %{x:.3g}",
         )  # fmt: skip
-        best.append(min(means))
-        every += means
-    if not every:
+        at = means.index(min(means))
+        shown += means[max(0, at - 1) : at + 2]
+    if not shown:
         return None
     finish(figure, "learning rate at the base", f"loss after {horizon['steps']} steps")
     ticks = log_ticks([float(lr) for row in horizon["rows"] for lr in row["scores"]])
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[rate(t) for t in ticks])
-    low, high = min(best), max(best)
-    usual = sorted(every)[len(every) // 2]
-    top = max(usual, high + 0.1 * abs(high))
-    figure.update_yaxes(range=[low - 0.06 * (top - low), top])
+    pad = 0.08 * (max(shown) - min(shown)) or 0.05
+    figure.update_yaxes(range=[min(shown) - pad, max(shown) + pad])
     return Picture(figure)
 
 
@@ -139,7 +138,9 @@ def _sharpness(found: dict[str, Any] | None) -> Picture | None:
         y=1, line={"dash": "dot", "width": 1.5, "color": BASELINE_COLOUR},
         annotation={"text": "edge of stability", "xanchor": "right", "x": 1},
     )  # fmt: skip
-    figure.update_yaxes(rangemode="tozero")
+    late = [y for row in found["rows"] for y in row["ratios"][len(row["ratios"]) // 3 :]]
+    top = max([1.5, *(y for y in late if finite(y) is not None)])
+    figure.update_yaxes(range=[0.0, 1.1 * top])  # a double click shows the rest
     return Picture(figure)
 
 

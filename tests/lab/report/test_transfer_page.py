@@ -1,0 +1,64 @@
+"""The page on transfer, from what `check_transfer` returns."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from steepest.lab.report import render
+from steepest.lab.report.transfer_page import transfer_page
+from steepest.transfer import check_transfer
+
+
+@pytest.fixture(scope="module")
+def summary() -> dict[str, Any]:
+    def build(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 1))
+
+    def batches(i: int) -> torch.Tensor:
+        return torch.randn(16, 3, generator=torch.Generator().manual_seed(i))
+
+    def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return (model(x) - x[:, :1]).square().mean()
+
+    found = check_transfer(
+        build, [[{"width": 4}, {"width": 8}]], batches, loss,
+        lr=0.1, optimizer="sgd", steps=24, seeds=2,
+    )  # fmt: skip
+    return {"kind": "transfer", "title": "Does it?", **found.as_dict()}
+
+
+def test_every_number_is_on_the_page(summary: dict[str, Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr("steepest.lab.report.page.get_plotlyjs", lambda: "")
+    content, pictures = transfer_page(summary)
+    assert set(pictures) == {"rates-width-12", "rates-width-24", "sharpness-width"}
+    assert content["headline"].startswith(summary["verdict"].capitalize())
+    [axis] = content["axes"]
+    assert [row["size"] for row in axis["horizons"][0]["rows"]] == ["width 4", "width 8"]
+    layers = [row["layer"] for row in axis["layers"]]
+    assert layers == ["0", "2", "output"]
+    assert [len(row["slopes"]) for row in axis["layers"]] == [2, 2, 2]
+    html = render(summary)
+    for reason in (*summary["reasons"], *summary["retune"]):
+        assert reason.replace('"', "&#34;").replace("'", "&#39;") in html
+    picture = pictures["rates-width-24"]
+    assert picture is not None
+    lines = [trace for trace in picture.figure.data if trace.mode == "lines+markers"]
+    rows = summary["axes"][0]["rates"]["horizons"][1]["rows"]
+    assert [len(line.x) for line in lines] == [len(row["scores"]) for row in rows]
+
+
+def test_what_blew_up_is_said(summary: dict[str, Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr("steepest.lab.report.page.get_plotlyjs", lambda: "")
+    changed = copy.deepcopy(summary)
+    changed["axes"][0] |= {"consistency": None, "coordinates": None, "blown": ["sharpness: got"]}
+    changed["advice"] = None
+    changed["axes"][0]["rates"]["horizons"][0]["rows"][0]["interval"] = None
+    html = render(changed)
+    assert "sharpness: got" in html
+    assert "A run at the best rate of the base blew up." in html
+    assert "Coordinate check" not in html
