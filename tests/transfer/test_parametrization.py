@@ -398,6 +398,11 @@ def test_an_unknown_head_size_is_an_error() -> None:
     assert made["query.weight"].multiplier == 0.5
     assert parametrize(Attention, {"width": 16}, {"width": 64}, rule="sp")
 
+    class Counted(Attention):  # the number of heads is enough where the query is a layer
+        heads = 4
+
+    assert parametrize(Counted, {"width": 16}, {"width": 64})["query.weight"].multiplier == 0.5
+
 
 def test_attention_with_unknown_names_is_an_error() -> None:
     class OwnAttention(nn.Module):

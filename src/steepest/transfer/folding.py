@@ -170,7 +170,7 @@ def _fold_attention(found: Folds, growth: Growth, head_size: HeadSize | None) ->
         seen.add(attention)
         before = growth.counterparts[row.name][0].removesuffix(row.name[len(attention) :])
         now, then = (
-            _head_size(each, where, head_size)
+            _head_size(each, where, head_size, None if fused or bare else layer[len(attention) :])
             for each, where in ((growth.target, attention), (growth.base, before))
         )
         if now is None or then is None:
@@ -256,8 +256,13 @@ def _norm_gain(model: nn.Module, path: str) -> list[str]:
     return names
 
 
-def _head_size(blueprint: Blueprint, attention: str, given: HeadSize | None) -> int | None:
-    """The size of a head: given, or said by the attention module, its config or the model's."""
+def _head_size(
+    blueprint: Blueprint, attention: str, given: HeadSize | None, query: str | None
+) -> int | None:
+    """The size of a head: given, or said by the attention module, its config or the model's.
+
+    Where only the number of heads is said, they share the outputs of the query, if it is a layer.
+    """
     model = blueprint.model
     if given is not None:
         return given(model)
@@ -267,6 +272,8 @@ def _head_size(blueprint: Blueprint, attention: str, given: HeadSize | None) -> 
         if size is not None:
             return size
         width, heads = _number(source, _WIDTH), _number(source, _HEADS)
+        if width is None and heads is not None and query is not None:
+            width = _number(model.get_submodule(attention + query), ("out_features",))
         if width is not None and heads is not None:
             return width // heads
     return None
