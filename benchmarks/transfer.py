@@ -96,13 +96,11 @@ def studies() -> dict[str, Study]:
     other = {"scale": "match-rms-adamw"}
     text("control, sp, muon match-rms-adamw", lr=0.02, rule="sp", optimizer="muon", settings=other)
     full = partial(rates, along=three, batches=nets.all_digits, optimizer="sgd", steps=60)
-    full("digits, mup", build=nets.plain, lr=0.5)
-    full("control, digits, ntp", build=nets.plain, lr=0.5, rule="ntp")
-    full("digits, squared error, mup", build=nets.plain, lr=1.0, loss=nets.squared_error)
-    full(
-        "control, digits, squared error, sp", build=nets.plain, lr=1.0, rule="sp",
-        loss=nets.squared_error,
-    )  # fmt: skip
+    full = partial(full, build=nets.small_readout, lr=32.0)
+    full("digits, mup")
+    full("control, digits, ntp", rule="ntp")
+    full("digits, squared error, mup", loss=nets.squared_error)
+    full("control, digits, squared error, sp", loss=nets.squared_error, rule="sp")
 
     def curvature(name: str, build: Any, along: Any, lr: float, **how: Any) -> None:
         how = {"optimizer": "sgd", "steps": 120, "every": 10, **how}

@@ -78,6 +78,11 @@ def test_a_run_that_diverges_counts_twice_its_first_loss() -> None:
     assert scores[1 / 4][0] > 1e3 * scores[1 / 16][0]
 
 
+def test_a_start_where_everything_diverges_finds_its_way_down() -> None:
+    found = rate_transfer(Line, WIDTHS, _ones, _square, lr=8.0, optimizer="sgd", steps=12, seeds=2)
+    assert [row.lr for row in found.rows] == [1 / 16, 1 / 16]
+
+
 def test_finished_runs_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
 
@@ -99,7 +104,7 @@ def test_finished_runs_are_kept(tmp_path: Path) -> None:
     first, named, calls = sweep()
     runs = len(path.read_text().splitlines())
     assert calls == 5 * runs
-    assert named[0][0].startswith("width 16, rate 0.0625: loss ")
+    assert sum(said.startswith("width 16, rate 0.0625: loss ") for said, _ in named) == 2
     assert all(0 < done <= 1 for _, done in named)
     assert named[-1][1] > 0.6
     again, same, none = sweep()

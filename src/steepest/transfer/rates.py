@@ -232,7 +232,7 @@ def rate_transfer(
     grids: list[dict[int, list[tuple[float, ...]]]] = [{} for _ in sizes]
 
     def at(i: int, rate: float) -> list[tuple[float, ...]]:
-        """For each horizon, the scores of the seeds."""
+        """For each horizon the scores of the seeds, and at last those of runs that diverged."""
         found = []
         for seed in range(seeds):
             what = (rule, optimizer, steps, base, targets[i], sorted(how.items()), rate, seed)
@@ -244,11 +244,11 @@ def rate_transfer(
                         build, base, targets[i], rule=rule, optimizer=optimizer, **how
                     )
                     losses = [now for now, _ in training(made, rate, batches, loss, steps)]
-                return [_score(losses, horizon) for horizon in horizons]
+                return [*(_score(losses, horizon) for horizon in horizons), 2 * losses[0]]
 
             found.append(finished(named("rate", *what, build, batches, loss), run))
             done[i] += 1
-            said = f"{written(sizes[i])}, rate {rate:.3g}: loss {found[-1][-1]:.4g}"
+            said = f"{written(sizes[i])}, rate {rate:.3g}: loss {found[-1][-2]:.4g}"
             on_run(said, _part(weights, done, i, seeds))
         return list(zip(*found, strict=True))
 
@@ -256,10 +256,11 @@ def rate_transfer(
     for i, size in enumerate(sizes):
         for h in range(len(horizons)):
 
-            def mean(octave: int, i: int = i, h: int = h) -> float:
+            def mean(octave: int, i: int = i, h: int = h) -> tuple[float, bool]:
                 if octave not in grids[i]:
                     grids[i][octave] = at(i, lr * 2.0**octave)
-                return fmean(grids[i][octave][h])
+                scores, diverged = grids[i][octave][h], grids[i][octave][-1]
+                return fmean(scores), scores == diverged
 
             bests[h][i] = _best(size, lr, bests[h - 1][i] if h else 0, mean)
     found = []
@@ -333,25 +334,28 @@ def _score(losses: Sequence[float], steps: int) -> float:
     return min(fmean(losses[max(0, steps - LAST) : steps]), 2 * losses[0])
 
 
-def _best(size: Mapping[str, Any], lr: float, start: int, mean: Callable[[int], float]) -> int:
-    """The octave whose neighbours are no better; the grid grows until there is one."""
+def _best(
+    size: Mapping[str, Any], lr: float, start: int, mean: Callable[[int], tuple[float, bool]]
+) -> int:
+    """The octave whose neighbours are no better; the grid grows until there is one.
+
+    `mean` says the mean score at an octave, and whether all runs diverged there.
+    """
     best = start
-    while True:
-        better = min((best, best - 1, best + 1), key=mean)
-        if better == best:
-            around = [mean(best - 1), mean(best), mean(best + 1)]
-            if max(around) - min(around) <= 1e-6 * abs(min(around)):
+    while abs(best) < FURTHEST:
+        (down, _), (here, diverged), (up, _) = (mean(best + k) for k in (-1, 0, 1))
+        if here <= min(down, up) and not diverged:
+            if max(down, up) - here <= 1e-6 * abs(here):
                 raise ValueError(
                     f"got the same loss for {dict(size)} at rates around {lr * 2.0**best:.3g}, "
                     "expected an lr that trains the model"
                 )
             return best
-        best = better
-        if abs(best) == FURTHEST:
-            raise ValueError(
-                f"got no best rate for {dict(size)} between {lr * 2.0**-FURTHEST:.3g} and "
-                f"{lr * 2.0**FURTHEST:.3g}; expected an lr closer to it"
-            )
+        best += 1 if up < min(here, down) and not diverged else -1
+    raise ValueError(
+        f"got no best rate for {dict(size)} between {lr * 2.0**-FURTHEST:.3g} and "
+        f"{lr * 2.0**FURTHEST:.3g}; expected an lr closer to it"
+    )
 
 
 def _horizon(
