@@ -139,6 +139,7 @@ def check_transfer(
     loss: Loss,
     *,
     lr: float,
+    base: Mapping[str, Any] | None = None,
     target: Mapping[str, Any] | None = None,
     rule: Rule = "mup",
     optimizer: OptimizerName = "adam",
@@ -158,6 +159,7 @@ def check_transfer(
         build, batches, loss, lr, rule, optimizer, seeds, path, how: as for `rate_transfer`.
         sizes: for each size that grows its sizes, such as `[[dict(width=64), dict(width=128)],
             [dict(depth=2), dict(depth=8)]]`. The first of all of them together are the base.
+        base: what else `build` needs, and does not grow.
         target: what is to be trained in the end; by default the largest of everything tried.
         steps: of each run.
         on_run: called after every run with the phase, a line about the run, and the part of the
@@ -166,8 +168,12 @@ def check_transfer(
     Raises:
         ValueError: for what the three raise.
     """
-    base = {key: value for each in sizes for key, value in each[0].items()}
-    largest = {key: value for each in sizes for key, value in {**each[0], **each[-1]}.items()}
+    base = dict(base or {})
+    for each in sizes:
+        base |= each[0]
+    largest = dict(base)
+    for each in sizes:
+        largest |= each[-1]
     shared: dict[str, Any] = {
         "rule": rule, "optimizer": optimizer, "seeds": seeds, "base": base, "path": path, **how
     }  # fmt: skip

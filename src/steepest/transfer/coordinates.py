@@ -219,9 +219,9 @@ def coordinate_check(
 def axis_of(sizes: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[float, ...]]:
     """Return the first size that grows, with its values."""
     for key in sizes[0] if sizes else ():
-        values = tuple(size.get(key) for size in sizes)
+        values = tuple(float(size[key]) for size in sizes if key in size)
         if len(set(values)) == len(sizes) > 1:
-            return key, tuple(float(value) for value in values if value is not None)
+            return key, values
     raise ValueError(
         f"got the sizes {list(sizes)}, expected at least two, all with another value of one size, "
         "such as [dict(width=64), dict(width=128), dict(width=256)]"

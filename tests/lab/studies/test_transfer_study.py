@@ -52,7 +52,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def test_a_model_by_import_path(given: list[str], tmp_path: Path, capsys: Any) -> None:
-    given += ["--sizes", "width=8", "width=16", "--lr", "0.05", "--seeds", "1", "--out", "here"]
+    given += ["--sizes", "width=8,depth=1", "width=16", "--lr", "0.05", "--seeds", "1"]
+    given += ["--out", "here"]
     code = _run([*given, "--target", "width=64"])
     captured = capsys.readouterr()
     assert "best learning rates: mup, adam" in captured.out

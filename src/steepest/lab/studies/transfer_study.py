@@ -46,12 +46,12 @@ def transfer_study(
         InputError: for sizes that cannot be read, a folder of other settings, and what
             `check_transfer` raises for bad input.
     """
-    asked = sizes_by_axis(sizes)
+    base, asked = _size(sizes[0]), sizes_by_axis(sizes)
     largest = None if target is None else _size(target)
     with sentences_for_os_errors(out), opened(out, settings):
         try:
             found = check_transfer(
-                build, asked, _Batches(batches), loss, target=largest, lr=lr, rule=rule,
+                build, asked, _Batches(batches), loss, base=base, target=largest, lr=lr, rule=rule,
                 optimizer=optimizer, steps=len(batches), seeds=seeds, path=out / "runs.jsonl",
                 on_run=on_run,
             )  # fmt: skip
@@ -81,7 +81,7 @@ def sizes_by_axis(sizes: Sequence[str]) -> list[list[Size]]:
     >>> sizes_by_axis(["width=64,heads=2,depth=2", "width=128,heads=4", "depth=8"])
     [[{'width': 64, 'heads': 2}, {'width': 128, 'heads': 4}], [{'depth': 2}, {'depth': 8}]]
     """
-    base, *others = [_size(text) for text in sizes] if sizes else [{}]
+    base, *others = map(_size, sizes)
     axes: dict[str, list[Size]] = {}
     for size in others:
         if unknown := set(size) - set(base):
