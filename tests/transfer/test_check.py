@@ -101,7 +101,9 @@ def _rates(name: str, octaves: dict[int, tuple[float, ...]]) -> RateTransfer:
             for k in (middle - 1, middle, middle + 1)
         }
         rows.append(SizeOptimum({name: value}, 2.0**middle, 0.0, None, 1.0, scores))
-    return RateTransfer("mup", "adam", (Horizon(10, tuple(rows), 0.0, Interval(0, 0, 0), 0.0),))
+    return RateTransfer(
+        "mup", "adam", (Horizon(10, tuple(rows), 0.0, Interval(0, 0, 0), 1.0, 0.0),)
+    )
 
 
 def test_advice_is_a_line_with_its_interval() -> None:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from steepest.transfer import SizeOptimum, rate_transfer
-from steepest.transfer.rates import _horizon, _optimum
+from steepest.transfer import rate_transfer
 
 WIDTHS = [{"width": width} for width in (16, 64)]
 
@@ -77,21 +76,6 @@ def test_a_run_that_diverges_counts_twice_its_first_loss() -> None:
     scores = found.rows[0].scores
     assert all(math.isfinite(score) for each in scores.values() for score in each)
     assert scores[1 / 4][0] > 1e3 * scores[1 / 16][0]
-
-
-def test_the_penalty_is_that_of_the_parabola() -> None:
-    """Scores that are a parabola in log2 of the rate: the vertex and the penalty are exact."""
-
-    def size(vertex: float) -> SizeOptimum:
-        scores = {2.0**k: (3.0 + 0.25 * (k - vertex) ** 2,) for k in range(-9, -1)}
-        return _optimum(1.0, {}, round(vertex), {k: scores[2.0**k] for k in range(-9, -1)})
-
-    near = _horizon(10, (size(-5.3), size(-4.6), size(-4.7)))
-    assert near.drift == pytest.approx(0.7)
-    assert near.penalty == pytest.approx(0.25 * 0.6**2 / 3.0)
-    far = _horizon(10, (size(-6.3), size(-4.6)))
-    assert far.penalty == pytest.approx(0.25 * (1.4**2 - 0.4**2) / (3.0 + 0.25 * 0.4**2))
-    assert not far.passed
 
 
 def test_a_start_where_everything_diverges_finds_its_way_down() -> None:

@@ -68,15 +68,16 @@ class Horizon:
         drift: by how many octaves the optimum of a size differs from that of the first, where it
             does most.
         interval: of the drift at 80%, over the seeds; None for a single one.
-        penalty: of the last size's score at the optimum of the first over that at its own, minus 1,
-            both on the parabola, as the noise of single runs may be as large; where the optima are
-            more than an octave apart, as run at the best rates of the grids.
+        carried: the best rate of the first size: on its grid, or interpolated where that is better.
+        penalty: of the last size's score with that rate over that with its own best, found in the
+            same way, minus 1; 0 if it is lower.
     """
 
     steps: int
     rows: tuple[SizeOptimum, ...]
     drift: float
     interval: Interval | None
+    carried: float
     penalty: float
 
     @property
@@ -251,23 +252,30 @@ def rate_transfer(
             on_run(said, _part(weights, done, i, seeds))
         return list(zip(*found, strict=True))
 
-    def mean(i: int, h: int, octave: int) -> tuple[float, bool]:
-        """The mean score of a size at a horizon, and whether all its runs diverged."""
-        if octave not in grids[i]:
-            grids[i][octave] = at(i, lr * 2.0**octave)
-        scores, diverged = grids[i][octave][h], grids[i][octave][-1]
-        return fmean(scores), scores == diverged
-
     bests = [[0] * len(sizes) for _ in horizons]
     for i, size in enumerate(sizes):
         for h in range(len(horizons)):
-            start = bests[h - 1][i] if h else 0
-            bests[h][i] = _best(size, lr, start, partial(mean, i, h))
+
+            def mean(octave: int, i: int = i, h: int = h) -> tuple[float, bool]:
+                if octave not in grids[i]:
+                    grids[i][octave] = at(i, lr * 2.0**octave)
+                scores, diverged = grids[i][octave][h], grids[i][octave][-1]
+                return fmean(scores), scores == diverged
+
+            bests[h][i] = _best(size, lr, bests[h - 1][i] if h else 0, mean)
     found = []
     for h, horizon in enumerate(horizons):
-        mean(len(sizes) - 1, h, bests[h][0])  # the last size at the best rate of the first
         scores = ({k: grid[k][h] for k in sorted(grid)} for grid in grids)
-        found.append(_horizon(horizon, tuple(map(partial(_optimum, lr), sizes, bests[h], scores))))
+        rows = tuple(map(partial(_optimum, lr), sizes, bests[h], scores))
+
+        def tuned(i: int, rows: tuple[SizeOptimum, ...] = rows, h: int = h) -> tuple[float, float]:
+            """The lower score, of the best rate on the grid or of the interpolated one."""
+            between = 2.0 ** rows[i].octaves
+            return min((rows[i].score, rows[i].lr), (fmean(at(i, between)[h]), between))
+
+        last = len(sizes) - 1
+        (own, _), (_, carried) = tuned(last), tuned(0)
+        found.append(_horizon(horizon, rows, carried, fmean(at(last, carried)[h]), own))
     return RateTransfer(rule, optimizer, tuple(found))
 
 
@@ -350,25 +358,20 @@ def _best(
     )
 
 
-def _horizon(steps: int, rows: tuple[SizeOptimum, ...]) -> Horizon:
-    first, last = rows[0], rows[-1]
+def _horizon(
+    steps: int, rows: tuple[SizeOptimum, ...], carried: float, score: float, own: float
+) -> Horizon:
+    """`score` and `own` are those of the last size at the rate `carried` and at its own best."""
+    first = rows[0]
     moved = max(rows[1:], key=lambda row: abs(row.octaves - first.octaves))
 
     def drift(kept: Sequence[int]) -> float:
         return moved.vertex(kept) - first.vertex(kept)
 
     seeds = range(len(first.scores[first.lr]))
-    return Horizon(steps, rows, drift(seeds), _interval(drift, len(seeds)), _penalty(first, last))
-
-
-def _penalty(first: SizeOptimum, last: SizeOptimum) -> float:
-    """What the first size's rate costs the last: on its parabola, or as run where that is far."""
-    if abs(first.octaves - last.octaves) > 1:
-        carried, own = fmean(last.scores[first.lr]), last.score
-    else:
-        _, bend, own = _parabola(last.scores, last.lr, range(len(last.scores[last.lr])))
-        carried = own + 0.5 * bend * (first.octaves - last.octaves) ** 2
-    return (carried - own) / own if own > 0 else math.inf if carried > own else 0.0
+    dearer = max(0.0, score - own)
+    penalty = dearer / own if own > 0 else math.inf if dearer else 0.0
+    return Horizon(steps, rows, drift(seeds), _interval(drift, len(seeds)), carried, penalty)
 
 
 def _optimum(
@@ -385,19 +388,8 @@ def _interval(estimate: Callable[[Sequence[int]], float], seeds: int) -> Interva
 
 
 def _vertex(scores: Mapping[float, tuple[float, ...]], lr: float, seeds: Sequence[int]) -> float:
-    """log2 of the rate at the vertex."""
-    shift, _, _ = _parabola(scores, lr, seeds)
-    return math.log2(lr) + shift
-
-
-def _parabola(
-    scores: Mapping[float, tuple[float, ...]], lr: float, seeds: Sequence[int]
-) -> tuple[float, float, float]:
-    """Through a rate and its neighbours: octaves from the rate to the vertex, bend, lowest value.
-
-    Seeds whose best rate is another one may have none in between: the end is taken then.
-    """
+    """log2 of the rate at the vertex of the parabola through a rate and its neighbours."""
     down, here, up = (fmean(scores[lr * 2.0**k][i] for i in seeds) for k in (-1, 0, 1))
     bend = down - 2 * here + up
-    shift = min(1.0, max(-1.0, 0.5 * (down - up) / bend)) if bend > 0 else 0.0
-    return shift, bend, here + 0.5 * (up - down) * shift + 0.5 * bend * shift**2
+    shift = 0.5 * (down - up) / bend if bend > 0 else 0.0
+    return math.log2(lr) + min(1.0, max(-1.0, shift))
