@@ -68,17 +68,17 @@ class Horizon:
         drift: by how many octaves the optimum of a size differs from that of the first, where it
             does most.
         interval: of the drift at 80%, over the seeds; None for a single one.
-        carried: the best rate of the first size: on its grid, or interpolated where that is better.
-        penalty: of the last size's score with that rate over that with its own best, found in the
-            same way, minus 1; 0 if it is lower.
+        penalty: of the last size's score with the best rate of the first over that with its own
+            best, minus 1: rates on the grid, or interpolated where that is better.
+        penalty_interval: at 80%, as that of the drift.
     """
 
     steps: int
     rows: tuple[SizeOptimum, ...]
     drift: float
     interval: Interval | None
-    carried: float
     penalty: float
+    penalty_interval: Interval | None
 
     @property
     def passed(self) -> bool:
@@ -89,12 +89,16 @@ class Horizon:
     def verdict(self) -> str:
         """One sentence with the numbers."""
         said = "transfers" if self.passed else "does not transfer"
-        found = self.interval
-        within = f", 80% interval {found.low:+.2f} to {found.high:+.2f}" if found else ""
+        moved, cost = f"{self.drift:+.2f} octaves", f"{100 * self.penalty:.1f}%"
+        if found := self.interval:
+            moved += f" (80% interval {found.low:+.2f} to {found.high:+.2f}, at most {DRIFT:g})"
+        if found := self.penalty_interval:
+            cost += (
+                f" ({100 * found.low:.1f} to {100 * found.high:.1f}%, at most {100 * PENALTY:g}%)"
+            )
         return (
-            f"{said} over {self.steps} steps: the best rate moves by {self.drift:+.2f} octaves"
-            f"{within} (at most {DRIFT:g}), and that of the first size costs the last one "
-            f"{100 * self.penalty:.1f}% (at most {100 * PENALTY:g}%)"
+            f"{said} over {self.steps} steps: the best rate moves by {moved}, and that of the "
+            f"first size costs the last one {cost}"
         )
 
 
@@ -268,14 +272,14 @@ def rate_transfer(
         scores = ({k: grid[k][h] for k in sorted(grid)} for grid in grids)
         rows = tuple(map(partial(_optimum, lr), sizes, bests[h], scores))
 
-        def tuned(i: int, rows: tuple[SizeOptimum, ...] = rows, h: int = h) -> tuple[float, float]:
-            """The lower score, of the best rate on the grid or of the interpolated one."""
-            between = 2.0 ** rows[i].octaves
-            return min((rows[i].score, rows[i].lr), (fmean(at(i, between)[h]), between))
+        def tuned(i: int, rows: tuple[SizeOptimum, ...] = rows, h: int = h) -> float:
+            """The rate of the lower score: the best one on the grid, or the interpolated one."""
+            on, between = rows[i].lr, 2.0 ** rows[i].octaves
+            return between if fmean(at(i, between)[h]) < rows[i].score else on
 
         last = len(sizes) - 1
-        (own, _), (_, carried) = tuned(last), tuned(0)
-        found.append(_horizon(horizon, rows, carried, fmean(at(last, carried)[h]), own))
+        carried, own = (at(last, tuned(i))[h] for i in (0, last))
+        found.append(_horizon(horizon, rows, carried, own))
     return RateTransfer(rule, optimizer, tuple(found))
 
 
@@ -359,19 +363,25 @@ def _best(
 
 
 def _horizon(
-    steps: int, rows: tuple[SizeOptimum, ...], carried: float, score: float, own: float
+    steps: int,
+    rows: tuple[SizeOptimum, ...],
+    carried: tuple[float, ...],
+    own: tuple[float, ...],
 ) -> Horizon:
-    """`score` and `own` are those of the last size at the rate `carried` and at its own best."""
+    """`carried` and `own` are scores of the last size: at the first one's rate, and at its own."""
     first = rows[0]
     moved = max(rows[1:], key=lambda row: abs(row.octaves - first.octaves))
 
     def drift(kept: Sequence[int]) -> float:
         return moved.vertex(kept) - first.vertex(kept)
 
-    seeds = range(len(first.scores[first.lr]))
-    dearer = max(0.0, score - own)
-    penalty = dearer / own if own > 0 else math.inf if dearer else 0.0
-    return Horizon(steps, rows, drift(seeds), _interval(drift, len(seeds)), carried, penalty)
+    def penalty(kept: Sequence[int]) -> float:
+        dearer, best = sum(carried[i] - own[i] for i in kept), sum(own[i] for i in kept)
+        return dearer / best if best > 0 else math.inf if dearer > 0 else 0.0
+
+    seeds = len(own)
+    found = [(each(range(seeds)), _interval(each, seeds)) for each in (drift, penalty)]
+    return Horizon(steps, rows, *found[0], *found[1])
 
 
 def _optimum(
