@@ -117,6 +117,11 @@ def test_finished_runs_are_kept(tmp_path: Path) -> None:
     assert few == 5
     assert third == first
     assert all(len(json.loads(line)) == 2 for line in path.read_text().splitlines())
+    other = tmp_path / "mine.txt"
+    other.write_text("my notes\n")
+    with pytest.raises(ValueError, match="which has a line that is none"):
+        rate_transfer(Line, WIDTHS, _ones, _square, lr=0.1, path=other)
+    assert other.read_text() == "my notes\n"
 
 
 def test_seeds_give_an_interval_and_sizes_are_needed() -> None:

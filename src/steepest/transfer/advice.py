@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from steepest.transfer.coordinates import axis_of
-from steepest.transfer.rates import RateTransfer, written
+from steepest.transfer.rates import RateTransfer
+from steepest.transfer.runs import written
 
 CONFIDENCE = 0.8
 

@@ -19,10 +19,9 @@ from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.printing import as_text
 from steepest.transfer.coordinates import BlownUp, Loss, axis_of, log_slope
 from steepest.transfer.dimensions import Build
-from steepest.transfer.finished import Finished, named
 from steepest.transfer.parametrization import Parametrized, parametrize
-from steepest.transfer.rates import training, written
 from steepest.transfer.rules import OptimizerName, Rule
+from steepest.transfer.runs import Finished, named, training, written
 
 SPREAD = 1.25
 """Largest over smallest sharpness of all sizes, up to which they count as one."""

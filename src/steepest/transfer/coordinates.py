@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from steepest.printing import as_text
 from steepest.transfer.dimensions import Build, growing_lists, pattern_of
-from steepest.transfer.finished import Finished, named
 from steepest.transfer.parametrization import Parametrized, parametrize
 from steepest.transfer.rules import OptimizerName, Rule
+from steepest.transfer.runs import Finished, named
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Run = dict[str, list[tuple[float, float]]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,18 +13,15 @@ from typing import Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from torch.optim import Optimizer
 
 from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.printing import as_text
 from steepest.transfer.coordinates import Loss
 from steepest.transfer.dimensions import Build, blueprint
-from steepest.transfer.finished import Finished, named
-from steepest.transfer.parametrization import Parametrized, parametrize
+from steepest.transfer.parametrization import parametrize
 from steepest.transfer.rules import OptimizerName, Rule
+from steepest.transfer.runs import Finished, named, score, training, written
 
-LAST = 10
-"""Losses at the end whose mean is the score of a run."""
 FURTHEST = 12
 """Octaves from the first rate, up to which a grid grows."""
 DRIFT, PENALTY = 1.0, 0.01
@@ -248,7 +245,7 @@ def rate_transfer(
                         build, base, targets[i], rule=rule, optimizer=optimizer, **how
                     )
                     losses = [now for now, _ in training(made, rate, batches, loss, steps)]
-                return [*(_score(losses, horizon) for horizon in horizons), 2 * losses[0]]
+                return [*(score(losses, horizon) for horizon in horizons), 2 * losses[0]]
 
             found.append(finished(named("rate", *what, build, batches, loss), run))
             done[i] += 1
@@ -283,11 +280,6 @@ def rate_transfer(
     return RateTransfer(rule, optimizer, tuple(found))
 
 
-def written(size: Mapping[str, Any]) -> str:
-    """`width 64, depth 2`."""
-    return ", ".join(f"{key} {value}" for key, value in size.items())
-
-
 def _work(build: Build, target: Mapping[str, Any]) -> float:
     """What a step costs, as its parameters tell; small models cost the same."""
     return 1e5 + sum(math.prod(shape) for shape in blueprint(build, target, None).shapes.values())
@@ -298,44 +290,6 @@ def _part(weights: Sequence[float], done: Sequence[int], at: int, seeds: int) ->
     ahead = [max(_USUAL * seeds, n + 1) if i >= at else n for i, n in enumerate(done)]
     total = sum(w * n for w, n in zip(weights, ahead, strict=True))
     return sum(w * n for w, n in zip(weights, done, strict=True)) / total
-
-
-def training(
-    made: Parametrized, lr: float, batches: Callable[[int], Any], loss: Loss, steps: int
-) -> Iterator[tuple[float, Optimizer]]:
-    """Train with a rate that rises over the first tenth of the steps, until the loss blows up.
-
-    Yields the loss of every batch before the step on it is taken, and the optimizer.
-    """
-    optimizer = made.optimizer(lr)
-    warm = max(1, steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / warm))
-    first = math.nan
-    for step in range(steps):
-        optimizer.zero_grad()
-        value = loss(made.model, batches(step))
-        now = value.item()
-        first = first if step else now
-        if not math.isfinite(first):
-            raise ValueError(
-                f"got a loss of {first} at {written(made.target)} before any step, expected a "
-                "finite one"
-            )
-        if not now <= 1e3 * first:
-            return
-        yield now, optimizer
-        value.backward()
-        try:
-            optimizer.step()
-        except FloatingPointError:
-            return
-        schedule.step()
-
-
-def _score(losses: Sequence[float], steps: int) -> float:
-    if len(losses) < steps:
-        return 2 * losses[0]
-    return min(fmean(losses[max(0, steps - LAST) : steps]), 2 * losses[0])
 
 
 def _best(

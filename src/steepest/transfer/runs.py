@@ -1,0 +1,113 @@
+"""The runs of a sweep: how one is trained and scored, and where finished ones are kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from steepest.transfer.parametrization import Parametrized
+
+LAST = 10
+"""Losses at the end whose mean is the score of a run."""
+
+
+class Finished:
+    """Results by name, as lines of JSON that are written as they come.
+
+    Args:
+        path: of the file; `None` keeps them in memory. A last line that is cut off is dropped.
+
+    Raises:
+        ValueError: for a file of something else, which stays as it is.
+
+    >>> finished = Finished()
+    >>> finished("two", lambda: 1 + 1), finished("two", lambda: 3)
+    (2, 2)
+    """
+
+    def __init__(self, path: str | Path | None = None):
+        self._path = None if path is None else Path(path)
+        self._known: dict[str, Any] = {}
+        if self._path is not None and self._path.exists():
+            whole, _, _ = self._path.read_text().rpartition("\n")
+            try:
+                self._known = dict(json.loads(line) for line in whole.splitlines())
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"got the file of runs {self._path}, which has a line that is none; expected "
+                    "what an earlier sweep wrote, or the path of no file"
+                ) from error
+            self._path.write_text(whole + "\n" if whole else "")
+
+    def __call__(self, name: str, run: Callable[[], Any]) -> Any:
+        """Return the result of that name; `run` makes it where there is none."""
+        if name not in self._known:
+            self._known[name] = run()
+            if self._path is not None:
+                with self._path.open("a") as file:
+                    file.write(json.dumps([name, self._known[name]]) + "\n")
+        return self._known[name]
+
+
+def named(kind: str, *what: Any) -> str:
+    """Return a name that tells runs apart; of functions it has only their names."""
+    return json.dumps([kind, *what], default=_name)
+
+
+def _name(thing: Any) -> str:
+    return str(getattr(thing, "__qualname__", type(thing).__qualname__))
+
+
+def written(size: Mapping[str, Any]) -> str:
+    """`width 64, depth 2`."""
+    return ", ".join(f"{key} {value}" for key, value in size.items())
+
+
+def training(
+    made: Parametrized,
+    lr: float,
+    batches: Callable[[int], Any],
+    loss: Callable[..., Any],
+    steps: int,
+) -> Iterator[tuple[float, Optimizer]]:
+    """Train with a rate that rises over the first tenth of the steps, until the loss blows up.
+
+    Yields the loss of every batch before the step on it is taken, and the optimizer.
+    """
+    optimizer = made.optimizer(lr)
+    warm = max(1, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / warm))
+    first = math.nan
+    for step in range(steps):
+        optimizer.zero_grad()
+        value = loss(made.model, batches(step))
+        now = value.item()
+        first = first if step else now
+        if not math.isfinite(first):
+            raise ValueError(
+                f"got a loss of {first} at {written(made.target)} before any step, expected a "
+                "finite one"
+            )
+        if not now <= 1e3 * first:
+            return
+        yield now, optimizer
+        value.backward()
+        try:
+            optimizer.step()
+        except FloatingPointError:
+            return
+        schedule.step()
+
+
+def score(losses: Sequence[float], steps: int) -> float:
+    """The mean of the last 10 of so many losses, at most twice the first, as for fewer of them."""
+    if len(losses) < steps:
+        return 2 * losses[0]
+    return min(fmean(losses[max(0, steps - LAST) : steps]), 2 * losses[0])
