@@ -82,10 +82,11 @@ def studies() -> dict[str, Study]:
     text = partial(rates, build=nets.LanguageModel, along=three, batches=nets.next_byte)
     for optimizer, (lr, how) in FIRST.items():
         text(f"width, {optimizer}", lr=lr, optimizer=optimizer, **how)
-    attention = partial(rates, build=nets.gpt, along=three, batches=nets.sequences)
-    for optimizer, (lr, how) in {**FIRST, "teon": FIRST["muon"]}.items():
-        steps = 60 if how else 100  # many small blocks take their time
-        attention(f"width, gpt, {optimizer}", lr=lr, optimizer=optimizer, steps=steps, **how)
+    for optimizer in ("teon", "muon"):  # stacks are made of attention's matrices
+        rates(
+            f"width, gpt, {optimizer}", nets.gpt, three, nets.sequences, 0.05,
+            optimizer=optimizer, steps=150,
+        )  # fmt: skip
     for optimizer, lr in (("sgd", 0.5), ("adam", 0.01), ("muon", 0.05)):
         for rule in ("completep", "depth-mup"):
             rates(
@@ -96,11 +97,11 @@ def studies() -> dict[str, Study]:
     other = {"scale": "match-rms-adamw"}
     text("control, sp, muon match-rms-adamw", lr=0.02, rule="sp", optimizer="muon", settings=other)
     full = partial(rates, along=three, batches=nets.all_digits, optimizer="sgd", steps=60)
-    full = partial(full, build=nets.small_readout, lr=32.0)
-    full("digits, mup")
-    full("control, digits, ntp", rule="ntp")
-    full("digits, squared error, mup", loss=nets.squared_error)
-    full("control, digits, squared error, sp", loss=nets.squared_error, rule="sp")
+    full("digits, mup", build=nets.small_readout, lr=32.0)
+    full("control, digits, ntp", build=nets.small_readout, lr=32.0, rule="ntp")
+    error = partial(full, build=nets.plain, lr=1.0, loss=nets.squared_error)
+    error("digits, squared error, mup")
+    error("control, digits, squared error, sp", rule="sp")
 
     def curvature(name: str, build: Any, along: Any, lr: float, **how: Any) -> None:
         how = {"optimizer": "sgd", "steps": 120, "every": 10, **how}

@@ -90,7 +90,7 @@ def next_byte(i: int) -> tuple[Tensor, Tensor]:
 
 
 def sequences(i: int) -> tuple[Tensor, Tensor]:
-    return _sampler(8, 32).batch(i)
+    return _sampler(16, 32).batch(i)
 
 
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -143,7 +143,7 @@ def plain(width: int) -> nn.Module:
         nn.Linear(64, width, bias=False), nn.ReLU(),
         nn.Linear(width, width, bias=False), nn.ReLU(), nn.Linear(width, 10, bias=False),
     )  # fmt: skip
-    for k, std in ((0, 1 / 8), (2, (2 / width) ** 0.5), (4, 1 / width)):
+    for k, std in ((0, 1 / 8), (2, (2 / width) ** 0.5), (4, 0.5 / width)):
         nn.init.normal_(model.get_parameter(f"{k}.weight"), std=std)
     return model
 
