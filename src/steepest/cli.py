@@ -138,6 +138,12 @@ class Transfer:
     the depth too; sp and ntp are controls."""
     optimizer: OptimizerName = "adam"
     """Which one will train the model."""
+    settings: tuple[str, ...] = ()
+    """Of that optimizer, such as momentum=0.9; for shampoo and kl-shampoo block=32, the base width
+    or less, as the rate depends on the size of their blocks."""
+    branches: tuple[str, ...] = ()
+    """For rules of depth, the last layer of every residual branch, such as blocks.*.mlp.down; known
+    for blocks of GPT-2, LLaMA, ViT and alike."""
     lr: float = 0.01
     """Where to look first; the grid grows from there."""
     steps: int = 120
@@ -362,8 +368,9 @@ def _transfer(command: Transfer) -> None:
 
         found, summary = transfer_study(
             build, command.sizes, given, loss, target=command.target, lr=command.lr,
-            rule=command.rule, optimizer=command.optimizer, seeds=command.seeds, out=out,
-            settings=settings, on_run=on_run,
+            rule=command.rule, optimizer=command.optimizer, options=command.settings,
+            branches=command.branches, seeds=command.seeds, out=out, settings=settings,
+            on_run=on_run,
         )  # fmt: skip
     with sentences_for_os_errors(out):
         page = report.write(summary, out / "report.html")

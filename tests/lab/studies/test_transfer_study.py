@@ -78,7 +78,9 @@ def test_a_model_by_import_path(given: list[str], tmp_path: Path, capsys: Any) -
 
 
 def test_over_two_sizes(given: list[str], tmp_path: Path, capsys: Any) -> None:
-    given += ["--sizes", "width=8,depth=1", "width=16", "depth=2", "--rule", "sp", "--seeds", "2"]
+    given += ["--sizes", "width=8,depth=1", "width=16", "depth=2", "--seeds", "2"]
+    given += ["--rule", "completep", "--branches", "blocks.*", "--optimizer", "sgd"]
+    given += ["--settings", "momentum=0.5", "--lr", "0.1"]
     _run([*given, "--out", "here"])
     summary = json.loads((tmp_path / "here" / "summary.json").read_text())
     assert [axis["name"] for axis in summary["axes"]] == ["width", "depth"]
@@ -92,6 +94,8 @@ def test_over_two_sizes(given: list[str], tmp_path: Path, capsys: Any) -> None:
     ("arguments", "sentence"),
     [
         (["--sizes", "width:8", "width=16"], "got the size 'width:8', expected names and whole"),
+        (["--sizes", "width=8", "width=16", "--settings", "block:8"], "got the setting 'block:8'"),
+        (["--sizes", "width=8", "width=16", "--settings", "blok=8"], "blok"),
         (["--sizes", "width=8"], "got 1 sizes, expected at least 2"),
         (["--sizes", "width=8", "depth=2"], "the first of the sizes does not name"),
         (["--sizes", "depth=8", "depth=9"], "depth"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -27,6 +28,8 @@ def transfer_study(
     lr: float,
     rule: Rule,
     optimizer: OptimizerName,
+    options: Sequence[str],
+    branches: Sequence[str],
     seeds: int,
     out: Path,
     settings: dict[str, Any],
@@ -38,6 +41,8 @@ def transfer_study(
         build, loss, lr, rule, optimizer, seeds, on_run: as for `check_transfer`.
         sizes: as a user types them; see `sizes_by_axis`.
         target: the same, one of them.
+        options: settings of the optimizer, as a user types them: `block=32`.
+        branches: as for `parametrize`; none for those that are known.
         batches: one for each step.
         out: the folder: finished runs, `transfer.json`, `summary.json`.
         settings: what was asked for, which the folder is bound to.
@@ -48,12 +53,13 @@ def transfer_study(
     """
     base, asked = _size(sizes[0]), sizes_by_axis(sizes)
     largest = None if target is None else _size(target)
+    how = {"settings": dict(map(_option, options)), "branches": list(branches)}
     with sentences_for_os_errors(out), opened(out, settings):
         try:
             found = check_transfer(
                 build, asked, _Batches(batches), loss, base=base, target=largest, lr=lr, rule=rule,
                 optimizer=optimizer, steps=len(batches), seeds=seeds, path=out / "runs.jsonl",
-                on_run=on_run,
+                on_run=on_run, **{key: value for key, value in how.items() if value},
             )  # fmt: skip
         except (ValueError, TypeError, FloatingPointError) as error:
             raise InputError(str(error)) from error
@@ -115,6 +121,17 @@ class _Batches:
 
     def __call__(self, i: int) -> Any:
         return self._batches[i % len(self._batches)]
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """`block=32` as a name and a Python value; what is no literal is text."""
+    name, sign, value = text.partition("=")
+    if not sign or not name.isidentifier():
+        raise InputError(f"got the setting {text!r}, expected a name and a value such as block=32")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def _size(text: str) -> Size:
