@@ -18,6 +18,7 @@ PolarMethod = Literal[
     "polar-express",
     "cans",
     "tuned",
+    "nonic",
     "zolotarev",
     "eigh",
     "qdwh",
@@ -104,20 +105,21 @@ def polar_plan(
     if not on_cpu:
         why = "Products in half precision are what an accelerator does best"
         return PolarPlan("tuned", 5, torch.bfloat16, "plain", 0.25, why)
-    if m == 1 or (m <= 32 and n >= 2 * m):
+    if m == 1 or (m < 16 and n >= 2 * m):
         why = "Exact at the cost of two products, as the Gram matrix is small"
         return PolarPlan("eigh", None, full, None, 1e-3, why)
     if m <= 128 and n >= 2 * m:
         why = "All steps with the small Gram matrix"
-        return PolarPlan("tuned", 5, full, "gram", 0.25, why)
+        return PolarPlan("nonic", 3, full, "gram", 0.2, why)
     if n >= 1.5 * m:
         why = "Two products with the long side instead of two in every step"
         return PolarPlan("zolotarev", 3, full, None, 0.1, why)
+    work, why = full, "Nearly square, and half precision would gain nothing"
     if m > 16 and has_bfloat16():
-        why = "Nearly square, so products in half precision are cheapest"
-        return PolarPlan("tuned", 5, torch.bfloat16, "plain", 0.25, why)
-    why = "Nearly square, and half precision would gain nothing"
-    return PolarPlan("tuned", 5, full, "plain", 0.25, why)
+        work, why = torch.bfloat16, "Nearly square, so products in half precision are cheapest"
+    if 32 <= m <= 128:
+        return PolarPlan("nonic", 3, work, "plain", 0.2, why)
+    return PolarPlan("tuned", 5, work, "plain", 0.25, why)
 
 
 def _plan_for(tolerance: float, m: int, on_cpu: bool) -> PolarPlan:

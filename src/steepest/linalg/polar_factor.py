@@ -36,6 +36,7 @@ def polar(
     dtype: torch.dtype | None = None,
     nonfinite: Nonfinite = "raise",
     tolerance: float | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """Return the polar factor U Vᵀ of G = U S Vᵀ, over the nonzero singular values.
 
@@ -56,7 +57,8 @@ def polar(
     decompositions reach a fraction of its speed. "auto" is the choice of `polar_plan`.
 
     Args:
-        G: matrices of shape `(..., m, n)`, real floating point, any layout. Never modified.
+        G: matrices of shape `(..., m, n)`, real floating point, any layout. Modified only with
+            `overwrite`.
         method: "polar-express" (default) or another of the table; sources are in
             `steepest.linalg.newton_schulz`, `zolotarev` and `decompositions`.
         steps: number of polynomials, 5 by default, or of terms for "zolotarev", 3 by default and
@@ -69,6 +71,8 @@ def polar(
             `ValueError` (default; on an accelerator this waits for the device), or report it by
             returning that matrix full of "nan" and all others as they should be.
         tolerance: for "auto", the error that is accepted; see `polar_plan`.
+
+        overwrite: whether the result may take the place of G, which saves memory in Gram form.
 
     Returns:
         A tensor of the shape, dtype and device of G. A zero matrix gives zeros. The result does
@@ -112,7 +116,7 @@ def polar(
     faster = G.is_cpu and plan.dtype == torch.float32 and min(G.shape[-2:]) > _TINY
     switch = fast_products() if faster else nullcontext()
     with torch.autocast(G.device.type, enabled=False), switch:
-        return _polar(matrices, plan).to(G.dtype).reshape(G.shape)
+        return _polar(matrices, plan, overwrite).to(G.dtype).reshape(G.shape)
 
 
 def _refuse(matrices: Tensor) -> None:
@@ -124,13 +128,14 @@ def _refuse(matrices: Tensor) -> None:
         )
 
 
-def _polar(X: Tensor, plan: PolarPlan) -> Tensor:
+def _polar(X: Tensor, plan: PolarPlan, overwrite: bool) -> Tensor:
     """The polar factors of X, (batch, m, n)."""
     tall = X.shape[-2] > X.shape[-1]
     X = X.mT if tall else X  # X Xᵀ should be the smaller of the two Gram matrices
     if plan.method not in DECOMPOSITIONS:
         schedule = polynomials(plan.method, plan.steps)
-        Q = by_polynomials(X, plan.method, schedule, plan.dtype, plan.form == "gram")
+        gram = plan.form == "gram"
+        Q = by_polynomials(X, plan.method, schedule, plan.dtype, gram, overwrite)
         return Q.mT if tall else Q
     X = scaled(X).to(plan.dtype)
     broken = X[:, :1, :1].isnan()  # the whole matrix is; factorizations raise for any NaN
