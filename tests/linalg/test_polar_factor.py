@@ -252,6 +252,19 @@ def test_polynomials_keep_the_null_space_small_in_float32(
         assert _leak(G, polar(G, method, steps), 4) < tolerance
 
 
+@pytest.mark.parametrize("method", [*METHODS, "auto"])
+def test_overwriting_gives_the_same_result(method: PolarMethod) -> None:
+    for G in (torch.randn(3, 16, 400), torch.randn(9, 400, 16), torch.randn(40, 40)):
+        expected, before = polar(G, method), G.clone()
+        assert torch.equal(G, before)
+        assert torch.allclose(polar(G, method, overwrite=True), expected, rtol=0, atol=1e-5)
+
+
+def test_overwriting_saves_memory_in_gram_form() -> None:
+    G = torch.randn(16, 20, 400)
+    assert polar(G, "auto", overwrite=True).data_ptr() == G.data_ptr()
+
+
 def test_null_rows_and_columns_stay_exactly_null() -> None:
     G = torch.randn(6, 8)
     G[2], G[:, 5] = 0, 0

@@ -546,9 +546,9 @@ def test_matrices_of_equal_shape_are_handled_together(monkeypatch):
     batches = []
     direction = steepest.geometry.Spectral.direction
 
-    def spy(self, G):
+    def spy(self, G, overwrite=False):
         batches.append(tuple(G.shape))
-        return direction(self, G)
+        return direction(self, G, overwrite)
 
     params = [parameter(4, 4) for _ in range(5)] + [parameter(4, 6), parameter(6, 4)]
     tested = Muon(params)

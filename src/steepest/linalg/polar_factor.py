@@ -47,6 +47,7 @@ def polar(
     | "polar-express" | 0.13 on [0.01, 1] ‖G‖_F; 8 steps: 5e-5     | the same, each step 4 α + 2   |
     | "cans"          | 0.14 on [1e-3, 1] ‖G‖_S4                   | the same                      |
     | "tuned"         | 0.25 on [2e-3, 1] ‖G‖_S4                   | 20 α + 6, or 4 α + 30 (Gram)  |
+    | "nonic"         | 0.18 on [3e-3, 1] ‖G‖_S4                   | 12 α + 12, or 4 α + 24 (Gram) |
     | "zolotarev"     | 0.11 on [1e-3, 1] ‖G‖_S4; 4 terms: 0.034   | 4 α + 1 for each term         |
     | "eigh"          | rounding / σ², from σ = 1e-3 σ_max         | 4 α + 12                      |
     | "qdwh"          | rounding / σ, from σ = 1e-4 ‖G‖_S4         | (about 7 α + 5) each of 6     |
@@ -61,7 +62,7 @@ def polar(
             `overwrite`.
         method: "polar-express" (default) or another of the table; sources are in
             `steepest.linalg.newton_schulz`, `zolotarev` and `decompositions`.
-        steps: number of polynomials, 5 by default, or of terms for "zolotarev", 3 by default and
+        steps: number of polynomials, 5 by default, 3 of "nonic", or of terms for "zolotarev", 3 by default and
             at most 4 in float32; the other methods take none.
         dtype: precision of the computation. By default that of the plan for "auto", else that of G,
             and float32 for half precision. `torch.bfloat16` is two to four times faster for
@@ -81,8 +82,9 @@ def polar(
 
         The null space of a low-rank G stays null up to noise of spectral norm 1e-6 ("svd"), 1e-3
         ("eigh", "zolotarev" and five polynomials) or 2e-2 ("qdwh") in float32. In bfloat16 the
-        noise from rounding is damped by carrying rounding errors through the first two steps (not
-        for "jordan"): the relative error at rank 8 is 0.2 to 0.4, instead of up to 1.1.
+        noise from rounding is damped by carrying rounding errors through the first two steps, of
+        "nonic" the first (not for "jordan"): the relative error at rank 8 is 0.1 to 0.4, instead
+        of up to 1.1.
 
         Extra memory is at most twice that of G in float32, the result included, and five Gram
         matrices.

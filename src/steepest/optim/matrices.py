@@ -17,10 +17,12 @@ State = dict[str, Any]
 # Matrices of equal shape are stacked up to this many entries for one batched product. On a CPU a
 # large product gains nothing from a batch, so there the Gram matrices are bounded too; and no more
 # than half of the matrices are stacked, to bound what a step holds by what it works on. Where they
-# are few and small, or wide, so that the direction can take the place of its gradient, all are.
+# are few and small all are, and where they are wide, so that the direction takes the place of what
+# it is of and Gram matrices are small beside it.
 _ENTRIES_PER_BATCH = {"cpu": 2**21, "default": 2**26}
 _GRAM_ENTRIES_ON_CPU = 2**19
 _FEW_ENTRIES = 2**19
+_WIDE = 10
 
 
 class MatrixState:
@@ -238,7 +240,7 @@ def _most(device: str, shape: torch.Size, count: int, length: int) -> int:
     most = _ENTRIES_PER_BATCH[place] // entries
     if place == "cpu":
         gram = count * min(shape, default=1) ** 2
-        wide = max(shape, default=1) >= 2 * min(shape, default=1)
+        wide = max(shape, default=1) >= _WIDE * min(shape, default=1)
         half = length if wide else max(-(-length // 2), _FEW_ENTRIES // entries)
         most = min(most, _GRAM_ENTRIES_ON_CPU // gram, half)
     parts = -(-length // max(1, most))
