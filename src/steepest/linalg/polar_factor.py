@@ -62,8 +62,8 @@ def polar(
             `overwrite`.
         method: "polar-express" (default) or another of the table; sources are in
             `steepest.linalg.newton_schulz`, `zolotarev` and `decompositions`.
-        steps: number of polynomials, 5 by default, 3 of "nonic", or of terms for "zolotarev", 3 by default and
-            at most 4 in float32; the other methods take none.
+        steps: number of polynomials, 5 by default and 3 of "nonic", or of terms for "zolotarev", 3
+            by default and at most 4 in float32; the other methods take none.
         dtype: precision of the computation. By default that of the plan for "auto", else that of G,
             and float32 for half precision. `torch.bfloat16` is two to four times faster for
             polynomials and has an error of about 1e-2 of its own; the other methods need float32
