@@ -563,6 +563,37 @@ def test_matrices_of_equal_shape_are_handled_together(monkeypatch):
     assert sorted(batches) == [(1, 4, 4), (1, 4, 6), (1, 6, 4), (2, 4, 4), (2, 4, 4)]
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("optimizer", "settings"),
+    [
+        (SignSGD, {}),
+        (Signum, {"momentum": 0.5}),
+        (SpectralDescent, {}),
+        (SpectralDescent, {"length": "dual"}),
+        (Muon, {"momentum": 0.5, "nesterov": False}),
+        (Muon, {"momentum": 0.5}),
+    ],
+)
+def test_directions_never_take_the_place_of_gradients_or_memory(
+    optimizer, settings, count, set_gradients
+):
+    """Those of wide matrices take the place of what they are of, which must be a copy."""
+    params = [parameter(20, 300) for _ in range(count)]
+    alone = [nn.Parameter(p.detach().clone()) for p in params]
+    set_gradients(params, seed=0)
+    gradients = [p.grad.clone() for p in params]
+    tested = optimizer(params, lr=0.1, **settings)
+    tested.step()
+    assert equal([p.grad for p in params], gradients)
+    for p, q, G in zip(params, alone, gradients, strict=True):
+        q.grad = G.clone()
+        optimizer([q], lr=0.1, **settings).step()
+        assert torch.allclose(p, q, rtol=0, atol=1e-5)
+        if "momentum" in settings:
+            assert torch.equal(tested.state[p]["momentum_buffer"], 0.5 * G)
+
+
 @every_optimizer
 def test_a_group_may_mix_precisions(optimizer, set_gradients):
     dtypes = [torch.float32, torch.bfloat16, torch.float64, torch.float32, torch.bfloat16]
