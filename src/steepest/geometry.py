@@ -110,9 +110,13 @@ class Spectral:
         """Return the sum of the singular values."""
         return nuclear_norm(G)
 
-    def direction(self, G: Tensor) -> Tensor:
-        """Return the polar factor of G; a matrix with non-finite entries gives NaN."""
-        return polar(G, self.method, self.steps, dtype=self.dtype, nonfinite="nan")
+    def direction(self, G: Tensor, overwrite: bool = False) -> Tensor:
+        """Return the polar factor of G, in its place if it may be overwritten.
+
+        A matrix with non-finite entries gives NaN.
+        """
+        method, steps, dtype = self.method, self.steps, self.dtype
+        return polar(G, method, steps, dtype=dtype, nonfinite="nan", overwrite=overwrite)
 
 
 @dataclass(frozen=True)

@@ -546,9 +546,9 @@ def test_matrices_of_equal_shape_are_handled_together(monkeypatch):
     batches = []
     direction = steepest.geometry.Spectral.direction
 
-    def spy(self, G):
+    def spy(self, G, overwrite=False):
         batches.append(tuple(G.shape))
-        return direction(self, G)
+        return direction(self, G, overwrite)
 
     params = [parameter(4, 4) for _ in range(5)] + [parameter(4, 6), parameter(6, 4)]
     tested = Muon(params)
@@ -561,6 +561,37 @@ def test_matrices_of_equal_shape_are_handled_together(monkeypatch):
     monkeypatch.setitem(matrices._ENTRIES_PER_BATCH, "cpu", 2 * 16 + 5)
     tested.step()
     assert sorted(batches) == [(1, 4, 4), (1, 4, 6), (1, 6, 4), (2, 4, 4), (2, 4, 4)]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("optimizer", "settings"),
+    [
+        (SignSGD, {}),
+        (Signum, {"momentum": 0.5}),
+        (SpectralDescent, {}),
+        (SpectralDescent, {"length": "dual"}),
+        (Muon, {"momentum": 0.5, "nesterov": False}),
+        (Muon, {"momentum": 0.5}),
+    ],
+)
+def test_directions_never_take_the_place_of_gradients_or_memory(
+    optimizer, settings, count, set_gradients
+):
+    """Those of wide matrices take the place of what they are of, which must be a copy."""
+    params = [parameter(20, 300) for _ in range(count)]
+    alone = [nn.Parameter(p.detach().clone()) for p in params]
+    set_gradients(params, seed=0)
+    gradients = [p.grad.clone() for p in params]
+    tested = optimizer(params, lr=0.1, **settings)
+    tested.step()
+    assert equal([p.grad for p in params], gradients)
+    for p, q, G in zip(params, alone, gradients, strict=True):
+        q.grad = G.clone()
+        optimizer([q], lr=0.1, **settings).step()
+        assert torch.allclose(p, q, rtol=0, atol=1e-5)
+        if "momentum" in settings:
+            assert torch.equal(tested.state[p]["momentum_buffer"], 0.5 * G)
 
 
 @every_optimizer

@@ -36,6 +36,7 @@ def polar(
     dtype: torch.dtype | None = None,
     nonfinite: Nonfinite = "raise",
     tolerance: float | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """Return the polar factor U Vᵀ of G = U S Vᵀ, over the nonzero singular values.
 
@@ -46,6 +47,7 @@ def polar(
     | "polar-express" | 0.13 on [0.01, 1] ‖G‖_F; 8 steps: 5e-5     | the same, each step 4 α + 2   |
     | "cans"          | 0.14 on [1e-3, 1] ‖G‖_S4                   | the same                      |
     | "tuned"         | 0.25 on [2e-3, 1] ‖G‖_S4                   | 20 α + 6, or 4 α + 30 (Gram)  |
+    | "nonic"         | 0.18 on [3e-3, 1] ‖G‖_S4                   | 12 α + 12, or 4 α + 24 (Gram) |
     | "zolotarev"     | 0.11 on [1e-3, 1] ‖G‖_S4; 4 terms: 0.034   | 4 α + 1 for each term         |
     | "eigh"          | rounding / σ², from σ = 1e-3 σ_max         | 4 α + 12                      |
     | "qdwh"          | rounding / σ, from σ = 1e-4 ‖G‖_S4         | (about 7 α + 5) each of 6     |
@@ -56,11 +58,12 @@ def polar(
     decompositions reach a fraction of its speed. "auto" is the choice of `polar_plan`.
 
     Args:
-        G: matrices of shape `(..., m, n)`, real floating point, any layout. Never modified.
+        G: matrices of shape `(..., m, n)`, real floating point, any layout. Modified only with
+            `overwrite`.
         method: "polar-express" (default) or another of the table; sources are in
             `steepest.linalg.newton_schulz`, `zolotarev` and `decompositions`.
-        steps: number of polynomials, 5 by default, or of terms for "zolotarev", 3 by default and
-            at most 4 in float32; the other methods take none.
+        steps: number of polynomials, 5 by default and 3 of "nonic", or of terms for "zolotarev", 3
+            by default and at most 4 in float32; the other methods take none.
         dtype: precision of the computation. By default that of the plan for "auto", else that of G,
             and float32 for half precision. `torch.bfloat16` is two to four times faster for
             polynomials and has an error of about 1e-2 of its own; the other methods need float32
@@ -70,6 +73,8 @@ def polar(
             returning that matrix full of "nan" and all others as they should be.
         tolerance: for "auto", the error that is accepted; see `polar_plan`.
 
+        overwrite: whether the result may take the place of G, which saves memory in Gram form.
+
     Returns:
         A tensor of the shape, dtype and device of G. A zero matrix gives zeros. The result does
         not depend on the scale of G, from the smallest to the largest representable entries.
@@ -77,8 +82,9 @@ def polar(
 
         The null space of a low-rank G stays null up to noise of spectral norm 1e-6 ("svd"), 1e-3
         ("eigh", "zolotarev" and five polynomials) or 2e-2 ("qdwh") in float32. In bfloat16 the
-        noise from rounding is damped by carrying rounding errors through the first two steps (not
-        for "jordan"): the relative error at rank 8 is 0.2 to 0.4, instead of up to 1.1.
+        noise from rounding is damped by carrying rounding errors through the first two steps, of
+        "nonic" the first (not for "jordan"): the relative error at rank 8 is 0.1 to 0.4, instead
+        of up to 1.1.
 
         Extra memory is at most twice that of G in float32, the result included, and five Gram
         matrices.
@@ -112,7 +118,7 @@ def polar(
     faster = G.is_cpu and plan.dtype == torch.float32 and min(G.shape[-2:]) > _TINY
     switch = fast_products() if faster else nullcontext()
     with torch.autocast(G.device.type, enabled=False), switch:
-        return _polar(matrices, plan).to(G.dtype).reshape(G.shape)
+        return _polar(matrices, plan, overwrite).to(G.dtype).reshape(G.shape)
 
 
 def _refuse(matrices: Tensor) -> None:
@@ -124,13 +130,14 @@ def _refuse(matrices: Tensor) -> None:
         )
 
 
-def _polar(X: Tensor, plan: PolarPlan) -> Tensor:
+def _polar(X: Tensor, plan: PolarPlan, overwrite: bool) -> Tensor:
     """The polar factors of X, (batch, m, n)."""
     tall = X.shape[-2] > X.shape[-1]
     X = X.mT if tall else X  # X Xᵀ should be the smaller of the two Gram matrices
     if plan.method not in DECOMPOSITIONS:
         schedule = polynomials(plan.method, plan.steps)
-        Q = by_polynomials(X, plan.method, schedule, plan.dtype, plan.form == "gram")
+        gram = plan.form == "gram"
+        Q = by_polynomials(X, plan.method, schedule, plan.dtype, gram, overwrite)
         return Q.mT if tall else Q
     X = scaled(X).to(plan.dtype)
     broken = X[:, :1, :1].isnan()  # the whole matrix is; factorizations raise for any NaN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -15,11 +16,13 @@ State = dict[str, Any]
 
 # Matrices of equal shape are stacked up to this many entries for one batched product. On a CPU a
 # large product gains nothing from a batch, so there the Gram matrices are bounded too; and no more
-# than half of the matrices are stacked, unless they are few and small, to bound what a step holds
-# by what it works on.
-_ENTRIES_PER_BATCH = {"cpu": 2**20, "default": 2**26}
+# than half of the matrices are stacked, to bound what a step holds by what it works on. Where they
+# are few and small all are, and where they are wide, so that the direction takes the place of what
+# it is of and Gram matrices are small beside it.
+_ENTRIES_PER_BATCH = {"cpu": 2**21, "default": 2**26}
 _GRAM_ENTRIES_ON_CPU = 2**19
 _FEW_ENTRIES = 2**19
+_WIDE = 10
 
 
 class MatrixState:
@@ -71,40 +74,38 @@ class Matrices:
     """The parameters of a group that have gradients, and those gradients as matrices."""
 
     def __init__(self, group: Mapping[str, Any]):
-        views = group.get("views") or [None] * len(group["params"])
-        stacks = group.get("stacks") or [None] * len(group["params"])
+        params = group["params"]
+        views, stacks = (group.get(key) or [None] * len(params) for key in ("views", "stacks"))
         self.params: list[Tensor] = []
-        self.views: list[MatrixView | None] = []
+        self.views: list[_View] = []
         self.gradients: list[Tensor] = []
         self.stacks: list[int | None] = []
         self._group = group
-        self._block = group.get("block")
         self._sizes: list[tuple[int, int]] = []
         self._owners: list[tuple[Tensor, int, int]] = []
-        self._places: list[int] = []
         self._copies: list[tuple[Tensor, Tensor]] = []
         position = 0
-        for place, (p, view, stack) in enumerate(zip(group["params"], views, stacks, strict=True)):
-            view = None if view is None else MatrixView(*view)
-            sizes = [(1, 1)] if view is None else view.sizes(self._block)
-            position += len(sizes)
+        for p, view, stack in zip(params, views, stacks, strict=True):
+            seen = _view(view, group.get("block"))
+            count = len(seen.sizes)
             gradient = p.grad
-            if gradient is None or p.numel() == 0:
-                continue
-            self._places += [place] * len(sizes)
-            self._owners += [(p, i, position - len(sizes) + i) for i in range(len(sizes))]
-            self._check(gradient)
-            self.params.append(p)
-            self.views.append(view)
-            self.gradients += _seen(view, gradient.contiguous() if view else gradient, self._block)
-            self.stacks += stack or [None] * len(sizes)
-            self._sizes += sizes
+            if gradient is not None and p.numel():
+                self._owners += [(p, i, position + i) for i in range(count)]
+                self._check(gradient)
+                self.params.append(p)
+                self.views.append(seen)
+                self.gradients += seen.of(gradient.contiguous() if view else gradient)
+                self.stacks += stack or seen.alone
+                self._sizes += seen.sizes
+            position += count
 
     def name(self, i: int) -> str:
         """Return what to call the parameter of the matrix `i` in an error."""
+        owner = self._owners[i][0]
         if "param_names" in self._group:
-            return f"parameter {self._group['param_names'][self._places[i]]}"
-        return f"parameter of shape {tuple(self._owners[i][0].shape)}"
+            place = next(k for k, p in enumerate(self._group["params"]) if p is owner)
+            return f"parameter {self._group['param_names'][place]}"
+        return f"parameter of shape {tuple(owner.shape)}"
 
     def _check(self, gradient: Tensor) -> None:
         if gradient.is_sparse:
@@ -139,8 +140,14 @@ class Matrices:
         What is written to their weights arrives in the parameters when all are through.
         """
         W = self._weights()
-        memory = {key: self._state_matrices(state, key) for key in keys}
-        states = self.states(state)
+        memory = {
+            key: [
+                M
+                for p, view in zip(self.params, self.views, strict=True)
+                for M in view.of(state[p][key])
+            ]
+            for key in keys
+        }
         for unit in _batched(self._units(active), self.gradients, W, self._sizes):
             positions = [i for stack in unit for i in stack]
             outputs, inputs = self._sizes[positions[0]]
@@ -148,7 +155,7 @@ class Matrices:
                 [self.gradients[i] for i in positions],
                 [W[i] for i in positions],
                 {key: [each[i] for i in positions] for key, each in memory.items()},
-                [states[i] for i in positions],
+                [MatrixState(state, *self._owners[i]) for i in positions],
                 outputs,
                 inputs,
                 len(unit[0]),
@@ -171,15 +178,8 @@ class Matrices:
             dense = p.contiguous()
             if dense is not p:  # a layout such as channels_last, which cannot be seen as a matrix
                 self._copies.append((p, dense))
-            matrices += _seen(view, dense, self._block)
+            matrices += view.of(dense)
         return matrices
-
-    def _state_matrices(self, state: Mapping[Tensor, State], key: str) -> list[Tensor]:
-        seen = (
-            _seen(view, state[p][key], self._block)
-            for p, view in zip(self.params, self.views, strict=True)
-        )
-        return [matrix for matrices in seen for matrix in matrices]
 
 
 def memory_dtype(group: Mapping[str, Any], p: Tensor) -> torch.dtype:
@@ -196,8 +196,23 @@ def stack(matrices: list[Tensor]) -> Tensor:
     return torch.stack(matrices) if len(matrices) > 1 else matrices[0].unsqueeze(0)
 
 
-def _seen(view: MatrixView | None, tensor: Tensor, block: int | None) -> list[Tensor]:
-    return [tensor] if view is None else view.matrices(tensor, block)
+class _View:
+    """How parameters are matrices, worked out once: `view` of `MatrixView`, cut into blocks."""
+
+    def __init__(self, view: tuple[Any, ...] | None, block: int | None):
+        self._view = None if view is None else MatrixView(*view)
+        self._block = block
+        self._whole = view is None or (block is None and MatrixView(*view).is_plain)
+        self.sizes = [(1, 1)] if self._view is None else self._view.sizes(block)
+        self.alone = [None] * len(self.sizes)
+
+    def of(self, tensor: Tensor) -> list[Tensor]:
+        if self._view is None or (self._whole and tensor.ndim == 2):
+            return [tensor]
+        return self._view.matrices(tensor, self._block)
+
+
+_view = cache(_View)
 
 
 def _batched(
@@ -225,7 +240,8 @@ def _most(device: str, shape: torch.Size, count: int, length: int) -> int:
     most = _ENTRIES_PER_BATCH[place] // entries
     if place == "cpu":
         gram = count * min(shape, default=1) ** 2
-        half = max(-(-length // 2), _FEW_ENTRIES // entries)
+        wide = max(shape, default=1) >= _WIDE * min(shape, default=1)
+        half = length if wide else max(-(-length // 2), _FEW_ENTRIES // entries)
         most = min(most, _GRAM_ENTRIES_ON_CPU // gram, half)
     parts = -(-length // max(1, most))
     return -(-length // parts)  # all about as long

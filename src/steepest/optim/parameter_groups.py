@@ -150,8 +150,9 @@ def _view(p: Tensor, view: tuple[Any, ...] | None, geometry: str) -> tuple[Any, 
     """How `p` is a matrix, as a plain tuple, which `torch.load(weights_only=True)` accepts."""
     shape = tuple(p.shape)
     if view is not None:
+        *sizes, splits = MatrixView(*view)
         MatrixView(*view).check(shape)
-        return tuple(view)
+        return (*sizes, tuple(splits))
     if geometry == "sign":
         return None  # the sign of an entry does not depend on the matrix it is in
     if p.ndim < 2:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor
 
+from steepest.geometry import Spectral
 from steepest.linalg.polar_factor import PolarMethod
 from steepest.optim.matrices import Batch
 from steepest.optim.scales import Scale, update_scale, with_adamw_lr
@@ -68,8 +69,8 @@ class SpectralDescent(SteepestDescent):
 
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return the polar factor, times the dual norm if the length is that of the theory."""
-        D = super().direction(group, batch, N)
         if group["length"] == "constant":
-            return D
+            return super().direction(group, batch, N)
+        D = Spectral(group["method"], group["steps"], group["dtype"]).direction(N)
         dual_norm = (N * D).sum((-2, -1), keepdim=True)
         return D * dual_norm * update_scale(group["scale"], batch.outputs, batch.inputs)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from steepest.geometry import Sign, Spectral
+from steepest.geometry import Spectral
 from steepest.optim.matrices import Batch, Matrices, memory_dtype, stack
 from steepest.optim.parameter_groups import complete, groups_of
 from steepest.optim.rounding import Assignment
@@ -106,11 +106,13 @@ class SteepestDescent(Optimizer):
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return the direction for each matrix of a batch.
 
-        `N` is what memory made of the gradients, `(matrices, out, in)`.
+        `N` is what memory made of the gradients, `(matrices, out, in)`. The direction may take its
+        place, unless it is a single matrix, which may be a view of the memory or the gradient.
         """
         if group["geometry"] == "sign":
-            return Sign().direction(N)
-        return Spectral(group["method"], group["steps"], group["dtype"]).direction(N)
+            return N.sign_() if len(N) > 1 else N.sign()
+        spectral = Spectral(group["method"], group["steps"], group["dtype"])
+        return spectral.direction(N, overwrite=len(N) > 1)
 
     def entry_memory(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Names of the states that have an entry for each weight."""
@@ -321,16 +323,11 @@ def remembered(group: Mapping[str, Any], batch: Batch) -> Tensor:
         torch._foreach_lerp_(M, G, 1 - beta)
     if not group.get("nesterov"):
         return stack(M)
-    N = M[0].new_empty(len(M), *M[0].shape)
-    ahead = list(N.unbind(0))
+    N = torch.stack(G)
+    ahead = N.unbind(0)
     if group["heavy_ball"]:
-        torch._foreach_copy_(ahead, G)
         torch._foreach_add_(ahead, M, alpha=beta)
-    elif N.is_cpu:  # where this saves a pass through memory
-        for g, m, n in zip(G, M, ahead, strict=True):
-            torch.lerp(g, m, beta, out=n)
     else:
-        torch._foreach_copy_(ahead, G)
         torch._foreach_lerp_(ahead, M, beta)
     return N
 
@@ -344,7 +341,7 @@ def _move(group: Mapping[str, Any], batch: Batch, D: Tensor, assign: Assignment)
     if group["decay"] == "independent":
         decay = decay / group["base_lr"] if group["base_lr"] else 0.0
     W = [each.float() for each in batch.W] if assign.rounds(batch.W[0]) else batch.W
-    directions = list(D.unbind(0))
+    directions = D.unbind(0)
     if decay:
         for weight, each in zip(W, directions, strict=True):
             if group["decay"] == "cautious":
