@@ -53,6 +53,14 @@ def test_sharpness_is_the_largest_eigenvalue(model: nn.Module, batch: Any) -> No
     assert found.products <= len(values)
 
 
+def test_a_spectrum_from_a_single_probe(model: nn.Module, batch: Any) -> None:
+    """Whose products are too few for a trace to any accuracy, and enough for one with its error."""
+    H = _dense(model, batch)
+    found = hessian_spectrum(model, _loss, batch, count=1, probes=1, steps=3)
+    assert 2 <= found.trace.products <= 5
+    assert abs(found.trace.value - H.trace().item()) <= 4 * found.trace.error
+
+
 def test_sharpness_of_a_block(model: nn.Module, batch: Any) -> None:
     block = Hessian(model, _loss, batch, ["2.weight"]).to_dense()
     found = sharpness(model, _loss, batch, ["2.weight"], tolerance=1e-8)

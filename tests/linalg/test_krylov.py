@@ -291,7 +291,7 @@ def test_entries_that_are_not_finite_raise(bad: float, at: int) -> None:
         spectral_density(operator, _start(30))
     calls.clear()
     with pytest.raises(FloatingPointError, match=message):
-        trace(operator, _start(30))
+        trace(operator, _start(30), 0)
 
 
 def test_input_that_cannot_be() -> None:
@@ -312,9 +312,11 @@ def test_input_that_cannot_be() -> None:
         spectral_density(operator, _start(5), probes=0, steps=3)
     with pytest.raises(ValueError, match=r"got probes=1, steps=0, expected at least 1"):
         spectral_density(operator, _start(5), probes=1, steps=0)
-    for n, least in ((4, 4), (50, 7)):
-        with pytest.raises(ValueError, match=rf"got max_products=3, expected {least} or more"):
-            trace(operator, _start(n), max_products=3)
+    for n, least in ((4, 4), (50, 2)):
+        with pytest.raises(ValueError, match=rf"got max_products=1, expected {least} or more"):
+            trace(operator, _start(n), max_products=1)
+    with pytest.raises(ValueError, match=r"got a start of shape \(50,\) and norm 0.0"):
+        trace(operator, _start(50), start=torch.zeros(50).double())
 
 
 # ------------------------------------------------------------------------------- the process itself
@@ -590,7 +592,61 @@ def test_trace_of_tiny_operators_is_exact(n: int, dtype: torch.dtype) -> None:
 def test_trace_of_zero(n: int) -> None:
     found = trace(torch.zeros_like, torch.ones(n))
     assert (found.value, found.error, found.converged) == (0.0, 0.0, True)
-    assert found.products == n if n <= 24 else 6
+    assert found.products == (n if n <= 24 else 2)
+
+
+def test_the_error_of_a_trace_is_known_from_two_probes() -> None:
+    """By the norms of their images; the spread of two says next to nothing."""
+    values = TRACES["flat"]
+    A, true = _dense(values), float(values.sum())
+    found = [
+        trace(_products(A), A[0], 10, generator=torch.Generator().manual_seed(seed))
+        for seed in range(200)
+    ]
+    assert {each.products for each in found} == {2}
+    actual = torch.tensor([each.value - true for each in found]).double().square().mean().sqrt()
+    stated = torch.tensor([each.error for each in found])
+    assert 0.85 < float(stated.median() / actual) < 1.15
+    assert float(stated.max() / stated.min()) < 2
+    exact = (values - values.mean()).norm()  # n / (n + 2) of twice its square, for two probes
+    assert float(stated.median()) == pytest.approx(float(exact), rel=0.05)
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 0.05])
+@pytest.mark.parametrize("size", [100.0, 1000.0])
+def test_an_outlier_that_probes_can_miss(size: float, tolerance: float) -> None:
+    """A tenth or half of the trace in one eigenvalue, which two probes may hardly touch."""
+    values = _with(1000, size, rest=1.0)
+    true = float(values.sum())
+    misses = 0
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        found = trace(partial(torch.mul, values), values, tolerance, generator=generator)
+        misses += abs(found.value - true) > 3 * tolerance * true
+    assert misses <= 4
+
+
+def test_where_the_process_of_a_trace_starts() -> None:
+    """At the large eigenvalues: fewer products, no other value."""
+    values = torch.cat([_line(20, 60, 12), 0.5 * _line(0, 1, 488)])
+    start = values.square() * _start(500)
+    near, far = (
+        [
+            trace(
+                partial(torch.mul, values),
+                values,
+                0.02,
+                generator=torch.Generator().manual_seed(seed),
+                start=each,
+            )
+            for seed in range(30)
+        ]
+        for each in (start, None)
+    )
+    assert sum(each.products for each in near) < sum(each.products for each in far) - 30
+    for found in (near, far):
+        off = torch.tensor([each.value / float(values.sum()) - 1 for each in found])
+        assert float(off.square().mean().sqrt()) < 0.03
 
 
 def test_traceless_operators_end() -> None:
@@ -605,7 +661,7 @@ def test_traceless_operators_end() -> None:
     assert abs(whole.value) <= max(3 * whole.error, 1e-9)
 
 
-@pytest.mark.parametrize("most", [7, 10, 20, 51])
+@pytest.mark.parametrize("most", [2, 3, 7, 10, 20, 51])
 def test_products_are_respected_and_counted(most: int) -> None:
     calls = []
 

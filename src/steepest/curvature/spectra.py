@@ -150,7 +150,7 @@ def hessian_spectrum(
     count = min(count, n // 2) or 1
     ends = _ends(H, H, count, tolerance, generator)
     density = spectral_density(H, H.vector(), probes, steps, generator)
-    total = trace(H, H.vector(), max_products=max(5, 2 * probes), generator=generator)
+    total = _trace(H, H, 0.05, max(5, 2 * probes), generator)
     value, error = density.sum_of(torch.abs)
     nuclear = Estimate(value, error, density.products, math.isfinite(error))
     return Spectrum(ends, density, total, nuclear, n)
@@ -246,7 +246,7 @@ def gauss_newton_split(
 
     def both_ends(operator: Operator) -> Ends:
         ends = _ends(operator, H, 1, tolerance, generator)
-        total = trace(operator, H.vector(), trace_tolerance, generator=generator)
+        total = _trace(operator, H, trace_tolerance, 200, generator)
         largest, smallest = ends.values[0].item(), ends.values[-1].item()
         return Ends(largest, smallest, total, ends.products + total.products, ends.converged)
 
@@ -334,6 +334,17 @@ def _ends(
     which: End = "both" if H.shape[0] > 1 else "largest"
     start = start_near(H.gradient(), generator)
     return eigenpairs(operator, start, count, which, tolerance, generator=generator)
+
+
+def _trace(
+    operator: Operator,
+    H: Hessian,
+    tolerance: float,
+    max_products: int,
+    generator: torch.Generator | None,
+) -> Estimate:
+    start = start_near(H.gradient(), generator)
+    return trace(operator, H.vector(), tolerance, max_products, generator, start)
 
 
 def _ratio(nuclear: Estimate, ends: Eigenpairs) -> Estimate:

@@ -7,7 +7,7 @@ costs, so each function here says how many it took, and how far its answer can b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +16,6 @@ from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]
 End = Literal["largest", "smallest", "magnitude", "both"]
-_PROBES = 6
-"""Of a trace at least, before its standard error is believed."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +81,20 @@ class Lanczos:
         """Whether the basis spans the whole space."""
         return self.size == self._rows.shape[1]
 
-    def step(self) -> None:
-        """One product; adds a vector to the basis.
+    @property
+    def next(self) -> Tensor:
+        """The vector to be multiplied next, orthogonal to the basis, unless that is full."""
+        return self._rows[self.size]
+
+    def step(self) -> Tensor:
+        """One product, which is returned; adds a vector to the basis.
 
         Raises:
             FloatingPointError: if the operator returns NaN or infinite entries; the basis stays.
         """
         k = self.size
         q = self._rows[k]
-        w = self._operator(q)
+        w = image = self._operator(q)
         self.products += 1
         a = torch.dot(w, q).item()
         if not math.isfinite(a) or not math.isfinite(w.sum().item()):
@@ -110,7 +113,7 @@ class Lanczos:
         self.diagonal.append(a)
         if self.full:
             self.below.append(0.0)
-            return
+            return image
         if b <= 10 * torch.finfo(w.dtype).eps * self._scale():
             w, b, self.block = self._fresh(), 0.0, k + 1
         self.below.append(b)
@@ -119,6 +122,7 @@ class Lanczos:
             grown[: k + 1] = self._rows
             self._rows = grown
         self._rows[k + 1] = w / b if b else w
+        return image
 
     def ritz(self, since: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Return Ritz values ascending `(m,)`, residual norms `(m,)`, coefficients `(m, m)`.
@@ -349,25 +353,30 @@ def trace(
     tolerance: float = 0.05,
     max_products: int = 200,
     generator: torch.Generator | None = None,
+    start: Tensor | None = None,
 ) -> Estimate:
     """Return the trace, from few products where few eigenvalues are large.
 
-    In the span of a Lanczos process it is exact; what lies outside is sampled by random probes, of
-    which the part inside is taken off, by what is known of it, whenever the process goes on. So
-    products go to both as the spectrum needs it. Hutch++ (Meyer et al., 2021, arXiv 2010.09649)
-    has the same two parts, but draws new probes for a new subspace. It ends when the standard error
-    over the probes is at most `tolerance` times the trace.
+    In the span of a Lanczos process it is exact. What lies outside, B, is sampled by random probes,
+    projected anew whenever the process goes on, which it does as long as more of them are missing
+    than it has made steps. It ends when the standard error is at most `tolerance` times the trace.
+    For one probe ω on a sphere of radius √n that is √2 ‖B - (tr B / n) I‖_F, and |Bω|² is ‖B‖_F²
+    in the mean: so the error is known from the first two, where their spread would take more.
+    Hutch++ (Meyer et al., 2021, arXiv 2010.09649) has the same two parts, but draws new probes for
+    a new subspace.
 
     Args:
         operator: the symmetric map of `(n,)`.
         like: `(n,)`, for device and precision.
         tolerance: relative standard error to stop at.
-        max_products: where to stop in any case; 7 at least; n for n up to 24,
+        max_products: where to stop in any case; 2 at least; n for n up to 24,
             which gives the exact trace.
         generator: of the probes.
+        start: `(n,)`, where the process starts; a direction along large eigenvalues saves a product
+            or two, as long as the probes do not depend on it. Random by default.
 
     Raises:
-        ValueError: for too few products.
+        ValueError: for too few products, or a start that is zero.
         FloatingPointError: for an operator that returns NaN or infinite entries.
 
     >>> values = torch.tensor([50.0, 20.0, 10.0] + 97 * [0.1])
@@ -376,66 +385,69 @@ def trace(
     (True, True)
     """
     n = like.numel()
-    first = 0 if n <= 4 * _PROBES else _PROBES  # probes first; small operators go without
-    if max_products < (least := first + 1 if first else n):
+    first = 0 if n <= 24 else 2  # probes first; small operators go without
+    if max_products < (least := first or n):
         raise ValueError(f"got max_products={max_products}, expected {least} or more")
-    process = Lanczos(operator, gaussian(like, generator), generator)
-    probes: list[Tensor] = []
+    process = Lanczos(operator, gaussian(like, generator) if start is None else start, generator)
+    probes: list[Tensor] = []  # outside the span of the process
     images: list[Tensor] = []
-    own: list[float] = []  # ωᵀ A ω
-    squares: list[float] = []  # ωᵀ ω
-    # In the basis Q of the process: Qᵀ ω and Qᵀ A ω of each probe.
-    C, D = (torch.zeros(0, 0, dtype=torch.float64) for _ in range(2))
     value, error = math.nan, math.inf
+    missing = math.inf  # probes until the error is as small as asked for, if nothing else is done
     while (products := process.products + len(probes)) < max_products:
-        if len(probes) < first or (first and process.size > len(probes) - first):
-            probes.append(gaussian(like, generator))
-            images.append(operator(probes[-1]))
-            own.append(torch.dot(probes[-1], images[-1]).item())
-            squares.append(_norm(probes[-1]) ** 2)
+        missing = min(missing, max_products - products)
+        if len(probes) < first or (first and missing <= max(process.size, 1)):
+            w, Q = gaussian(like, generator), process.basis
+            probes.append(w - Q.T @ (Q @ w))
+            images.append(operator(probes[-1]).clone())
             if not math.isfinite(images[-1].sum().item()):
                 raise FloatingPointError(
                     f"got NaN or infinite entries from product {products + 1}, expected finite "
                     "ones; look at the loss and its gradient"
                 )
-            C, D = (
-                torch.cat([inside, _dots(process.basis, [v[-1]])], dim=1)
-                for inside, v in ((C, probes), (D, images))
-            )
         else:
-            process.step()
-            C, D = (
-                torch.cat([inside, _dots(process.basis[-1:], v)])
-                for inside, v in ((C, probes), (D, images))
-            )
+            image = process.step()
+            q = process.basis[-1]
+            for w, Aw in zip(probes, images, strict=True):
+                inside = torch.dot(q, w).item()
+                w -= inside * q
+                Aw -= inside * image
         T = process.tridiagonal()
         if process.full:
             return Estimate(T.trace().item(), 0.0, products + 1, True)
         if len(probes) >= max(first, 1):
-            outside = (
-                torch.tensor(own, dtype=torch.float64) - 2 * (C * D).sum(0) + (C * (T @ C)).sum(0)
-            )
-            lengths = torch.tensor(squares, dtype=torch.float64) - C.square().sum(0)
-            each = T.trace() + outside * (n - process.size) / lengths
-            few = (len(each) - 1) / (len(each) - 3)  # variance of Student's t
-            value, error = each.mean().item(), _standard_error(each) * math.sqrt(few)
+            size = n - process.size
+            sums, squares = _outside(process, probes, images)
+            outside = size * sums.mean().item()
+            value = T.trace().item() + outside
+            spread = 2 * size / (size + 2) * (size * squares.mean().item() - outside**2 / size)
+            error = math.sqrt(max(spread, 0.0) / len(probes))
             floor = 10 * torch.finfo(like.dtype).eps * float(T.abs().max()) if len(T) else 0
-            if error <= max(tolerance * abs(value), floor):
+            allowed = max(tolerance * abs(value), floor)
+            if error <= allowed:
                 return Estimate(value, error, products + 1, True)
+            missing = len(probes) * ((error / allowed) ** 2 - 1) if allowed else math.inf
     return Estimate(value, error, products, False)
 
 
-def _dots(rows: Iterable[Tensor], columns: Sequence[Tensor]) -> Tensor:
-    """All inner products, float64 on the CPU."""
-    found = [[torch.dot(row, column) for column in columns] for row in rows]
-    shape = len(found), len(columns)
-    flat = [each for row in found for each in row]
-    return torch.stack(flat).double().cpu().view(shape) if flat else torch.zeros(shape).double()
+def _outside(
+    process: Lanczos, probes: Sequence[Tensor], images: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """ωᵀBω / ωᵀω and |Bω|² / ωᵀω of each probe; of Aω only what lies along the last q is inside."""
+    products, squares = [], []
+    for w, Aw in zip(probes, images, strict=True):
+        length = _norm(w)
+        inside = process.below[-1] * torch.dot(process.next, w).item() if process.size else 0.0
+        products.append(torch.dot(w, Aw).item() / length**2)
+        squares.append((_norm(Aw) / length) ** 2 - (inside / length) ** 2)
+    return torch.tensor(products, dtype=torch.float64), torch.tensor(squares, dtype=torch.float64)
 
 
 def gaussian(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Return a vector of independent normal entries, drawn on the CPU: the same on every device."""
-    return torch.randn(like.numel(), generator=generator, dtype=torch.float64).to(like)
+    """Return a vector of independent normal entries, drawn on the CPU: the same on every device.
+
+    In float32, and so in every precision: it is four times faster than in float64.
+    """
+    return torch.randn(like.numel(), generator=generator, dtype=torch.float32).to(like)
 
 
 def start_near(guess: Tensor, generator: torch.Generator | None = None) -> Tensor:
