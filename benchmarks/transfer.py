@@ -81,7 +81,8 @@ def studies() -> dict[str, Study]:
 
     text = partial(rates, build=nets.LanguageModel, along=three, batches=nets.next_byte)
     for optimizer, (lr, how) in FIRST.items():
-        text(f"width, {optimizer}", lr=lr, optimizer=optimizer, **how)
+        short = {"steps": 100} if how else {}  # many small blocks take their time
+        text(f"width, {optimizer}", lr=lr, optimizer=optimizer, **how, **short)
     for optimizer in ("teon", "muon"):  # stacks are made of attention's matrices
         rates(
             f"width, gpt, {optimizer}", nets.gpt, three, nets.sequences, 0.05,
@@ -117,10 +118,10 @@ def studies() -> dict[str, Study]:
     curvature("sharpness, width, adam", nets.plain, five, 0.003, optimizer="adam")
     curvature("sharpness, width, muon", nets.plain, five, 0.02, optimizer="muon")
     for rule in ("depth-mup", "completep"):
-        curvature(f"sharpness, depth, {rule}", nets.deep_digits, deep, 0.5, rule=rule, **branches)
-    curvature("sharpness, depth, unscaled", nets.deep_digits, deep, 0.5)
+        curvature(f"sharpness, depth, {rule}", nets.deep_digits, deep, 32.0, rule=rule, **branches)
+    curvature("sharpness, depth, unscaled", nets.deep_digits, deep, 32.0)
     curvature(
-        "sharpness, depth, two layers, depth-mup", nets.deeper_digits, deep, 0.5,
+        "sharpness, depth, two layers, depth-mup", nets.deeper_digits, deep, 32.0,
         rule="depth-mup", **branches,
     )  # fmt: skip
     to_1024: Sequence[Any] = sizes("width", 64, 128, 256, 512, 1024)

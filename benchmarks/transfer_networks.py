@@ -148,18 +148,41 @@ def plain(width: int) -> nn.Module:
     return model
 
 
+class Times(nn.Linear):
+    """Standard normal weights behind a fixed multiplier."""
+
+    def __init__(self, inputs: int, outputs: int, scale: float):
+        super().__init__(inputs, outputs, bias=False)
+        nn.init.normal_(self.weight)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * super().forward(x)
+
+
+class TimesBranch(nn.Module):
+    """x + W tanh(x), or with a second layer inside; over sqrt(2), the depth of the base."""
+
+    def __init__(self, layers: int):
+        super().__init__()
+        self.inner = Times(64, 64, 1 / 8) if layers == 2 else None
+        self.last = Times(64, 64, 1 / 8 / 2**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.tanh()
+        h = h if self.inner is None else self.inner(h).tanh()
+        out: Tensor = x + self.last(h)
+        return out
+
+
 class DeepDigits(nn.Module):
-    """64 -> 64 -> residual tanh blocks -> 10, standard normal weights behind multipliers."""
+    """64 -> 64 -> residual tanh blocks -> 10."""
 
     def __init__(self, depth: int, layers: int = 1):
         super().__init__()
-        self.input = nn.Linear(64, 64, bias=False)
-        self.blocks = nn.ModuleList(Branch(64, layers) for _ in range(depth))
-        self.head = nn.Linear(64, 10, bias=False)
-        nn.init.normal_(self.input.weight, std=1 / 8)
-        nn.init.normal_(self.head.weight, std=1 / 64)
-        for block in self.blocks:  # the base has depth 2: branches over sqrt(2)
-            block.last.weight.data /= 2**0.5
+        self.input = Times(64, 64, 1 / 8)
+        self.blocks = nn.ModuleList(TimesBranch(layers) for _ in range(depth))
+        self.head = Times(64, 10, 1 / 64)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.input(x)
