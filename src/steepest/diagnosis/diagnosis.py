@@ -13,7 +13,6 @@ from typing import Any, Literal, cast
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from steepest.diagnosis.descent import ModelOf
 from steepest.diagnosis.evidence import GeometryName, Spectrum
 from steepest.diagnosis.intervals import Interval
 from steepest.diagnosis.plan import Plan, Planned, PlanRow
@@ -36,9 +35,9 @@ class Prediction:
         curvature: ⟨D, H D⟩, the mean; None at the level "quick", and so the next two.
         best_step: gain / |curvature|.
         decrease: of the quadratic model at the best step, gain² / (2 |curvature|).
-        log_ratio: the natural logarithm of the decrease of the loss over that by Euclidean steps,
-            with its 80% interval: see `steepest.diagnosis.descent`; at the level "quick" that of
-            nr(G) / st(A), the ratio of the bounds of the theory.
+        log_ratio: the natural logarithm of the decrease of the loss by four real steps over that by
+            Euclidean ones, with its interval: see `steepest.diagnosis.descent`; at the level
+            "quick" that of nr(G) / st(A), the ratio of the bounds of the theory.
     """
 
     geometry: GeometryName
@@ -122,7 +121,6 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         level: Level,
         batches: int,
         default: Plan,
-        model_of: ModelOf = "gauss-newton",
         stacks: Sequence[StackDiagnosis] = (),
     ):
         self._rows = tuple(rows)
@@ -131,8 +129,6 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         """How much was measured."""
         self.batches = batches
         """On how many batches."""
-        self.model_of: ModelOf = model_of
-        """"hessian" if the loss is no function of what one call of the model returns."""
         self.stacks = tuple(stacks)
         """Of matrices in neighbouring layers: whether to orthogonalize them as one."""
 
@@ -193,8 +189,6 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
     def table(self) -> Table:
         """Return the rows as a table for a terminal."""
         said = ""
-        if self.model_of == "hessian":
-            said = "curvature by the Hessian, as the loss is beyond one call of the model; "
         if self.stacks:
             counts = Counter(stack.verdict for stack in self.stacks)
             told = f"{counts['stacked']} better as one, {counts['spectral']} apart"
@@ -256,7 +250,6 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             "kind": "diagnosis",
             "level": self.level,
             "batches": self.batches,
-            "model_of": self.model_of,
             "rows": rows,
             "stacks": [asdict(stack) for stack in self.stacks],
             "default": [asdict(row) for row in self._default],
@@ -278,7 +271,6 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
                 content["level"],
                 content["batches"],
                 Plan(default),
-                content["model_of"],
                 [
                     StackDiagnosis(
                         tuple(each["matrices"]), _loaded(each["log_ratio"]), each["verdict"]

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+WORTH_IT = 1.1
+"""What is less simple is to decrease the loss by this factor more."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -15,6 +18,16 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+def worth_it(log_ratio: Interval) -> bool | None:
+    """Whether a ratio of decreases speaks for what is above; None where that cannot be told.
+
+    Yes needs an estimate above `WORTH_IT` and an interval above 1, no an interval below `WORTH_IT`.
+    """
+    if log_ratio.low > 0 and log_ratio.value > math.log(WORTH_IT):
+        return True
+    return False if log_ratio.high < math.log(WORTH_IT) else None
 
 
 def jackknife(
