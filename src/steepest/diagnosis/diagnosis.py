@@ -198,8 +198,8 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             title=f"{self.level}, {self.batches} batches",
             padding=(0, 1, 0, 0),
             caption=said
-            + "nr(G) across batches over st(A); decrease at the best step over the Euclidean "
-            "one, with its 80% interval for the verdict",
+            + "nr(G) across batches over st(A); decrease by steps of the best size over that by "
+            "Euclidean ones, with its 80% interval for the verdict",
         )
         table.add_column("matrix", overflow="fold")
         table.add_column("nr / st", justify="right", no_wrap=True)

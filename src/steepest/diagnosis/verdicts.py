@@ -59,7 +59,7 @@ def diagnose(
     will bring.
 
     Intervals are jackknives over batches, at 80%. A verdict is another geometry where that is
-    predicted to gain 15% or more on Euclidean steps and surely something, and Euclidean, the
+    predicted to gain 10% or more on Euclidean steps and surely something, and Euclidean, the
     cheapest, where surely none gains that. Queries, keys and values of two layers in a row are
     judged as a stack as well (TEON): one polar factor, or one for each.
 
