@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from steepest.diagnosis.evidence import GeometryName, Spectrum
-from steepest.diagnosis.intervals import Interval
+from steepest.diagnosis.intervals import WORTH_IT, Interval, worth_it
 from steepest.diagnosis.plan import Plan, Planned, PlanRow
 from steepest.diagnosis.race import RaceResult
 from steepest.diagnosis.stacks import StackDiagnosis
@@ -150,8 +150,9 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         """Return a plan for all parameters: the verdicts for hidden matrices, else the default.
 
         A parameter of several matrices, such as a fused projection, gets what most of them want.
-        Where no geometry is worth more than Euclidean steps, a hidden matrix stays spectral unless
-        that is predicted to be worse: verdicts change in training, and mostly to its favour.
+        Where no geometry is told to be worth more than Euclidean steps, a hidden matrix stays
+        spectral unless that is predicted to be worse by 10%, and surely not worth it: verdicts
+        change in training, and mostly to its favour.
         Embeddings and heads stay with AdamW, whatever was found; the reason says what was. What is
         spectral is stacked if most of its stacks are said to want it.
         """
@@ -159,17 +160,17 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         rows = []
         for row in self._default:
             found = [each for each in self._rows if each.parameter == row.parameter]
-            told = [each for each in found if _is_told(each, row)]
+            told = [(verdict, each) for each in found if (verdict := _wanted(each, row))]
             if not told:
                 even = any(each.verdict == "euclidean" for each in found)
                 said = "no geometry is worth more" if even else "cannot tell"
                 reason = f"{said}; {row.reason}" if found else row.reason
                 rows.append(_stacked_row(replace(row, reason=reason), wanted))
                 continue
-            counts = Counter(each.verdict for each in told)
+            counts = Counter(verdict for verdict, _ in told)
             verdict, count = counts.most_common(1)[0]
-            best = next(each for each in told if each.verdict == verdict)
-            reason = best.reason if len(found) == 1 else f"{count} of {len(found)}: {best.reason}"
+            best = next(_why(verdict, each) for mine, each in told if mine == verdict)
+            reason = best if len(found) == 1 else f"{count} of {len(found)}: {best}"
             if row.geometry == "adaptive":
                 reason = f"{row.reason}; found {verdict}: {reason}"
                 rows.append(replace(row, reason=reason))
@@ -284,12 +285,20 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             ) from error
 
 
-def _is_told(found: MatrixDiagnosis, default: PlanRow) -> bool:
-    """Whether a verdict is to change the plan: not "euclidean" where spectral may be as good."""
-    if found.verdict != "euclidean" or default.geometry != "spectral":
-        return found.verdict != "cannot tell"
+def _wanted(found: MatrixDiagnosis, default: PlanRow) -> Verdict | None:
+    """What a matrix wants in a plan, if that is to change it."""
+    if default.geometry != "spectral" or found.verdict not in ("euclidean", "cannot tell"):
+        return None if found.verdict == "cannot tell" else found.verdict
     spectral = found.prediction("spectral")
-    return spectral is not None and spectral.log_ratio is not None and spectral.log_ratio.high < 0
+    if spectral is None or spectral.log_ratio is None or worth_it(spectral.log_ratio) is not False:
+        return None
+    return "euclidean" if spectral.log_ratio.value < -math.log(WORTH_IT) else None
+
+
+def _why(verdict: Verdict, found: MatrixDiagnosis) -> str:
+    if found.verdict == verdict:
+        return found.reason
+    return f"spectral steps are predicted at {_ratio(found.prediction('spectral'))} times Euclidean"
 
 
 def _stacked_row(row: PlanRow, wanted: dict[str, float]) -> PlanRow:
