@@ -47,7 +47,7 @@ def diagnose(
     | level      | what it adds                               | price                             |
     |------------|--------------------------------------------|-----------------------------------|
     | "quick"    | soft ranks, gains between batches          | a gradient for each batch         |
-    | "standard" | the Hessian along each direction, and four | about 50 gradients for each batch |
+    | "standard" | the Hessian along each direction, and four | about 60 gradients for each batch |
     |            | real steps in each geometry                | and matrix                        |
     | "thorough" | real steps, on batches of their own        | hundreds of gradients a matrix    |
 
