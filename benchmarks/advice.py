@@ -39,8 +39,8 @@ from networks import KINDS, Problem, problem
 from peers import Peer
 from steepest.diagnosis import diagnose
 from steepest.diagnosis.evidence import gather
+from steepest.diagnosis.intervals import WORTH_IT, Interval, worth_it
 from steepest.diagnosis.race import race
-from steepest.diagnosis.verdicts import WORTH_IT
 
 HELD_OUT = ("mixer", "mixtral")
 JUDGED, RACED = 8, 10  # batches for the prediction, and for the race
@@ -59,7 +59,9 @@ class Settings:
     sizes: tuple[int, ...] = (48, 8)
     """Examples in a batch; of text a quarter as many sequences of 32 tokens."""
     run: bool = True
-    """Whether to run what is missing; else what is there is scored."""
+    """Whether to race what has not been raced; else only what has been is judged."""
+    races: Path = Path("benchmarks/results/advice.json")
+    """Earlier figures, whose races are not run again: they take minutes a matrix."""
     raw: Path = Path("runs/advice")
     """Folder of finished cases, so that a stopped run goes on."""
     out: Path = Path("benchmarks/results")
@@ -76,29 +78,34 @@ def trained(name: str, stage: int, size: int) -> Problem:
     return given
 
 
-def raced(name: str, stage: int, size: int) -> dict[str, dict[str, list[float]]]:
-    """The decreases of each matrix and geometry, one for each round."""
+Truth = tuple[float, int]
+"""The advantage a; 1 for won by spectral steps, -1 for not won, 0 for undecided."""
+
+
+def raced(name: str, stage: int, size: int) -> dict[str, Truth]:
+    """The truth on each matrix."""
     given = trained(name, stage, size)
     judged = [given.fresh(i) for i in range(JUDGED)]
     batches = [given.fresh(JUDGED + i) for i in range(RACED)]
     found = gather(given.model, given.loss, judged, None, curvature=True)
     results = race(given.model, given.loss, batches, found)
     return {
-        name: {each.geometry: list(each.decreases) for each in mine}
+        name: truth({each.geometry: list(each.decreases) for each in mine})
         for name, mine in results.items()
     }
 
 
-def advised(name: str, stage: int, size: int) -> list[dict[str, Any]]:
-    """What is said of each matrix, and why."""
+def advised(name: str, stage: int, size: int, matrices: list[str]) -> list[dict[str, Any]]:
+    """What is said of some matrices, and why."""
     given = trained(name, stage, size)
     batches = [given.fresh(i) for i in range(JUDGED)]
+    names = list(dict.fromkeys(name.partition("[")[0] for name in matrices))
     answers = {
-        level: diagnose(given.model, given.loss, batches, level=level)
+        level: diagnose(given.model, given.loss, batches, level=level, parameters=names)
         for level in ("quick", "standard")
     }
     rows = []
-    for row in answers["standard"]:
+    for row in (answers["standard"][name] for name in matrices):
         case: dict[str, Any] = {
             "network": name,
             "stage": stage,
@@ -123,14 +130,11 @@ def told(prediction: dict[str, Any]) -> int:
     """1 for spectral, -1 for Euclidean, 0 for cannot tell, if there were only these two."""
     if prediction["spectral"] is None:
         return 0
-    low, high = prediction["interval"]
-    if low > 0 and math.exp(prediction["spectral"]) > WORTH_IT:
-        return 1
-    return -1 if math.exp(high) < WORTH_IT else 0
+    worth = worth_it(Interval(prediction["spectral"], *prediction["interval"]))
+    return 0 if worth is None else 1 if worth else -1
 
 
-def truth(decreases: dict[str, list[float]]) -> tuple[float, int]:
-    """The advantage a, and 1 for won by spectral steps, -1 for not won, 0 for undecided."""
+def truth(decreases: dict[str, list[float]]) -> Truth:
     s, e = (np.array(decreases[name]) for name in ("spectral", "euclidean"))
     best = max(s.mean(), e.mean())
     if not (np.isfinite(s).all() and np.isfinite(e).all()) or best <= 0:
@@ -230,26 +234,31 @@ def kept(place: Path, make: Callable[[], Any], what: str, console: Console) -> A
 def main(settings: Settings) -> None:
     torch.set_num_threads(1)
     console = Console(stderr=True)
+    earlier: dict[tuple[str, int, int], dict[str, Truth]] = {}
+    for row in json.loads(settings.races.read_text())["rows"] if settings.races.exists() else []:
+        races = earlier.setdefault((row["network"], row["stage"], row["batch"]), {})
+        races[row["matrix"]] = row["advantage"], row["truth"]
     rows: list[dict[str, Any]] = []
-    for name in settings.networks:
-        for stage in settings.stages:
-            for size in settings.sizes:
-                case = (name, stage, size)
-                file = f"{name}-{stage}-{size}.json"
-                if not settings.run and not (settings.raw / "race" / file).exists():
-                    continue
-                what = f"{name} after {stage} steps, batches of {size}"
-                races = kept(
-                    settings.raw / "race" / file, lambda c=case: raced(*c), f"race: {what}", console
-                )
-                for row in kept(
-                    settings.raw / "advice" / file,
-                    lambda c=case: advised(*c),
-                    f"advice: {what}",
-                    console,
-                ):
-                    row["advantage"], row["truth"] = truth(races[row["matrix"]])
-                    rows.append(row)
+    for case in itertools.product(settings.networks, settings.stages, settings.sizes):
+        name, stage, size = case
+        file = f"{name}-{stage}-{size}.json"
+        race, advice = settings.raw / "race" / file, settings.raw / "advice" / file
+        if not (settings.run or race.exists() or case in earlier):
+            continue
+        what = f"{name} after {stage} steps, batches of {size}"
+        races = earlier.get(case) or kept(race, lambda c=case: raced(*c), f"race: {what}", console)
+        decided = [matrix for matrix, (_, kind) in races.items() if kind]
+        said = kept(
+            advice,
+            lambda c=case, d=decided: advised(*c, d) if d else [],
+            f"advice: {what}",
+            console,
+        )
+        about = {row["matrix"]: row for row in said}
+        for matrix, (advantage, kind) in races.items():
+            row = {"network": name, "stage": stage, "batch": size, "matrix": matrix}
+            row |= {"advantage": advantage, "truth": kind}
+            rows.append(row | about.get(matrix, {}))
     scores, spreads, bins = {}, {}, {}
     for part, chosen in (
         ("tuned on", [row for row in rows if row["network"] not in HELD_OUT]),

@@ -1,7 +1,8 @@
 """What a diagnosis costs, in the gradients that it takes anyway, and a monitor in training steps.
 
 On a GPT of 10.8 million parameters on a CPU. Everything is timed in turns with what it is compared
-to; reported are medians of ratios. Memory is what is allocated beyond the model and the batches.
+to, in CPU time; reported are medians of ratios. Memory is what is allocated beyond the model and
+the batches.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ def loss(model: Any, given: Batch) -> Tensor:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def ratio(work: Callable[[], object], reference: Callable[[], object], repeats: int) -> float:

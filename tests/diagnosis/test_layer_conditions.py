@@ -91,6 +91,16 @@ def test_swiglu_features_have_a_stable_rank_that_grows_with_the_width() -> None:
     assert ranks[2] > 1.3 * ranks[1]
 
 
+def test_relu_features_of_the_paper_have_stable_rank_three() -> None:
+    """Davis and Drusvyatskiy's example: width 100, 50 inputs, 400 tokens."""
+    ranks = []
+    for _ in range(5):
+        model = nn.Sequential(nn.Linear(50, 100, bias=False), nn.ReLU(), nn.Linear(100, 9))
+        nn.init.normal_(model[0].weight)
+        ranks.append(_measure(model, torch.randn(400, 50))["2.weight"].stable_rank)
+    assert sum(ranks) / 5 == pytest.approx(3.0, abs=0.1)
+
+
 def test_relu_features_have_stable_rank_pi() -> None:
     """Davis and Drusvyatskiy, theorem 2.6: (1 + o(1)) π, whatever the width."""
     for k in (128, 256):

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import steepest
 from steepest import Monitor
@@ -108,6 +109,38 @@ def test_gradients_may_be_accumulated_scaled_and_clipped() -> None:
     for a, b in zip(plain, changed, strict=True):
         for key in keys:
             assert a[key] == pytest.approx(b[key], rel=1e-3)
+
+
+class _Checkpointed(nn.Module):
+    """The first layers computed again in the backward pass."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        self.inner, self.again = _model().eval(), again
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.again:
+            return self.inner(x)
+        return self.inner[3](checkpoint(self.inner[:3], x, use_reentrant=False))
+
+
+def test_activations_may_be_computed_again() -> None:
+    def run(again: bool, watched: bool) -> tuple[list[dict[str, Any]], list[Tensor]]:
+        model = _Checkpointed(again)
+        optimizer = steepest.Muon(model, lr=0.01)
+        if not watched:
+            _train(model, optimizer, range(3))
+            return [], list(model.parameters())
+        with Monitor(model, optimizer, every=1) as monitor:
+            _train(model, optimizer, range(3))
+        return monitor.records, list(model.parameters())
+
+    (plain, _), (records, weights) = run(False, True), run(True, True)
+    assert all(torch.equal(a, b) for a, b in zip(weights, run(True, False)[1], strict=True))
+    assert len(records) == len(plain) == 6
+    for mine, expected in zip(records, plain, strict=True):
+        for key in ("matrix", "tokens", "nuclear_rank", "stable_rank"):
+            assert mine[key] == expected[key]
 
 
 def test_evaluations_in_between_are_not_looked_at() -> None:

@@ -1,9 +1,9 @@
-"""What steps of a geometry would bring: a few of them on the Gauss-Newton model, and one for real.
+"""What a few real steps of a geometry bring, the weights put back after each descent.
 
-A single product along the gradient's direction flatters spectral steps: what bounds the next steps
-is the curvature of other directions. So the model is descended for `STEPS` steps, and since it
-holds only so far, the loss itself is followed along the first direction. Directions come from some
-batches in turn, gains and curvature from another.
+No model of the loss at the start will do: what bounds later steps is the curvature of other
+directions than the first, and a few steps of one matrix bend the loss beyond its second order. So
+the loss itself is descended for `STEPS` steps of the best size. Directions come from some batches
+in turn, the decrease is read off another.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from steepest.curvature.loss_function import Loss, LossFunction
-from steepest.curvature.operators import GaussNewton, Hessian
 from steepest.diagnosis.evidence import Evidence, matrices_of
 
-STEPS = 3
-OCTAVES = range(-6, 5, 2)
-"""Sizes of the real step, in powers of 2 around the best one of the model."""
-ModelOf = Literal["gauss-newton", "hessian"]
+STEPS = 4
+FARTHEST = 12
+"""How far the best size of a step is looked for from a guess, in powers of 2."""
 Step = Callable[[Tensor, int], Tensor]
 """From a gradient, and the number of the batch that judges, to a direction."""
 
@@ -33,25 +32,17 @@ class Descent:
     """Of one geometry, from B turns of the batches.
 
     Attributes:
-        gains: ⟨G, D⟩ of each greedy step on the model, `(B, STEPS)`; G of the batch that judges.
-        prices: ⟨D, B D⟩ likewise.
-        falls: by how much the loss falls in one real step, `(B, sizes)`; None without a gain.
-        size: of the step in the middle of them, 2**0.
+        sizes: of the first step, those that were tried, `(S,)`; the next ones fall linearly.
+        falls: by how much the loss falls in `STEPS` steps, `(B, S)`; minus infinity if it blows up.
     """
 
-    gains: Tensor
-    prices: Tensor
-    falls: Tensor | None
-    size: float
+    sizes: tuple[float, ...]
+    falls: Tensor
 
     def log_decrease(self, turns: Sequence[int]) -> float:
-        """The logarithm of the decrease: the geometric mean of what model and real step say."""
-        kept = list(turns)
-        gains, prices = self.gains[kept].mean(0), self.prices[kept].mean(0)
-        steps = (gains.clamp(min=0).square() / (2 * prices))[prices > 0]
-        model = float(steps.sum())
-        real = 0.0 if self.falls is None else float(self.falls[kept].mean(0).amax())
-        return 0.5 * math.log(model) + 0.5 * math.log(real) if min(model, real) > 0 else math.nan
+        """The logarithm of the decrease by steps of the best size; NaN if none decreases."""
+        fall = float(self.falls[list(turns)].mean(0).amax())
+        return math.log(fall) if fall > 0 else math.nan
 
 
 @dataclass(frozen=True)
@@ -61,28 +52,72 @@ class Layer:
     Attributes:
         places: the evidence on each.
         steps: for each name of a geometry its direction, on gradients `(K, m, n)`.
+        guesses: likewise, at which size the search for the best one starts.
     """
 
     places: Sequence[Evidence]
     steps: Mapping[str, Step]
+    guesses: Mapping[str, float]
 
     def gradient(self, batch: int) -> Tensor:
         """Return the gradients on a batch, `(K, m, n)`."""
         return torch.stack([place.gradients[batch] for place in self.places])
 
-    def spread(self, D: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return steps `(K, m, n)` as steps of whole parameters."""
-        whole = {
-            place.row.name: torch.zeros_like(like[place.row.name], requires_grad=False)
-            for place in self.places
-        }
-        for place, mine in zip(self.places, D, strict=True):
-            matrices_of(place.row, whole[place.row.name])[place.index].copy_(mine)
-        return whole
 
-    def gather(self, whole: Mapping[str, Tensor]) -> Tensor:
-        """Return `(K, m, n)` out of whole parameters."""
-        return torch.stack([matrices_of(p.row, whole[p.row.name])[p.index] for p in self.places])
+class Walk:
+    """Real steps of the matrices of a layer, always from the same weights.
+
+    Args:
+        function: of the loss; its parameters move, and are put back.
+        places: the matrices.
+        tick: called after each gradient.
+    """
+
+    def __init__(
+        self, function: LossFunction, places: Sequence[Evidence], tick: Callable[[], None]
+    ):
+        self._function, self._places, self._tick = function, places, tick
+        self._weights = {p.row.name: function.parameters[p.row.name] for p in places}
+        self._start = {name: W.detach().clone() for name, W in self._weights.items()}
+        self._losses: dict[int, float] = {}  # at the start, by batch
+
+    def gradient(self, batch: Any) -> Tensor:
+        """Return the gradients where the walk is, `(K, m, n)`."""
+        weights = list(self._weights.values())
+        found = torch.autograd.grad(self._function(batch), weights, materialize_grads=True)
+        self._tick()
+        return torch.stack(self._matrices(dict(zip(self._weights, found, strict=True))))
+
+    def falls(
+        self, size: float, steps: int, direction: Callable[[int], Tensor], judges: Sequence[Any]
+    ) -> list[float]:
+        """Return by how much the loss falls on each of some batches; -inf if it blows up.
+
+        Args:
+            size: of the first step; the next ones fall linearly.
+            steps: how many.
+            direction: from the number of a step to its direction, `(K, m, n)`.
+            judges: the batches.
+        """
+        for judge in judges:
+            if id(judge) not in self._losses:
+                self._losses[id(judge)] = self._function(judge).item()
+        try:
+            for k in range(steps):
+                D = direction(k)
+                with torch.no_grad():
+                    for W, mine in zip(self._matrices(self._weights), D, strict=True):
+                        W.sub_(mine, alpha=size * (1 - k / steps))
+            return [self._losses[id(judge)] - self._function(judge).item() for judge in judges]
+        except FloatingPointError:
+            return [-math.inf] * len(judges)
+        finally:
+            with torch.no_grad():
+                for name, W in self._weights.items():
+                    W.copy_(self._start[name])
+
+    def _matrices(self, whole: Mapping[str, Tensor]) -> list[Tensor]:
+        return [matrices_of(p.row, whole[p.row.name])[p.index] for p in self._places]
 
 
 def descents(
@@ -92,114 +127,68 @@ def descents(
     layers: Sequence[Layer],
     tick: Callable[[], None] = lambda: None,
     **how: Any,
-) -> tuple[list[dict[str, Descent]], ModelOf]:
-    """Return for each layer the descent in each of its geometries, and whose model it is.
-
-    The Hessian stands in for Gauss-Newton where the loss is no function of what one call of the
-    model returns; of its curvatures the magnitude is taken.
+) -> list[dict[str, Descent]]:
+    """Return for each layer the descent in each of its geometries.
 
     Args:
         model, loss, how: as for `diagnose`.
-        batches: more than `STEPS`, those of the layers' gradients.
+        batches: at least two, those of the layers' gradients.
         layers: which.
-        tick: called for each layer, geometry and batch.
+        tick: called after each gradient.
     """
     names = list(dict.fromkeys(place.row.name for layer in layers for place in layer.places))
     function = LossFunction(model, loss, names, **how)
-    operator = _operator(function, batches[0])
-    found: list[dict[str, list[tuple[list[float], list[float]]]]] = [
-        {name: [] for name in layer.steps} for layer in layers
-    ]
-    window: dict[int, Hessian | GaussNewton] = {}
-    for turn in range(len(batches)):
-        # Only the batches of this turn keep their graphs.
-        needed = [(turn + k) % len(batches) for k in (-1, *range(1, STEPS))]
-        window = {
-            b: window.get(b) or operator(model, loss, batches[b], names, **how) for b in needed
-        }
-        for layer, mine in zip(layers, found, strict=True):
-            for name, step in layer.steps.items():
-                mine[name].append(_greedy(layer, step, window, turn, len(batches)))
-                tick()
-    window.clear()
-    result: list[dict[str, Descent]] = []
-    for layer, mine in zip(layers, found, strict=True):
-        result.append({})
-        for name, step in layer.steps.items():
-            gains, prices = (torch.tensor(each) for each in zip(*mine[name], strict=True))
-            result[-1][name] = _followed(layer, step, gains, prices, function, batches)
-    return result, "hessian" if operator is Hessian else "gauss-newton"
+    found = []
+    for layer in layers:
+        walk = Walk(function, layer.places, tick)
+        found.append({name: _descent(layer, name, walk, batches) for name in layer.steps})
+    return found
 
 
-def _operator(function: LossFunction, batch: Any) -> type[Hessian] | type[GaussNewton]:
-    try:
-        function.with_outputs(batch)
-    except ValueError:
-        return Hessian
-    return GaussNewton
+def _descent(layer: Layer, geometry: str, walk: Walk, batches: Sequence[Any]) -> Descent:
+    """A size for all turns: by losses along the first direction, from there by whole descents."""
+    step, guess, B = layer.steps[geometry], layer.guesses[geometry], len(batches)
+    first = [step(layer.gradient(turn), (turn - 1) % B) for turn in range(B)]
+
+    def fall(turn: int, size: float, steps: int) -> float:
+        judge = (turn - 1) % B
+
+        def direction(k: int) -> Tensor:
+            b = (turn + k % (B - 1)) % B
+            return step(walk.gradient(batches[b]), judge) if k else first[turn]
+
+        return walk.falls(size, steps, direction, [batches[judge]])[0]
+
+    def falls(octave: int, steps: int) -> Tensor:
+        size = guess * 2.0**octave
+        return torch.tensor([fall(turn, size, steps) for turn in range(B)], dtype=torch.float64)
+
+    one = best_octave(lambda octave: float(falls(octave, 1).mean()), 0, (4, 2, 1))
+    tried: dict[int, Tensor] = {}
+
+    def mean(octave: int) -> float:
+        tried[octave] = falls(octave, STEPS)
+        return float(tried[octave].mean())
+
+    best_octave(mean, one + 1, (1,))  # several steps mostly go farther
+    return Descent(
+        tuple(guess * 2.0**octave for octave in tried), torch.stack(list(tried.values()), 1)
+    )
 
 
-def _greedy(
-    layer: Layer,
-    step: Step,
-    operators: Mapping[int, Hessian | GaussNewton],
-    turn: int,
-    count: int,
-) -> tuple[list[float], list[float]]:
-    """Steps of the best size on the model of the batch before: their gains and prices."""
+def best_octave(value: Callable[[int], float], start: int, strides: Sequence[int]) -> int:
+    """Return where a function of the octave is largest, uphill from a start by given strides.
 
-    def product(batch: int, D: Tensor) -> Tensor:
-        B = operators[batch]
-        return layer.gather(B.block(layer.spread(D, B.parameters)))
-
-    judge = (turn - 1) % count
-    moved = torch.zeros_like(layer.gradient(judge))
-    ahead = layer.gradient(judge)  # where the steps have led
-    gains, prices = [], []
-    for k in range(STEPS):
-        b = (turn + k) % count
-        D = step(layer.gradient(b) - (product(b, moved) if k else 0), judge)
-        image = product(judge, D)
-        gains.append(float(torch.sum(ahead * D)))
-        prices.append(abs(float(torch.sum(D * image))))
-        size = max(gains[-1], 0.0) / prices[-1] if prices[-1] else 0.0
-        moved, ahead = moved + size * D, ahead - size * image
-    return gains, prices
-
-
-def _followed(
-    layer: Layer,
-    step: Step,
-    gains: Tensor,
-    prices: Tensor,
-    function: LossFunction,
-    batches: Sequence[Any],
-) -> Descent:
-    """The descent with the losses along its first direction."""
-    gain, price = float(gains[:, 0].mean()), float(prices[:, 0].mean())
-    if gain <= 0 or price <= 0:
-        return Descent(gains, prices, None, 0.0)
-    weights = {place.row.name: function.parameters[place.row.name] for place in layer.places}
-    start = {name: W.detach().clone() for name, W in weights.items()}
-    falls: list[list[float]] = []
-    for turn in range(len(batches)):
-        judge = (turn - 1) % len(batches)
-        D = layer.spread(step(layer.gradient(turn), judge), weights)
-        before = function(batches[judge]).item()
-        falls.append([])
-        for octave in OCTAVES:
-            try:
-                with torch.no_grad():
-                    for name, W in weights.items():
-                        W.sub_(D[name], alpha=gain / price * 2.0**octave)
-                falls[-1].append(before - function(batches[judge]).item())
-            except FloatingPointError:
-                falls[-1].append(-math.inf)
-            finally:
-                with torch.no_grad():
-                    for name, W in weights.items():
-                        W.copy_(start[name])
-    return Descent(gains, prices, torch.tensor(falls), gain / price)
+    It is called once for each octave, and about `FARTHEST` from the start at most.
+    """
+    value, best = cache(value), start
+    for stride in strides:
+        while abs(best - start) < FARTHEST:
+            better = max((best - stride, best, best + stride), key=value)
+            if better == best:
+                break
+            best = better
+    return best
 
 
 def log_ratio(mine: Descent, other: Descent) -> Callable[[Sequence[int]], float]:

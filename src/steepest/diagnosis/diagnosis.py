@@ -13,9 +13,8 @@ from typing import Any, Literal, cast
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from steepest.diagnosis.descent import ModelOf
 from steepest.diagnosis.evidence import GeometryName, Spectrum
-from steepest.diagnosis.intervals import Interval
+from steepest.diagnosis.intervals import WORTH_IT, Interval, worth_it
 from steepest.diagnosis.plan import Plan, Planned, PlanRow
 from steepest.diagnosis.race import RaceResult
 from steepest.diagnosis.stacks import StackDiagnosis
@@ -36,9 +35,9 @@ class Prediction:
         curvature: ⟨D, H D⟩, the mean; None at the level "quick", and so the next two.
         best_step: gain / |curvature|.
         decrease: of the quadratic model at the best step, gain² / (2 |curvature|).
-        log_ratio: the natural logarithm of the decrease of the loss over that by Euclidean steps,
-            with its 80% interval: see `steepest.diagnosis.descent`; at the level "quick" that of
-            nr(G) / st(A), the ratio of the bounds of the theory.
+        log_ratio: the natural logarithm of the decrease of the loss by four real steps over that by
+            Euclidean ones, with its interval: see `steepest.diagnosis.descent`; at the level
+            "quick" that of nr(G) / st(A), the ratio of the bounds of the theory.
     """
 
     geometry: GeometryName
@@ -122,7 +121,6 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         level: Level,
         batches: int,
         default: Plan,
-        model_of: ModelOf = "gauss-newton",
         stacks: Sequence[StackDiagnosis] = (),
     ):
         self._rows = tuple(rows)
@@ -131,8 +129,6 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         """How much was measured."""
         self.batches = batches
         """On how many batches."""
-        self.model_of: ModelOf = model_of
-        """"hessian" if the loss is no function of what one call of the model returns."""
         self.stacks = tuple(stacks)
         """Of matrices in neighbouring layers: whether to orthogonalize them as one."""
 
@@ -154,8 +150,9 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         """Return a plan for all parameters: the verdicts for hidden matrices, else the default.
 
         A parameter of several matrices, such as a fused projection, gets what most of them want.
-        Where no geometry is worth more than Euclidean steps, a hidden matrix stays spectral unless
-        that is predicted to be worse: verdicts change in training, and mostly to its favour.
+        Where no geometry is told to be worth more than Euclidean steps, a hidden matrix stays
+        spectral unless that is predicted to be worse by 10%, and surely not worth it: verdicts
+        change in training, and mostly to its favour.
         Embeddings and heads stay with AdamW, whatever was found; the reason says what was. What is
         spectral is stacked if most of its stacks are said to want it.
         """
@@ -163,17 +160,17 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         rows = []
         for row in self._default:
             found = [each for each in self._rows if each.parameter == row.parameter]
-            told = [each for each in found if _is_told(each, row)]
+            told = [(verdict, each) for each in found if (verdict := _wanted(each, row))]
             if not told:
                 even = any(each.verdict == "euclidean" for each in found)
                 said = "no geometry is worth more" if even else "cannot tell"
                 reason = f"{said}; {row.reason}" if found else row.reason
                 rows.append(_stacked_row(replace(row, reason=reason), wanted))
                 continue
-            counts = Counter(each.verdict for each in told)
+            counts = Counter(verdict for verdict, _ in told)
             verdict, count = counts.most_common(1)[0]
-            best = next(each for each in told if each.verdict == verdict)
-            reason = best.reason if len(found) == 1 else f"{count} of {len(found)}: {best.reason}"
+            best = next(_why(verdict, each) for mine, each in told if mine == verdict)
+            reason = best if len(found) == 1 else f"{count} of {len(found)}: {best}"
             if row.geometry == "adaptive":
                 reason = f"{row.reason}; found {verdict}: {reason}"
                 rows.append(replace(row, reason=reason))
@@ -193,8 +190,6 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
     def table(self) -> Table:
         """Return the rows as a table for a terminal."""
         said = ""
-        if self.model_of == "hessian":
-            said = "curvature by the Hessian, as the loss is beyond one call of the model; "
         if self.stacks:
             counts = Counter(stack.verdict for stack in self.stacks)
             told = f"{counts['stacked']} better as one, {counts['spectral']} apart"
@@ -204,8 +199,8 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             title=f"{self.level}, {self.batches} batches",
             padding=(0, 1, 0, 0),
             caption=said
-            + "nr(G) across batches over st(A); decrease at the best step over the Euclidean "
-            "one, with its 80% interval for the verdict",
+            + "nr(G) across batches over st(A); decrease by steps of the best size over that by "
+            "Euclidean ones, with its 80% interval for the verdict",
         )
         table.add_column("matrix", overflow="fold")
         table.add_column("nr / st", justify="right", no_wrap=True)
@@ -256,7 +251,6 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             "kind": "diagnosis",
             "level": self.level,
             "batches": self.batches,
-            "model_of": self.model_of,
             "rows": rows,
             "stacks": [asdict(stack) for stack in self.stacks],
             "default": [asdict(row) for row in self._default],
@@ -278,7 +272,6 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
                 content["level"],
                 content["batches"],
                 Plan(default),
-                content["model_of"],
                 [
                     StackDiagnosis(
                         tuple(each["matrices"]), _loaded(each["log_ratio"]), each["verdict"]
@@ -292,12 +285,20 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             ) from error
 
 
-def _is_told(found: MatrixDiagnosis, default: PlanRow) -> bool:
-    """Whether a verdict is to change the plan: not "euclidean" where spectral may be as good."""
-    if found.verdict != "euclidean" or default.geometry != "spectral":
-        return found.verdict != "cannot tell"
+def _wanted(found: MatrixDiagnosis, default: PlanRow) -> Verdict | None:
+    """What a matrix wants in a plan, if that is to change it."""
+    if default.geometry != "spectral" or found.verdict not in ("euclidean", "cannot tell"):
+        return None if found.verdict == "cannot tell" else found.verdict
     spectral = found.prediction("spectral")
-    return spectral is not None and spectral.log_ratio is not None and spectral.log_ratio.high < 0
+    if spectral is None or spectral.log_ratio is None or worth_it(spectral.log_ratio) is not False:
+        return None
+    return "euclidean" if spectral.log_ratio.value < -math.log(WORTH_IT) else None
+
+
+def _why(verdict: Verdict, found: MatrixDiagnosis) -> str:
+    if found.verdict == verdict:
+        return found.reason
+    return f"spectral steps are predicted at {_ratio(found.prediction('spectral'))} times Euclidean"
 
 
 def _stacked_row(row: PlanRow, wanted: dict[str, float]) -> PlanRow:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, Literal, get_args
 
 import torch
@@ -78,6 +79,22 @@ class Evidence:
         """(out, in)."""
         assert self.row.view is not None
         return self.row.view.sizes()[self.index]
+
+    def gain(self, geometry: GeometryName, kept: Sequence[int]) -> float:
+        """The mean gain over pairs of different batches, out of those that are kept."""
+        gains = self.gains[geometry]
+        return fmean(gains[i, j].item() for i in kept for j in kept if i != j)
+
+    def best_step(self, geometry: GeometryName) -> float:
+        """The best single step of the quadratic model; where there is none, one that is small."""
+        gain = self.gain(geometry, range(len(self.gradients)))
+        curvature = abs(float(self.curvatures[geometry].mean())) if self.curvatures else 0.0
+        if gain > 0 and curvature > 0:
+            return gain / curvature
+        m, n = self.shape
+        lengths = {"euclidean": 1.0, "spectral": math.sqrt(min(m, n))}
+        norm = float(matrices_of(self.row, self.row.parameter.detach())[self.index].norm())
+        return 0.01 * (norm or 1.0) / lengths.get(geometry, math.sqrt(m * n))
 
 
 def gather(

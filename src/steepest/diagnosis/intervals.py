@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+WORTH_IT = 1.1
+"""What is less simple is to decrease the loss by this factor more."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -15,6 +18,16 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+def worth_it(log_ratio: Interval) -> bool | None:
+    """Whether a ratio of decreases speaks for what is above; None where that cannot be told.
+
+    Yes needs an estimate above `WORTH_IT` and an interval above 1, no an interval below `WORTH_IT`.
+    """
+    if log_ratio.low > 0 and log_ratio.value > math.log(WORTH_IT):
+        return True
+    return False if log_ratio.high < math.log(WORTH_IT) else None
 
 
 def jackknife(
@@ -30,7 +43,7 @@ def jackknife(
     >>> round(found.value, 2), round(found.low, 2), round(found.high, 2)
     (2.5, 0.45, 4.55)
     """
-    from scipy import stats
+    from scipy.special import stdtrit  # of Student's t; `scipy.stats` takes seconds to import
 
     whole = estimate(range(count))
     parts = [estimate([i for i in range(count) if i != out]) for out in range(count)]
@@ -38,5 +51,5 @@ def jackknife(
         return None
     mean = fmean(parts)
     error = math.sqrt((count - 1) / count * sum((part - mean) ** 2 for part in parts))
-    half = float(stats.t.ppf(0.5 + confidence / 2, count - 1)) * error
+    half = float(stdtrit(count - 1, 0.5 + confidence / 2)) * error
     return Interval(whole, whole - half, whole + half)

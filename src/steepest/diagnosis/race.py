@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean
 from typing import Any
 
@@ -16,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from steepest.curvature.loss_function import Loss, LossFunction
+from steepest.diagnosis.descent import Walk, best_octave
 from steepest.diagnosis.evidence import GEOMETRIES, Evidence, GeometryName, direction
 from steepest.diagnosis.intervals import Interval, jackknife
 
 STEPS = 8
-OCTAVES = 12  # as far as step sizes are looked for, on either side of the first guess
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,12 @@ def race(
     function = LossFunction(model, loss, names, **how)
     results = {}
     for place in matrices:
-        W = function.parameters[place.row.name]
-        track = _Track(function, W, place, tick)
+        track = _Track(function, place, tick)
         falls: dict[GeometryName, list[float]] = {}
         sizes: dict[GeometryName, list[float]] = {}
         for geometry in GEOMETRIES:
             falls[geometry], sizes[geometry] = [], []
-            guess = track.guess(geometry)
+            guess = place.best_step(geometry)
             for turn in range(len(batches)):
                 score, tune, *rest = (*batches[turn:], *batches[:turn])
                 guess, fall = track.tuned(geometry, guess, rest, tune, score, wide=turn == 0)
@@ -100,14 +100,10 @@ def _log_ratio(mine: list[float], euclidean: list[float]) -> Interval | None:
 
 
 class _Track:
-    """Runs of one matrix from the same place."""
+    """Walks of one matrix."""
 
-    def __init__(
-        self, function: LossFunction, W: Tensor, place: Evidence, tick: Callable[[], None]
-    ):
-        self._function, self._W, self._place, self._tick = function, W, place, tick
-        self._start = W.detach().clone()
-        self._known: dict[int, float] = {}  # losses at the start, by batch
+    def __init__(self, function: LossFunction, place: Evidence, tick: Callable[[], None]):
+        self._walk = Walk(function, [place], tick)
 
     def tuned(
         self,
@@ -122,73 +118,22 @@ class _Track:
 
         By factors of 2 from the guess, if that is to be looked for far and wide first of 4.
         """
-        falls: dict[int, tuple[float, float]] = {}
 
-        def fall(octave: int) -> float:
-            if octave not in falls:
-                falls[octave] = self.falls(geometry, guess * 2.0**octave, rest, (tune, score))
-            return falls[octave][0]
+        @cache
+        def falls(octave: int) -> list[float]:
+            size = guess * 2.0**octave
+            return self._walk.falls(size, STEPS, self._direction(geometry, rest), [tune, score])
 
-        best = 0
-        for stride in (2, 1) if wide else (1,):
-            while abs(best) < OCTAVES:
-                better = max((best - stride, best, best + stride), key=fall)
-                if better == best:
-                    break
-                best = better
-        return guess * 2.0**best, falls[best][1]
+        best = best_octave(lambda octave: falls(octave)[0], 0, (2, 1) if wide else (1,))
+        return guess * 2.0**best, falls(best)[1]
 
-    def falls(
-        self, geometry: GeometryName, size: float, rest: Sequence[Any], judges: tuple[Any, Any]
-    ) -> tuple[float, float]:
-        """By how much the loss falls on each judge; minus infinity if it blows up."""
-        try:
-            self._run(geometry, size, rest)
-            after = [self._loss(judge) for judge in judges]
-        except FloatingPointError:
-            return -math.inf, -math.inf
-        finally:
-            with torch.no_grad():
-                self._W.copy_(self._start)
-        before = [self._before(judge) for judge in judges]
-        return before[0] - after[0], before[1] - after[1]
+    def _direction(self, geometry: GeometryName, rest: Sequence[Any]) -> Callable[[int], Tensor]:
+        squares = torch.zeros(())
 
-    def _before(self, judge: Any) -> float:
-        if id(judge) not in self._known:
-            self._known[id(judge)] = self._loss(judge)
-        return self._known[id(judge)]
+        def step(k: int) -> Tensor:
+            nonlocal squares
+            G = self._walk.gradient(rest[k % len(rest)])
+            squares = G.square() + (squares if k else 0)
+            return direction(geometry, G, squares / (k + 1))
 
-    def _loss(self, judge: Any) -> float:
-        return self._function(judge).item()
-
-    def _run(self, geometry: GeometryName, size: float, rest: Sequence[Any]) -> None:
-        squares: Tensor | None = None
-        for k in range(STEPS):
-            value = self._function(rest[k % len(rest)])
-            [G] = torch.autograd.grad(value, [self._W])
-            self._tick()
-            part = self._part(G)
-            squares = part.square() if squares is None else squares + part.square()
-            D = direction(geometry, part, squares / (k + 1))
-            with torch.no_grad():
-                self._part(self._W).sub_(D, alpha=size * (1 - k / STEPS))
-
-    def _part(self, tensor: Tensor) -> Tensor:
-        view = self._place.row.view
-        assert view is not None
-        return view.matrices(tensor if tensor.is_contiguous() else tensor.contiguous())[
-            self._place.index
-        ]
-
-    def guess(self, geometry: GeometryName) -> float:
-        """The best single step of the quadratic model, or a hundredth of the matrix."""
-        curvature = self._place.curvatures.get(geometry)
-        gains = self._place.gains[geometry]
-        B = len(gains)
-        gain = float((gains.sum() - gains.diag().sum()) / (B * (B - 1)))
-        if curvature is not None and gain > 0 and abs(float(curvature.mean())) > 0:
-            return gain / abs(float(curvature.mean()))
-        scale = float(self._part(self._start).norm()) or 1.0
-        m, n = self._place.shape
-        lengths = {"euclidean": 1.0, "spectral": math.sqrt(min(m, n))}
-        return 0.01 * scale / lengths.get(geometry, math.sqrt(m * n))
+        return step

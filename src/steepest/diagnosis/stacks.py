@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steepest.diagnosis.descent import Descent, Layer, log_ratio
 from steepest.diagnosis.evidence import Evidence, direction
-from steepest.diagnosis.intervals import Interval, jackknife
+from steepest.diagnosis.intervals import Interval, jackknife, worth_it
 from steepest.geometry import StackedSpectral
 from steepest.optim.teon import find_stacks
 from steepest.parameter_roles import RoleTable
@@ -27,7 +27,7 @@ class StackDiagnosis:
         matrices: which, in the order of their layers.
         log_ratio: the natural logarithm of the decrease by stacked steps over that by separate
             spectral ones, all these matrices moving together, with its 80% interval.
-        verdict: which of the two is larger, where the interval leaves out 0.
+        verdict: "stacked" where that is worth it for sure, "spectral" where it is not.
     """
 
     matrices: tuple[str, ...]
@@ -44,16 +44,21 @@ def stack_layers(table: RoleTable, found: Sequence[Evidence], size: int) -> list
         if number is not None:
             members[number].append(place)
     steps = {"stacked": _together, "spectral": _separate}
-    return [Layer(places, steps) for places in members.values() if len(places) == size]
+    layers = []
+    for places in members.values():
+        if len(places) == size:
+            guess = min(place.best_step("spectral") for place in places)
+            layers.append(Layer(places, steps, dict.fromkeys(steps, guess)))
+    return layers
 
 
 def judge_stack(layer: Layer, descents: dict[str, Descent]) -> StackDiagnosis:
     """Return the answer for one stack."""
     ratio = log_ratio(descents["stacked"], descents["spectral"])
-    interval = jackknife(ratio, len(descents["stacked"].gains))
-    verdict: StackVerdict = "cannot tell"
-    if interval is not None and not interval.low <= 0 <= interval.high:
-        verdict = "stacked" if interval.value > 0 else "spectral"
+    interval = jackknife(ratio, len(descents["stacked"].falls))
+    worth = None if interval is None else worth_it(interval)
+    told: dict[bool | None, StackVerdict] = {True: "stacked", False: "spectral"}
+    verdict = told.get(worth, "cannot tell")
     return StackDiagnosis(tuple(place.label for place in layer.places), interval, verdict)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from steepest.curvature.loss_function import Loss, unwrapped
-from steepest.diagnosis.descent import STEPS, Descent, Layer, ModelOf, Step, descents, log_ratio
+from steepest.diagnosis.descent import Descent, Layer, Step, descents, log_ratio
 from steepest.diagnosis.diagnosis import Diagnosis, Level, MatrixDiagnosis, Prediction, Verdict
 from steepest.diagnosis.evidence import (
     GEOMETRIES,
@@ -20,18 +20,15 @@ from steepest.diagnosis.evidence import (
     second_moment,
     unit,
 )
-from steepest.diagnosis.intervals import Interval, jackknife
+from steepest.diagnosis.intervals import Interval, jackknife, worth_it
 from steepest.diagnosis.plan import Plan
 from steepest.diagnosis.race import RaceResult, race
 from steepest.diagnosis.stacks import StackDiagnosis, judge_stack, stack_layers
 from steepest.parameter_roles import all_roles
 
-WORTH_IT = 1.15
-"""Another geometry needs a prediction above this, and the lower end of its interval above 1; the
-Euclidean one needs the upper ends of all others below."""
 STACK = 2
 """Layers in a stack, as by default in TEON."""
-FEWEST: dict[Level, int] = {"quick": 3, "standard": STEPS + 1, "thorough": 2 * (STEPS + 1)}
+FEWEST: dict[Level, int] = {"quick": 3, "standard": 4, "thorough": 8}
 """Batches at least: for directions, and another one that judges them."""
 
 
@@ -50,19 +47,19 @@ def diagnose(
     | level      | what it adds                               | price                             |
     |------------|--------------------------------------------|-----------------------------------|
     | "quick"    | soft ranks, gains between batches          | a gradient for each batch         |
-    | "standard" | steps on the quadratic model, and one real | 24 products and 24 losses for     |
-    |            |                                            | each batch and matrix             |
+    | "standard" | the Hessian along each direction, and four | about 60 gradients for each batch |
+    |            | real steps in each geometry                | and matrix                        |
     | "thorough" | real steps, on batches of their own        | hundreds of gradients a matrix    |
 
     The quick prediction is that of Davis and Drusvyatskiy (arXiv 2512.04299, section 1): a spectral
     step decreases the bound by nr(G) / st(A) times what a Euclidean step does. Here nr(G) is taken
-    across batches, as its noise counts on the batch it comes from. The standard one descends in
-    each geometry on the Gauss-Newton model of the matrix, and follows the loss itself along the
-    first of those steps. The Hessian along that direction is reported too; its one number tells
-    less of what several steps will bring.
+    across batches, as its noise counts on the batch it comes from. The standard one takes four real
+    steps of the best size in each geometry, all else fixed, and puts the weights back. The Hessian
+    along the first direction is reported too; its one number tells less of what several steps
+    will bring.
 
     Intervals are jackknives over batches, at 80%. A verdict is another geometry where that is
-    predicted to gain 15% or more on Euclidean steps and surely something, and Euclidean, the
+    predicted to gain 10% or more on Euclidean steps and surely something, and Euclidean, the
     cheapest, where surely none gains that. Queries, keys and values of two layers in a row are
     judged as a stack as well (TEON): one polar factor, or one for each.
 
@@ -113,18 +110,17 @@ def diagnose(
     table = all_roles(unwrapped(model))
     descended: list[dict[str, Descent]] = [{} for _ in found]
     stacks: list[StackDiagnosis] = []
-    model_of: ModelOf = "gauss-newton"
     if level != "quick":
         layers = [single_layer(place) for place in found]
         layers += (stacked := stack_layers(table, found, STACK))
-        descended, model_of = descents(model, loss, judged, layers, tick, **how)
+        descended = descents(model, loss, judged, layers, tick, **how)
         both = zip(stacked, descended[len(found) :], strict=True)
         stacks = [judge_stack(layer, mine) for layer, mine in both]
     rows = [
         answer(place, mine, raced.get(place.label, ()))
         for place, mine in zip(found, descended[: len(found)], strict=True)
     ]
-    return Diagnosis(rows, level, len(given), Plan.default(table), model_of, stacks)
+    return Diagnosis(rows, level, len(given), Plan.default(table), stacks)
 
 
 def single_layer(place: Evidence) -> Layer:
@@ -133,7 +129,11 @@ def single_layer(place: Evidence) -> Layer:
     def step(geometry: GeometryName) -> Step:
         return lambda G, judge: unit(geometry, G, second_moment(place.gradients, judge))
 
-    return Layer([place], {geometry: step(geometry) for geometry in GEOMETRIES})
+    return Layer(
+        [place],
+        {geometry: step(geometry) for geometry in GEOMETRIES},
+        {geometry: place.best_step(geometry) for geometry in GEOMETRIES},
+    )
 
 
 def answer(
@@ -144,7 +144,7 @@ def answer(
     stable = fmean(each.entering for each in inputs) if inputs else None
     predictions = _predictions(given, descended, stable)
     verdict, reason = _verdict(predictions, bool(descended), stable)
-    across = _across(given.gains, slice(None))
+    across = _across(given, range(len(given.gradients)))
     return MatrixDiagnosis(
         matrix=given.label,
         parameter=given.row.name,
@@ -171,7 +171,7 @@ def _predictions(
     B = len(given.nuclear_ranks)
     predictions = []
     for geometry in given.gains:
-        gain = _mean_gain(given.gains[geometry], range(B))
+        gain = given.gain(geometry, range(B))
         interval: Interval | None = None
         curvature = best = fall = None
         if given.curvatures:
@@ -184,7 +184,7 @@ def _predictions(
 
             def ranks(kept: Sequence[int]) -> float:
                 inputs = [given.inputs[i].entering for i in kept]
-                return _log(_across(given.gains, kept)) - _log(fmean(inputs))
+                return _log(_across(given, kept)) - _log(fmean(inputs))
 
             interval = jackknife(ranks, B)
         if geometry == "euclidean":
@@ -193,15 +193,9 @@ def _predictions(
     return tuple(predictions)
 
 
-def _mean_gain(gains: Tensor, kept: Sequence[int]) -> float:
-    """Over pairs of different batches."""
-    return fmean(gains[i, j].item() for i in kept for j in kept if i != j)
-
-
-def _across(gains: dict[GeometryName, Tensor], kept: Any) -> float:
+def _across(given: Evidence, kept: Sequence[int]) -> float:
     """The nuclear rank across batches; NaN where a mean gain is not positive."""
-    batches = range(len(gains["spectral"]))[kept] if isinstance(kept, slice) else kept
-    spectral, euclidean = (_mean_gain(gains[name], batches) for name in ("spectral", "euclidean"))
+    spectral, euclidean = given.gain("spectral", kept), given.gain("euclidean", kept)
     return (spectral / euclidean) ** 2 if min(spectral, euclidean) > 0 else math.nan
 
 
@@ -223,8 +217,8 @@ def _verdict(
     ratio = others[best]
     value, low, high = (math.exp(each) for each in (ratio.value, ratio.low, ratio.high))
     times = f"{value:.2g} times ({low:.2g} to {high:.2g})"
-    if ratio.low > 0 and value > WORTH_IT:
+    if worth_it(ratio):
         return best, f"predicted to decrease the loss {times} as much as Euclidean steps"
-    if all(math.exp(each.high) < WORTH_IT for each in others.values()):
+    if all(worth_it(each) is False for each in others.values()):
         return "euclidean", f"the best other, {best}, is predicted at {times} of it"
     return "cannot tell", f"the best, {best}, is predicted at {times} of Euclidean steps"
