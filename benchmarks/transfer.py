@@ -86,7 +86,7 @@ def studies() -> dict[str, Study]:
     for optimizer in ("teon", "muon"):  # stacks are made of attention's matrices
         rates(
             f"width, gpt, {optimizer}", nets.gpt, three, nets.sequences, 0.05,
-            optimizer=optimizer, steps=150,
+            optimizer=optimizer, steps=100,
         )  # fmt: skip
     for optimizer, lr in (("sgd", 0.5), ("adam", 0.01), ("muon", 0.05)):
         for rule in ("completep", "depth-mup"):

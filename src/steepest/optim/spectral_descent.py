@@ -7,7 +7,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor
 
-from steepest.geometry import Spectral
+from steepest.geometry import Sign, Spectral
 from steepest.linalg.polar_factor import PolarMethod
 from steepest.optim.matrices import Batch
 from steepest.optim.scales import Scale, update_scale, with_adamw_lr
@@ -71,6 +71,7 @@ class SpectralDescent(SteepestDescent):
         """Return the polar factor, times the dual norm if the length is that of the theory."""
         if group["length"] == "constant":
             return super().direction(group, batch, N)
-        D = Spectral(group["method"], group["steps"], group["dtype"]).direction(N)
+        spectral = Spectral(group["method"], group["steps"], group["dtype"])
+        D = (Sign() if group["geometry"] == "sign" else spectral).direction(N)  # N is needed after
         dual_norm = (N * D).sum((-2, -1), keepdim=True)
         return D * dual_norm * update_scale(group["scale"], batch.outputs, batch.inputs)
