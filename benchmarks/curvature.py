@@ -46,7 +46,8 @@ from peers import Peer
 from steepest.curvature import Hessian
 from steepest.lab.data import Sampler, load
 from steepest.lab.models import GPT, GPTConfig
-from steepest.linalg.krylov import Estimate, eigenpairs, gaussian, start_near, trace
+from steepest.linalg.krylov import eigenpairs, gaussian, start_near
+from steepest.linalg.probes import Estimate, trace
 
 EIGENVALUE, TRACE = 1e-3, 0.05
 TOLERANCES = (

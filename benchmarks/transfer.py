@@ -80,12 +80,14 @@ def studies() -> dict[str, Study]:
         )  # fmt: skip
 
     text = partial(rates, build=nets.LanguageModel, along=three, batches=nets.next_byte)
+    many = {"batches": nets.many_next_bytes}  # Adam's steps follow the noise of a batch
     for optimizer, (lr, how) in FIRST.items():
         short = {"steps": 100} if how else {}  # many small blocks take their time
         text(f"width, {optimizer}", lr=lr, optimizer=optimizer, **how, **short)
-    for optimizer in ("teon", "muon"):  # stacks are made of attention's matrices
+    text("width, large batches, adam", lr=0.02, optimizer="adam", steps=100, **many)
+    for optimizer, lr in (("teon", 0.05), ("adam", 0.01)):  # TEON stacks what attention has
         rates(
-            f"width, gpt, {optimizer}", nets.gpt, three, nets.sequences, 0.05,
+            f"width, gpt, {optimizer}", nets.gpt, three, nets.sequences, lr,
             optimizer=optimizer, steps=100,
         )  # fmt: skip
     for optimizer, lr in (("sgd", 0.5), ("adam", 0.01), ("muon", 0.05)):
@@ -95,14 +97,17 @@ def studies() -> dict[str, Study]:
                 optimizer=optimizer, rule=rule, **branches,
             )  # fmt: skip
     text("control, ntp, sgd", lr=0.5, rule="ntp", optimizer="sgd")
-    other = {"scale": "match-rms-adamw"}
-    text("control, sp, muon match-rms-adamw", lr=0.02, rule="sp", optimizer="muon", settings=other)
     full = partial(rates, along=three, batches=nets.all_digits, optimizer="sgd", steps=60)
     full("digits, mup", build=nets.small_readout, lr=32.0)
     full("control, digits, ntp", build=nets.small_readout, lr=32.0, rule="ntp")
     error = partial(full, build=nets.plain, lr=1.0, loss=nets.squared_error)
     error("digits, squared error, mup")
     error("control, digits, squared error, sp", rule="sp")
+    other = {"optimizer": "muon", "settings": {"scale": "match-rms-adamw"}}
+    error("control, digits, squared error, muon match-rms-adamw", lr=0.03, rule="sp", **other)
+    for optimizer, (_, how) in FIRST.items():
+        if optimizer != "sgd":
+            error(f"digits, squared error, {optimizer}", lr=0.03, **how, optimizer=optimizer)
 
     def curvature(name: str, build: Any, along: Any, lr: float, **how: Any) -> None:
         how = {"optimizer": "sgd", "steps": 120, "every": 10, **how}

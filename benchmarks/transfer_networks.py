@@ -89,6 +89,12 @@ def next_byte(i: int) -> tuple[Tensor, Tensor]:
     return inputs, targets[:, -1]
 
 
+def many_next_bytes(i: int) -> tuple[Tensor, Tensor]:
+    """The same with eight times as many."""
+    inputs, targets = _sampler(8 * BATCH, CONTEXT).batch(i)
+    return inputs, targets[:, -1]
+
+
 def sequences(i: int) -> tuple[Tensor, Tensor]:
     return _sampler(16, 32).batch(i)
 

@@ -9,14 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steepest.linalg.krylov import (
-    End,
-    Lanczos,
-    eigenpairs,
-    gaussian,
-    spectral_density,
-    trace,
-)
+from steepest.linalg.krylov import End, Lanczos, eigenpairs, gaussian
+from steepest.linalg.probes import spectral_density, trace
 
 ENDS: list[End] = ["largest", "smallest", "magnitude", "both"]
 DOUBLE, SINGLE = torch.float64, torch.float32

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from steepest.curvature.hessian_blocks import Place, matrices, parameter_hessians, places
 from steepest.curvature.loss_function import Loss
 from steepest.curvature.operators import Hessian
-from steepest.linalg.krylov import Estimate, gaussian
+from steepest.linalg.krylov import gaussian
+from steepest.linalg.probes import Estimate
 
 _FEW = 8
 """Blocks with a product each; more share products, under random signs."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from steepest.curvature.loss_function import Loss
 from steepest.curvature.operators import NTK
-from steepest.linalg.krylov import Eigenpairs, Estimate, eigenpairs, gaussian, trace
+from steepest.linalg.krylov import Eigenpairs, eigenpairs, gaussian
+from steepest.linalg.probes import Estimate, trace
 
 _DENSE_ROWS, _DENSE_ENTRIES = 64, 2**28
 """A kernel is formed up to here: so many gradients cost what the products of a search do, and the

@@ -12,17 +12,8 @@ from torch import Tensor, nn
 
 from steepest.curvature.loss_function import Loss
 from steepest.curvature.operators import GaussNewton, Hessian, flat
-from steepest.linalg.krylov import (
-    Eigenpairs,
-    End,
-    Estimate,
-    Operator,
-    SpectralDensity,
-    eigenpairs,
-    spectral_density,
-    start_near,
-    trace,
-)
+from steepest.linalg.krylov import Eigenpairs, End, Operator, eigenpairs, start_near
+from steepest.linalg.probes import Estimate, SpectralDensity, spectral_density, trace
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What products with a symmetric operator tell: extreme eigenvalues, spectral density, trace.
+"""The Lanczos process: extreme eigenvalues of a symmetric operator, from its products.
 
 An operator is any function that maps a vector `(n,)` to the product `(n,)`. Products are what
 costs, so each function here says how many it took, and how far its answer can be off.
@@ -7,7 +7,7 @@ costs, so each function here says how many it took, and how far its answer can b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,7 +50,7 @@ class Lanczos:
     """
 
     def __init__(self, operator: Operator, start: Tensor, generator: torch.Generator | None = None):
-        norm = _norm(start)
+        norm = norm_of(start)
         if start.ndim != 1 or not math.isfinite(norm) or norm == 0:
             raise ValueError(
                 f"got a start of shape {tuple(start.shape)} and norm {norm}, expected a vector "
@@ -105,11 +105,11 @@ class Lanczos:
         w = w - a * q
         if k and self.below[-1]:
             w -= self.below[-1] * self._rows[k - 1]
-        Q, before = self._rows[: k + 1], _norm(w)
+        Q, before = self._rows[: k + 1], norm_of(w)
         w -= Q.T @ (Q @ w)
-        if (b := _norm(w)) < 0.7 * before:  # the more it took off, the more rounding it left
+        if (b := norm_of(w)) < 0.7 * before:  # the more it took off, the more rounding it left
             w -= Q.T @ (Q @ w)
-            b = _norm(w)
+            b = norm_of(w)
         self.diagonal.append(a)
         if self.full:
             self.below.append(0.0)
@@ -152,7 +152,7 @@ class Lanczos:
         w = gaussian(Q[0], self._generator)
         for _ in range(3):
             w -= Q.T @ (Q @ w)
-            w /= _norm(w)
+            w /= norm_of(w)
         return w
 
 
@@ -258,190 +258,6 @@ def _error_bounds(values: Tensor, residuals: Tensor) -> Tensor:
     return torch.where(gaps > residuals, residuals.square() / gaps, residuals)
 
 
-@dataclass(frozen=True)
-class SpectralDensity:
-    """A spectrum seen through Gaussian quadratures, one from each random probe.
-
-    Attributes:
-        nodes: `(probes, steps)`, float64, where the spectrum is.
-        weights: `(probes, steps)`, float64, how much of it is there; each row sums to 1.
-        size: n, the number of eigenvalues.
-        products: how many products with the operator it took.
-    """
-
-    nodes: Tensor
-    weights: Tensor
-    size: int
-    products: int
-
-    def sum_of(self, function: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        """Return the sum of a function over all eigenvalues, and its standard error.
-
-        `sum_of(torch.abs)` is the nuclear norm, `sum_of(torch.square)` the squared Frobenius norm.
-        """
-        sums = self.size * (self.weights * function(self.nodes)).sum(-1)
-        return sums.mean().item(), _standard_error(sums)
-
-    def density(self, grid: Tensor, width: float | None = None) -> tuple[Tensor, Tensor]:
-        """Return the density on a grid `(g,)`, smoothed by a Gaussian, and its standard error.
-
-        The area below it is 1. `width` is the deviation of the Gaussian, a hundredth of the range
-        of the nodes by default.
-        """
-        nodes = self.nodes
-        low, high = float(nodes.min()), float(nodes.max())
-        width = width or max((high - low) / 100, 1e-6 * max(-low, high)) or 1e-12
-        distance = (grid.double()[:, None, None] - nodes) / width
-        bells = torch.exp(-0.5 * distance.square()) / (width * math.sqrt(2 * math.pi))
-        curves = (bells * self.weights).sum(-1)  # (grid, probes)
-        mean = curves.mean(-1)
-        deviation = curves.std(-1) if curves.shape[1] > 1 else torch.full_like(mean, math.nan)
-        return mean, deviation / math.sqrt(curves.shape[1])
-
-
-def spectral_density(
-    operator: Operator,
-    like: Tensor,
-    probes: int = 8,
-    steps: int = 30,
-    generator: torch.Generator | None = None,
-) -> SpectralDensity:
-    """Return the spectral density by stochastic Lanczos quadrature.
-
-    From each of `probes` random vectors `steps` products; see Ghorbani et al. (2019), arXiv
-    1901.10159, and Ubaru, Chen and Saad (2017).
-
-    Args:
-        operator: the symmetric map of `(n,)`.
-        like: `(n,)`, for device and precision.
-        probes: number of random vectors; the standard errors come from them.
-        steps: of the Lanczos process; the quadrature is exact to the degree 2 steps - 1.
-        generator: of the probes.
-    """
-    if probes < 1 or steps < 1:
-        raise ValueError(f"got probes={probes}, steps={steps}, expected at least 1 of each")
-    n = like.numel()
-    nodes = torch.zeros(probes, min(steps, n), dtype=torch.float64)
-    weights = torch.zeros_like(nodes)
-    products = 0
-    for i in range(probes):
-        process = Lanczos(operator, gaussian(like, generator), generator)
-        while process.size < nodes.shape[1]:
-            process.step()
-        nodes[i], _, coefficients = process.ritz()
-        weights[i] = coefficients[0].square()
-        products += process.products
-    return SpectralDensity(nodes, weights, n, products)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its standard error, the products it took, and whether that was enough."""
-
-    value: float
-    error: float
-    products: int
-    converged: bool
-
-    def __float__(self) -> float:
-        return self.value
-
-
-def trace(
-    operator: Operator,
-    like: Tensor,
-    tolerance: float = 0.05,
-    max_products: int = 200,
-    generator: torch.Generator | None = None,
-    start: Tensor | None = None,
-) -> Estimate:
-    """Return the trace, from few products where few eigenvalues are large.
-
-    In the span of a Lanczos process it is exact. What lies outside, B, is sampled by random probes,
-    projected anew whenever the process goes on, which it does as long as more of them are missing
-    than it has made steps. It ends when the standard error is at most `tolerance` times the trace.
-    For one probe ω on a sphere of radius √n that is √2 ‖B - (tr B / n) I‖_F, and |Bω|² is ‖B‖_F²
-    in the mean: so the error is known from the first two, where their spread would take more.
-    Hutch++ (Meyer et al., 2021, arXiv 2010.09649) has the same two parts, but draws new probes for
-    a new subspace.
-
-    Args:
-        operator: the symmetric map of `(n,)`.
-        like: `(n,)`, for device and precision.
-        tolerance: relative standard error to stop at.
-        max_products: where to stop in any case; 2 at least; n for n up to 24,
-            which gives the exact trace.
-        generator: of the probes.
-        start: `(n,)`, where the process starts; a direction along large eigenvalues saves a product
-            or two, as long as the probes do not depend on it. Random by default.
-
-    Raises:
-        ValueError: for too few products, or a start that is zero.
-        FloatingPointError: for an operator that returns NaN or infinite entries.
-
-    >>> values = torch.tensor([50.0, 20.0, 10.0] + 97 * [0.1])
-    >>> found = trace(lambda v: values * v, values, tolerance=0.01)
-    >>> abs(found.value - 89.7) < 3 * max(found.error, 0.1), found.products < 40
-    (True, True)
-    """
-    n = like.numel()
-    first = 0 if n <= 24 else 2  # probes first; small operators go without
-    if max_products < (least := first or n):
-        raise ValueError(f"got max_products={max_products}, expected {least} or more")
-    process = Lanczos(operator, gaussian(like, generator) if start is None else start, generator)
-    probes: list[Tensor] = []  # outside the span of the process
-    images: list[Tensor] = []
-    value, error = math.nan, math.inf
-    missing = math.inf  # probes until the error is as small as asked for, if nothing else is done
-    while (products := process.products + len(probes)) < max_products:
-        missing = min(missing, max_products - products)
-        if len(probes) < first or (first and missing <= max(process.size, 1)):
-            w, Q = gaussian(like, generator), process.basis
-            probes.append(w - Q.T @ (Q @ w))
-            images.append(operator(probes[-1]).clone())
-            if not math.isfinite(images[-1].sum().item()):
-                raise FloatingPointError(
-                    f"got NaN or infinite entries from product {products + 1}, expected finite "
-                    "ones; look at the loss and its gradient"
-                )
-        else:
-            image = process.step()
-            q = process.basis[-1]
-            for w, Aw in zip(probes, images, strict=True):
-                inside = torch.dot(q, w).item()
-                w -= inside * q
-                Aw -= inside * image
-        T = process.tridiagonal()
-        if process.full:
-            return Estimate(T.trace().item(), 0.0, products + 1, True)
-        if len(probes) >= max(first, 1):
-            size = n - process.size
-            sums, squares = _outside(process, probes, images)
-            outside = size * sums.mean().item()
-            value = T.trace().item() + outside
-            spread = 2 * size / (size + 2) * (size * squares.mean().item() - outside**2 / size)
-            error = math.sqrt(max(spread, 0.0) / len(probes))
-            floor = 10 * torch.finfo(like.dtype).eps * float(T.abs().max()) if len(T) else 0
-            allowed = max(tolerance * abs(value), floor)
-            if error <= allowed:
-                return Estimate(value, error, products + 1, True)
-            missing = len(probes) * ((error / allowed) ** 2 - 1) if allowed else math.inf
-    return Estimate(value, error, products, False)
-
-
-def _outside(
-    process: Lanczos, probes: Sequence[Tensor], images: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """ωᵀBω / ωᵀω and |Bω|² / ωᵀω of each probe; of Aω only what lies along the last q is inside."""
-    products, squares = [], []
-    for w, Aw in zip(probes, images, strict=True):
-        length = _norm(w)
-        inside = process.below[-1] * torch.dot(process.next, w).item() if process.size else 0.0
-        products.append(torch.dot(w, Aw).item() / length**2)
-        squares.append((_norm(Aw) / length) ** 2 - (inside / length) ** 2)
-    return torch.tensor(products, dtype=torch.float64), torch.tensor(squares, dtype=torch.float64)
-
-
 def gaussian(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Return a vector of independent normal entries, drawn on the CPU: the same on every device.
 
@@ -457,15 +273,11 @@ def start_near(guess: Tensor, generator: torch.Generator | None = None) -> Tenso
     fewer than from a random start, and from the eigenvector of a little while ago a few more.
     """
     random = gaussian(guess, generator)
-    random /= _norm(random)
-    norm = _norm(guess)
+    random /= norm_of(random)
+    norm = norm_of(guess)
     return guess / norm + 0.1 * random if norm else random
 
 
-def _norm(v: Tensor) -> float:
-    """Of vectors whose squares may be too large or too small for their precision."""
+def norm_of(v: Tensor) -> float:
+    """Return the norm; squares of entries may be too large or too small for their precision."""
     return torch.linalg.vector_norm(v, dtype=torch.float64).item()
-
-
-def _standard_error(samples: Tensor) -> float:
-    return samples.std().item() / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
