@@ -85,11 +85,9 @@ def studies() -> dict[str, Study]:
         short = {"steps": 100} if how else {}  # many small blocks take their time
         text(f"width, {optimizer}", lr=lr, optimizer=optimizer, **how, **short)
     text("width, large batches, adam", lr=0.02, optimizer="adam", steps=100, **many)
-    for optimizer, lr in (("teon", 0.05), ("adam", 0.01)):  # TEON stacks what attention has
-        rates(
-            f"width, gpt, {optimizer}", nets.gpt, three, nets.sequences, lr,
-            optimizer=optimizer, steps=100,
-        )  # fmt: skip
+    rates(  # TEON stacks what attention has
+        "width, gpt, teon", nets.gpt, three, nets.sequences, 0.05, optimizer="teon", steps=100
+    )
     for optimizer, lr in (("sgd", 0.5), ("adam", 0.01), ("muon", 0.05)):
         for rule in ("completep", "depth-mup"):
             rates(
