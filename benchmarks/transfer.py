@@ -1,11 +1,13 @@
 """Do learning rates transfer under the rules, and does the curvature say why?
 
-Criteria, written before anything was measured: the best rate moves by at most one octave over the
+Thresholds, set before anything was measured: the best rate moves by at most one octave over the
 sizes (goal: half of one), at half of the steps and at all of them, and that of the smallest size
 costs the largest at most 1% of its loss; layers pass the coordinate check with |slope| of at most
 0.1; sharpness at the end (mean of the last three snapshots) differs by at most 25% over widths
 under muP and by more than 2x under NTP; the movement of the tangent kernel has a slope of about 0
-under muP and below -0.4 under NTP. Controls are expected to fail.
+under muP and below -0.4 under NTP. Controls are expected to fail. Settled after first runs, which
+docs/transfer.md tells of: the problems and their lengths, the rate of the coordinate check on
+attention, and that the carried rate is the better one of the grid's and the interpolated.
 
 Rates: a neural language model (four bytes in, the next one out, as in Bengio et al., 2003) on
 embedded text, all optimizers; a GPT for TEON, which stacks what attention has. Depth: a residual

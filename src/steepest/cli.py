@@ -361,6 +361,8 @@ def _transfer(command: Transfer) -> None:
 
         def on_run(phase: str, said: str, done: float) -> None:
             if phase not in tasks:
+                for ended in tasks.values():  # whose ends were estimates
+                    bars.update(ended, completed=1.0)
                 tasks[phase] = bars.add_task(phase, total=1.0, detail="")
                 if not screen.is_terminal:
                     _say(phase)

@@ -84,6 +84,12 @@ def test_the_target_may_be_larger_than_what_was_tried() -> None:
     assert math.log2(found.advice.lr) == pytest.approx(octaves, abs=0.02)
 
 
+def test_a_target_of_what_does_not_grow_is_an_error() -> None:
+    for target in ({"widht": 64}, {"width": 64, "heads": 8}):
+        with pytest.raises(ValueError, match="which none of the sizes grows"):
+            _check(target=target)
+
+
 def test_a_run_that_blows_up_is_said_and_ends_nothing() -> None:
     found = _check(rule="sp")
     assert found.verdict == "does not transfer"

@@ -166,7 +166,7 @@ def check_transfer(
             phase that is done.
 
     Raises:
-        ValueError: for what the three raise.
+        ValueError: for what the three raise, and a target with a size that is not grown.
     """
     base = dict(base or {})
     for each in sizes:
@@ -174,6 +174,12 @@ def check_transfer(
     largest = dict(base)
     for each in sizes:
         largest |= each[-1]
+    grow = {key for each in sizes for size in each[1:] for key in size}
+    if unknown := {k for k, v in (target or {}).items() if k not in grow and v != base.get(k)}:
+        raise ValueError(
+            f"got {sorted(unknown)} in target, which none of the sizes grows, so nothing would be "
+            f"known of it; expected some of {sorted(grow)}"
+        )
     shared: dict[str, Any] = {
         "rule": rule, "optimizer": optimizer, "seeds": seeds, "base": base, "path": path, **how
     }  # fmt: skip

@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 
 from steepest.lab.report.figures import BASELINE_COLOUR, PALETTE, Picture, finish, log_ticks
 from steepest.lab.report.wording import NOT_MEASURED, finite, fixed, number, rate
-
-THRESHOLD = 0.1  # of a slope
+from steepest.transfer.coordinates import THRESHOLD
+from steepest.transfer.runs import written
 
 
 def transfer_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Picture | None]]:
@@ -59,15 +59,11 @@ def transfer_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Pi
     return content, pictures
 
 
-def _size(size: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in size.items())
-
-
 def _optimum(row: dict[str, Any]) -> dict[str, str]:
     found = row["interval"]
     span = f"{rate(2.0 ** found['low'])} to {rate(2.0 ** found['high'])}" if found else ""
     return {
-        "size": _size(row["size"]),
+        "size": written(row["size"]),
         "best": rate(row["lr"]),
         "vertex": rate(2.0 ** row["octaves"]),
         "span": span,
@@ -86,7 +82,7 @@ def _losses(horizon: dict[str, Any]) -> Picture | None:
         )
         points = [(lr, values) for lr, values in points if values]
         colour = PALETTE[i % len(PALETTE)]
-        group = {"legendgroup": str(i), "name": _size(row["size"])}
+        group = {"legendgroup": str(i), "name": written(row["size"])}
         means = [fmean(values) for _, values in points]
         figure.add_scatter(
             x=[lr for lr, _ in points], y=means, mode="lines+markers", **group,
@@ -129,7 +125,7 @@ def _sharpness(found: dict[str, Any] | None) -> Picture | None:
     figure = go.Figure()
     for i, row in enumerate(found["rows"]):
         figure.add_scatter(
-            x=row["steps"], y=row["ratios"], mode="lines", name=_size(row["size"]),
+            x=row["steps"], y=row["ratios"], mode="lines", name=written(row["size"]),
             line={"color": PALETTE[i % len(PALETTE)], "width": 2},
             hovertemplate="step %{x}: %{y:.3f}",
         )  # fmt: skip
@@ -148,7 +144,7 @@ def _moved(found: dict[str, Any] | None) -> list[dict[str, str]]:
     """How far the tangent kernel moved, and how sharp it ended, for each size."""
     return [
         {
-            "size": _size(row["size"]),
+            "size": written(row["size"]),
             "ending": number(fmean(row["ending"])),
             "loss": number(row["losses"][-1]),
             "movement": number(fmean(row["movement"])),
