@@ -42,7 +42,7 @@ from steepest.diagnosis.evidence import gather
 from steepest.diagnosis.intervals import WORTH_IT, Interval, worth_it
 from steepest.diagnosis.race import race
 
-HELD_OUT = ("mixer", "mixtral")
+HELD_OUT = ("mixer", "mixtral", "gru", "convnext")
 JUDGED, RACED = 8, 10  # batches for the prediction, and for the race
 WON, EQUAL = 0.05, 0.10
 BINS = (-math.inf, 0.8, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, math.inf)

@@ -328,6 +328,26 @@ class Mixer(nn.Module):
         return self.head(x.mean(1))
 
 
+class ConvNeXt(nn.Module):
+    """Depthwise convolutions, and MLPs over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 32, 2, stride=2)
+        self.depthwise = nn.ModuleList(nn.Conv2d(32, 32, 3, padding=1, groups=32) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(2))
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(32, 96), nn.GELU(), nn.Linear(96, 32)) for _ in range(2)
+        )
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images.view(-1, 1, 8, 8))
+        for depthwise, norm, mlp in zip(self.depthwise, self.norms, self.mlps, strict=True):
+            x = x + mlp(norm(depthwise(x).movedim(1, -1))).movedim(-1, 1)
+        return self.head(x.mean((-2, -1)))
+
+
 def hugging_face(name: str, inner: int, **more: Any) -> nn.Module:
     import transformers
 
@@ -393,6 +413,7 @@ KINDS = {
     "llama": Kind(lambda: hugging_face("Llama", 96), text, of_logits),
     "lstm": Kind(lambda: Recurrent(nn.LSTM), text, cross_entropy),
     "gru": Kind(lambda: Recurrent(nn.GRU), text, cross_entropy),
+    "convnext": Kind(ConvNeXt, digits, cross_entropy),
     "mixer": Kind(Mixer, digits, cross_entropy),
     "mixtral": Kind(
         lambda: hugging_face("Mixtral", 64, num_local_experts=4, num_experts_per_tok=2),
