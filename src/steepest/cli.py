@@ -7,44 +7,29 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.console import Console
+from rich.progress import TaskID
 from torch import nn
 
 from steepest import __version__
-from steepest.diagnosis import Audit, Level, audit, diagnose
+from steepest.diagnosis import Level
 from steepest.lab.errors import InputError
-from steepest.lab.files import read_json, write_json
+from steepest.lab.files import read_json
 from steepest.lab.imports import default_loss, imported
+from steepest.lab.studies.diagnosis_study import diagnosis_study
 from steepest.lab.studies.edge_of_stability import EdgeConfig, edge_of_stability
 from steepest.lab.studies.optimizer_study import study
 from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.studies.transfer_study import transfer_study
-from steepest.lab.sweep import Run
+from steepest.lab.terminal import StudyProgress, bars, edge_table, optimizer_table, say, screen
 from steepest.lab.train import TrainConfig, train
-from steepest.lab.train.run_folder import environment, sentences_for_os_errors
+from steepest.lab.train.run_folder import sentences_for_os_errors
 from steepest.transfer.rules import OptimizerName, Rule
-
-screen = Console(stderr=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,19 +218,19 @@ def _train(command: Train) -> None:
     del settings["out"]
     config = TrainConfig(**{**settings, "model": command.model})
     out = command.out or _folder(f"train-{config.optimizer}", settings)
-    with _bars() as bars:
-        bar = bars.add_task("training", total=config.steps, detail="")
+    with bars() as shown:
+        bar = shown.add_task("training", total=config.steps, detail="")
         began = time.monotonic()
 
         def on_step(step: int, values: dict[str, Any]) -> None:
             speed = config.tokens_per_step / (values["step_seconds"] or 1e9)
             detail = f"loss {values['loss']:.3f}  {speed:,.0f} tokens/s"
-            bars.update(bar, completed=step, detail=detail)
+            shown.update(bar, completed=step, detail=detail)
             if not screen.is_terminal and (step % max(1, config.steps // 10) == 0 or step == 1):
                 spent = time.monotonic() - began
                 screen.print(f"step {step} of {config.steps}  {detail}  {spent:.0f} s")
 
-        result = train(config, out, on_step=on_step, say=_say)
+        result = train(config, out, on_step=on_step, say=say)
     if result["status"] != "finished":
         raise InputError(f"{out} is a run that diverged: {result.get('reason')}")
     loss = result["validation_loss"]
@@ -261,11 +246,11 @@ def _study(command: Study) -> None:
     config = StudyConfig(**{**settings, "model": command.model})
     # the length of the runs follows from the minutes, so other minutes are another study
     out = command.out or _folder("study", config.identity | {"minutes": config.minutes})
-    with _bars() as bars:
-        summary = study(config, out, _StudyProgress(bars))
+    with bars() as shown:
+        summary = study(config, out, StudyProgress(shown))
     with sentences_for_os_errors(out):
         page = report.write(summary, out / "report.html")
-    Console().print(_results(summary))
+    Console().print(optimizer_table(summary))
     for entry in summary["optimizers"]:
         if entry["verdict"] != "tuned":
             print(f"{entry['label']}: inconclusive, because {entry['reason']}")
@@ -277,38 +262,25 @@ def _diagnose(command: Diagnose) -> None:
     model, batches = imported(command.model), imported(command.batches)
     model = model if isinstance(model, nn.Module) else model()
     given = list(itertools.islice(iter(batches() if callable(batches) else batches), command.count))
-    loss = default_loss if command.loss is None else imported(command.loss)
     settings = {key: value for key, value in asdict(command).items() if key not in ("out", "json")}
     settings["monitored"] = command.monitored and str(command.monitored)
     out = command.out or _folder("diagnosis", settings)
-    with _bars() as bars:
-        bar = bars.add_task("diagnosing", total=None, detail="gradients and products")
-        try:
-            found = diagnose(
-                model,
-                loss,
-                given,
-                level=command.level,
-                parameters=command.parameters or None,
-                on_progress=lambda done: bars.update(bar, completed=done),
-            )
-            audited = _audit(command, model, loss, given[:1])
-        except (ValueError, TypeError, FloatingPointError, NotImplementedError) as error:
-            raise InputError(str(error)) from error
-    summary = {
-        **found.as_dict(),
-        "audit": None if audited is None else audited.as_dict(),
-        "monitored": _monitored(command.monitored),
-        "title": f"Which norm does each matrix of {command.model} want?",
-        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "settings": settings,
-        "environment": environment(),
-        "command": f"steepest diagnose {command.model} --batches {command.batches}",
-    }
+    with bars() as shown:
+        bar = shown.add_task("diagnosing", total=None, detail="gradients and products")
+        found, audited, summary = diagnosis_study(
+            model,
+            default_loss if command.loss is None else imported(command.loss),
+            given,
+            level=command.level,
+            parameters=command.parameters or None,
+            optimizer=None if command.optimizer is None else imported(command.optimizer),
+            clip=command.clip,
+            monitored=command.monitored,
+            out=out,
+            settings=settings,
+            on_progress=lambda done: shown.update(bar, completed=done),
+        )
     with sentences_for_os_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "diagnosis.json", summary)
-        found.plan().save(out / "plan.toml")
         page = report.write(summary, out / "report.html")
     if command.json:
         print(json.dumps(summary))
@@ -324,27 +296,6 @@ def _diagnose(command: Diagnose) -> None:
         sys.exit(4)
 
 
-def _audit(command: Diagnose, model: Any, loss: Any, batches: list[Any]) -> Audit | None:
-    if command.optimizer is None:
-        return None
-    optimizer = imported(command.optimizer)(model)
-    return audit(model, optimizer, loss, batches, clip_norm=command.clip)
-
-
-def _monitored(path: Path | None) -> list[dict[str, Any]]:
-    """The records of a Monitor."""
-    if path is None:
-        return []
-    with sentences_for_os_errors(path):
-        lines = path.read_text().splitlines()
-    try:
-        return [row for row in map(json.loads, lines) if row["kind"] == "condition"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"got {path}, which holds no records; expected the path= of a steepest.Monitor"
-        ) from error
-
-
 def _transfer(command: Transfer) -> None:
     report = _report_room()
     build, batches = imported(command.build), imported(command.batches)
@@ -356,17 +307,17 @@ def _transfer(command: Transfer) -> None:
     loss = default_loss if command.loss is None else imported(command.loss)
     settings = {key: value for key, value in asdict(command).items() if key not in ("out", "json")}
     out = command.out or _folder("transfer", settings)
-    with _bars(counted=False) as bars:
+    with bars(counted=False) as shown:
         tasks: dict[str, TaskID] = {}
 
         def on_run(phase: str, said: str, done: float) -> None:
             if phase not in tasks:
                 for ended in tasks.values():  # whose ends were estimates
-                    bars.update(ended, completed=1.0)
-                tasks[phase] = bars.add_task(phase, total=1.0, detail="")
+                    shown.update(ended, completed=1.0)
+                tasks[phase] = shown.add_task(phase, total=1.0, detail="")
                 if not screen.is_terminal:
-                    _say(phase)
-            bars.update(tasks[phase], completed=done, detail=said)
+                    say(phase)
+            shown.update(tasks[phase], completed=done, detail=said)
 
         found, summary = transfer_study(
             build, command.sizes, given, loss, target=command.target, lr=command.lr,
@@ -393,34 +344,19 @@ def _reproduce(command: Reproduce) -> None:
     config = EdgeConfig(**settings)
     named = {key: value for key, value in settings.items() if key != "workers"}
     out = command.out or _folder(command.claim, named)
-    with _bars() as bars:
-        bar = bars.add_task("runs", total=None, detail="")
+    with bars() as shown:
+        bar = shown.add_task("runs", total=None, detail="")
 
         def on_run(done: int, of: int, found: str) -> None:
-            bars.update(bar, completed=done, total=of, detail=found)
+            shown.update(bar, completed=done, total=of, detail=found)
             if found and not screen.is_terminal:
-                _say(f"{done} of {of} runs  {found}")
+                say(f"{done} of {of} runs  {found}")
 
         summary = edge_of_stability(config, out, on_run)
     with sentences_for_os_errors(out):
         page = report.write(summary, out / "report.html")
-    Console().print(_edges(summary))
+    Console().print(edge_table(summary))
     print(f"report: {page.resolve().as_uri()}")
-
-
-def _edges(summary: dict[str, Any]) -> Table:
-    """A row for each optimizer and rate: measured over threshold at the end, for each seed."""
-    table = Table(title=summary["title"], box=SIMPLE_HEAD)
-    table.add_column("optimizer")
-    table.add_column("rate", justify="right")
-    table.add_column("ratio at the end", justify="right")
-    table.add_column("verdict")
-    table.caption = "measured / threshold, mean over the last fifth of each run; 1 is the edge"
-    for entry in summary["entries"]:
-        ratios = ", ".join(_number(run["ratio"], ".2f") for run in entry["runs"])
-        verdicts = ", ".join(dict.fromkeys(run["verdict"] for run in entry["runs"]))
-        table.add_row(entry["label"], f"{entry['lr']:g}", ratios, verdicts)
-    return table
 
 
 def _report(command: Report) -> None:
@@ -463,95 +399,6 @@ def _report_room() -> Any:
 def _folder(name: str, settings: dict[str, Any]) -> Path:
     text = json.dumps(settings, sort_keys=True, default=str)
     return Path("runs") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _say(sentence: str) -> None:
-    screen.print(sentence, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _bars(counted: bool = True) -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn() if counted else TaskProgressColumn(),
-        TextColumn("{task.fields[detail]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=screen, disable=not screen.is_terminal) as bars:
-        yield bars
-
-
-class _StudyProgress:
-    """One bar for a phase of a study, counting the steps of all its runs."""
-
-    def __init__(self, bars: Progress):
-        self.bars = bars
-        self.runs: list[Run] = []
-        self.bar = self.bars.add_task("", total=None, detail="")
-
-    def say(self, sentence: str) -> None:
-        _say(sentence)
-
-    def phase(self, name: str, runs: list[Run]) -> None:
-        self.runs = runs
-        total = sum(run.config.steps for run in runs)
-        self.bars.remove_task(self.bar)
-        self.bar = self.bars.add_task(name, total=total, detail="steps")
-        waiting = sum(not run.finished for run in runs)
-        if waiting and not screen.is_terminal:
-            _say(f"{name}: {waiting} of {len(runs)} runs to do")
-
-    def steps(self, running: dict[Path, int]) -> None:
-        done = sum(run.config.steps for run in self.runs if run.finished)
-        names = ", ".join(path.name for path in running)
-        done += sum(running.values())
-        self.bars.update(self.bar, completed=done, detail=f"steps  {names}")
-
-
-def _results(summary: dict[str, Any]) -> Group:
-    """One column for each optimizer, five in a table, so that it fits a narrow terminal."""
-    entries = summary["optimizers"]
-    baseline = next(e["label"] for e in entries if e["name"] == summary["baseline"])
-    unit = "bits/byte" if any(e["bits_per_byte"] for e in entries) else "nats/token"
-    rows: dict[str, Callable[[dict[str, Any]], str]] = {
-        "best rate": lambda e: _number(e["best_lr"], "g"),
-        "nats/token": lambda e: _with_half(e["validation_loss"]),
-        "bits/byte": lambda e: _with_half(e["bits_per_byte"]),
-        f"gap to {baseline}": lambda e: _with_half(e["gap_to_baseline"], "+.3f"),
-        "tokens to reach": lambda e: _number(e["tokens_to_baseline"], ",.0f"),
-        "seconds to reach": lambda e: _number(e["seconds_to_baseline"], ".1f"),
-        "ms per step": lambda e: _number(e["step_seconds"], ".1f", 1e3),
-        "optimizer share": lambda e: _number(e["optimizer_share"], ".0%"),
-        "peak MB": lambda e: _number(e["peak_memory_bytes"], ".0f", 1e-6),
-        "verdict": lambda e: str(e["verdict"]),
-    }
-    tables = []
-    for start in range(0, len(entries), 5):
-        part = entries[start : start + 5]
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column(no_wrap=True)
-        for e in part:
-            table.add_column(e["label"], justify="right")
-        for title, show in rows.items():
-            table.add_row(title, *map(show, part))
-        tables.append(table)
-    tables[0].title = summary["title"]
-    tables[-1].caption = f"± is half a 95% interval over fresh seeds; the gap is in {unit}"
-    return Group(*tables)
-
-
-def _number(value: float | None, form: str, unit: float = 1.0) -> str:
-    return "-" if value is None else format(value * unit, form)
-
-
-def _with_half(value: dict[str, Any] | None, form: str = ".3f") -> str:
-    if value is None:
-        return "-"
-    mean = format(value["mean"], form)
-    return mean if value["low"] is None else f"{mean}±{value['mean'] - value['low']:.3f}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,134 @@
+"""What the command line shows: bars of work under way, and tables of what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from steepest.lab.sweep import Run
+
+screen = Console(stderr=True)
+
+
+def say(sentence: str) -> None:
+    """Show a sentence as it is."""
+    screen.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def bars(counted: bool = True) -> Iterator[Progress]:
+    """Show bars with time left, counted or in percent; tasks need a `detail`."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn() if counted else TaskProgressColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as shown:
+        yield shown
+
+
+class StudyProgress:
+    """One bar for a phase of a study, counting the steps of all its runs."""
+
+    def __init__(self, bars: Progress):
+        self.bars = bars
+        self.runs: list[Run] = []
+        self.bar = self.bars.add_task("", total=None, detail="")
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence."""
+        say(sentence)
+
+    def phase(self, name: str, runs: list[Run]) -> None:
+        """Begin with these runs."""
+        self.runs = runs
+        total = sum(run.config.steps for run in runs)
+        self.bars.remove_task(self.bar)
+        self.bar = self.bars.add_task(name, total=total, detail="steps")
+        waiting = sum(not run.finished for run in runs)
+        if waiting and not screen.is_terminal:
+            say(f"{name}: {waiting} of {len(runs)} runs to do")
+
+    def steps(self, running: dict[Path, int]) -> None:
+        """Show how far the running ones are."""
+        done = sum(run.config.steps for run in self.runs if run.finished)
+        names = ", ".join(path.name for path in running)
+        done += sum(running.values())
+        self.bars.update(self.bar, completed=done, detail=f"steps  {names}")
+
+
+def optimizer_table(summary: dict[str, Any]) -> Group:
+    """One column for each optimizer, five in a table, so that it fits a narrow terminal."""
+    entries = summary["optimizers"]
+    baseline = next(e["label"] for e in entries if e["name"] == summary["baseline"])
+    unit = "bits/byte" if any(e["bits_per_byte"] for e in entries) else "nats/token"
+    rows: dict[str, Callable[[dict[str, Any]], str]] = {
+        "best rate": lambda e: _number(e["best_lr"], "g"),
+        "nats/token": lambda e: _with_half(e["validation_loss"]),
+        "bits/byte": lambda e: _with_half(e["bits_per_byte"]),
+        f"gap to {baseline}": lambda e: _with_half(e["gap_to_baseline"], "+.3f"),
+        "tokens to reach": lambda e: _number(e["tokens_to_baseline"], ",.0f"),
+        "seconds to reach": lambda e: _number(e["seconds_to_baseline"], ".1f"),
+        "ms per step": lambda e: _number(e["step_seconds"], ".1f", 1e3),
+        "optimizer share": lambda e: _number(e["optimizer_share"], ".0%"),
+        "peak MB": lambda e: _number(e["peak_memory_bytes"], ".0f", 1e-6),
+        "verdict": lambda e: str(e["verdict"]),
+    }
+    tables = []
+    for start in range(0, len(entries), 5):
+        part = entries[start : start + 5]
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column(no_wrap=True)
+        for e in part:
+            table.add_column(e["label"], justify="right")
+        for title, show in rows.items():
+            table.add_row(title, *map(show, part))
+        tables.append(table)
+    tables[0].title = summary["title"]
+    tables[-1].caption = f"± is half a 95% interval over fresh seeds; the gap is in {unit}"
+    return Group(*tables)
+
+
+def edge_table(summary: dict[str, Any]) -> Table:
+    """A row for each optimizer and rate: measured over threshold at the end, for each seed."""
+    table = Table(title=summary["title"], box=SIMPLE_HEAD)
+    table.add_column("optimizer")
+    table.add_column("rate", justify="right")
+    table.add_column("ratio at the end", justify="right")
+    table.add_column("verdict")
+    table.caption = "measured / threshold, mean over the last fifth of each run; 1 is the edge"
+    for entry in summary["entries"]:
+        ratios = ", ".join(_number(run["ratio"], ".2f") for run in entry["runs"])
+        verdicts = ", ".join(dict.fromkeys(run["verdict"] for run in entry["runs"]))
+        table.add_row(entry["label"], f"{entry['lr']:g}", ratios, verdicts)
+    return table
+
+
+def _number(value: float | None, form: str, unit: float = 1.0) -> str:
+    return "-" if value is None else format(value * unit, form)
+
+
+def _with_half(value: dict[str, Any] | None, form: str = ".3f") -> str:
+    if value is None:
+        return "-"
+    mean = format(value["mean"], form)
+    return mean if value["low"] is None else f"{mean}±{value['mean'] - value['low']:.3f}"
