@@ -50,6 +50,26 @@ def test_a_drift_that_is_known(rule: Any, octaves: float) -> None:
         assert ("does not transfer" in horizon.verdict) == (octaves != 0)
     assert found.passed == (octaves == 0)
     assert f"{octaves:+.2f} octaves" in str(found)
+    assert found.horizons[0].advised is None  # there is no line through one point
+
+
+@pytest.mark.parametrize("rule", ["sp", "mup"])
+def test_a_straight_drift_is_followed_by_the_advice(rule: Any) -> None:
+    """Where the best rate falls as 1 / width, smaller sizes know that of the last one."""
+    sizes = [{"width": width} for width in (4, 16, 64)]
+
+    def lifted(model: nn.Module, batch: Tensor) -> Tensor:
+        return 1 + _square(model, batch)  # costs are relative, so none of a loss of zero
+
+    found = rate_transfer(
+        Line, sizes, _ones, lifted, lr=1 / 4, rule=rule, optimizer="sgd", steps=12, seeds=2
+    )
+    for horizon in found.horizons:
+        last = horizon.rows[-1]
+        assert horizon.advised == pytest.approx(2.0**last.octaves, rel=1e-6)
+        assert abs(horizon.advised_penalty) < 0.01
+        assert (horizon.penalty > 0.01) == (rule == "sp")
+        assert f"{horizon.advised:.3g}, advised by the sizes before, costs" in horizon.verdict
 
 
 def test_a_grid_grows_to_its_best_rate_and_not_without_end() -> None:

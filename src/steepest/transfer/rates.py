@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, linear_regression
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.printing import as_text
-from steepest.transfer.coordinates import Loss
+from steepest.transfer.coordinates import Loss, axis_of
 from steepest.transfer.dimensions import Build, blueprint
 from steepest.transfer.parametrization import parametrize
 from steepest.transfer.rules import OptimizerName, Rule
@@ -68,6 +68,10 @@ class Horizon:
         penalty: of the last size's score with the best rate of the first over that with its own
             best, minus 1: rates on the grid, or interpolated where that is better.
         penalty_interval: at 80%, as that of the drift.
+        advised: the rate that a straight line through the best rates of all sizes but the last has
+            at the last one, as `advise` draws it; None for two sizes.
+        advised_penalty: of the last size's score with that rate, likewise: what the advice would
+            have cost.
     """
 
     steps: int
@@ -76,6 +80,8 @@ class Horizon:
     interval: Interval | None
     penalty: float
     penalty_interval: Interval | None
+    advised: float | None = None
+    advised_penalty: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -93,9 +99,15 @@ class Horizon:
             cost += (
                 f" ({100 * found.low:.1f} to {100 * found.high:.1f}%, at most {100 * PENALTY:g}%)"
             )
-        return (
+        sentence = (
             f"{said} over {self.steps} steps: the best rate moves by {moved}, and that of the "
             f"first size costs the last one {cost}"
+        )
+        if self.advised is None or self.advised_penalty is None:
+            return sentence
+        return (
+            f"{sentence}; {self.advised:.3g}, advised by the sizes before, costs it "
+            f"{100 * self.advised_penalty:.1f}%"
         )
 
 
@@ -276,7 +288,9 @@ def rate_transfer(
 
         last = len(sizes) - 1
         carried, own = (at(last, tuned(i))[h] for i in (0, last))
-        found.append(_horizon(horizon, rows, carried, own))
+        advised = _continued(rows) if last > 1 else None
+        there = None if advised is None else at(last, advised)[h]
+        found.append(_horizon(horizon, rows, carried, own, advised, there))
     return RateTransfer(rule, optimizer, tuple(found))
 
 
@@ -321,21 +335,41 @@ def _horizon(
     rows: tuple[SizeOptimum, ...],
     carried: tuple[float, ...],
     own: tuple[float, ...],
+    advised: float | None,
+    there: tuple[float, ...] | None,
 ) -> Horizon:
-    """`carried` and `own` are scores of the last size: at the first one's rate, and at its own."""
+    """Scores are of the last size: at the first one's rate, at its own, and at the advised one."""
     first = rows[0]
     moved = max(rows[1:], key=lambda row: abs(row.octaves - first.octaves))
 
     def drift(kept: Sequence[int]) -> float:
         return moved.vertex(kept) - first.vertex(kept)
 
-    def penalty(kept: Sequence[int]) -> float:
-        dearer, best = sum(carried[i] - own[i] for i in kept), sum(own[i] for i in kept)
+    def penalty(scores: Sequence[float], kept: Sequence[int]) -> float:
+        dearer, best = sum(scores[i] - own[i] for i in kept), sum(own[i] for i in kept)
         return dearer / best if best > 0 else math.inf if dearer > 0 else 0.0
 
-    seeds = len(own)
-    found = [(each(range(seeds)), _interval(each, seeds)) for each in (drift, penalty)]
-    return Horizon(steps, rows, *found[0], *found[1])
+    seeds = range(len(own))
+    cost = partial(penalty, carried)
+    return Horizon(
+        steps,
+        rows,
+        drift(seeds),
+        _interval(drift, len(seeds)),
+        cost(seeds),
+        _interval(cost, len(seeds)),
+        advised,
+        None if there is None else penalty(there, seeds),
+    )
+
+
+def _continued(rows: Sequence[SizeOptimum]) -> float:
+    """The rate at the last size that all others advise."""
+    _, values = axis_of([row.size for row in rows])
+    *x, last = map(math.log2, values)
+    y = [fmean(row.vertex([k]) for k in range(len(row.scores[row.lr]))) for row in rows[:-1]]
+    slope, start = linear_regression(x, y)
+    return float(2.0 ** (start + slope * last))
 
 
 def _optimum(
