@@ -268,8 +268,9 @@ def main(settings: Settings) -> None:
         for level in ("quick", "standard"):
             key = f"{part}, {level}"
             scores[key] = score(chosen, level)
-            if part == "all":
+            if part != "tuned on":
                 spreads[key] = intervals(chosen, level, list(scores[key]))
+            if part == "all":
                 bins[key] = reliability(chosen, level)
     names = list(scores["all, quick"])
     table(

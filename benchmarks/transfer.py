@@ -73,7 +73,7 @@ Study = Callable[[Settings, Path], Any]
 def studies() -> dict[str, Study]:
     """What can be measured, by name."""
     found: dict[str, Study] = {}
-    three, depths = sizes("width", 32, 128, 512), sizes("depth", 2, 8, 32)
+    widths, depths = sizes("width", 32, 64, 128, 512), sizes("depth", 2, 8, 32)
     branches = {"branches": ["blocks.*.last"]}
 
     def rates(name: str, build: Any, along: Any, batches: Any, lr: float, **how: Any) -> None:
@@ -83,14 +83,14 @@ def studies() -> dict[str, Study]:
             **{"steps": settings.steps, **how},
         )  # fmt: skip
 
-    text = partial(rates, build=nets.LanguageModel, along=three, batches=nets.next_byte)
+    text = partial(rates, build=nets.LanguageModel, along=widths, batches=nets.next_byte)
     many = {"batches": nets.many_next_bytes}  # Adam's steps follow the noise of a batch
     for optimizer, (lr, how) in FIRST.items():
         short = {"steps": 100} if how else {}  # many small blocks take their time
         text(f"width, {optimizer}", lr=lr, optimizer=optimizer, **how, **short)
     text("width, large batches, adam", lr=0.02, optimizer="adam", steps=100, **many)
     rates(  # TEON stacks what attention has
-        "width, gpt, teon", nets.gpt, three, nets.sequences, 0.05, optimizer="teon", steps=100
+        "width, gpt, teon", nets.gpt, widths, nets.sequences, 0.05, optimizer="teon", steps=100
     )
     for optimizer, lr in (("sgd", 0.5), ("adam", 0.01), ("muon", 0.05)):
         for rule in ("completep", "depth-mup"):
@@ -99,7 +99,7 @@ def studies() -> dict[str, Study]:
                 optimizer=optimizer, rule=rule, **branches,
             )  # fmt: skip
     text("control, ntp, sgd", lr=0.5, rule="ntp", optimizer="sgd")
-    full = partial(rates, along=three, batches=nets.all_digits, optimizer="sgd", steps=60)
+    full = partial(rates, along=widths, batches=nets.all_digits, optimizer="sgd", steps=60)
     full("digits, mup", build=nets.small_readout, lr=32.0)
     full("control, digits, ntp", build=nets.small_readout, lr=32.0, rule="ntp")
     error = partial(full, build=nets.plain, lr=1.0, loss=nets.squared_error)
