@@ -99,6 +99,11 @@ def sequences(i: int) -> tuple[Tensor, Tensor]:
     return _sampler(16, 32).batch(i)
 
 
+def many_sequences(i: int) -> tuple[Tensor, Tensor]:
+    """The same with twice as many."""
+    return _sampler(32, 32).batch(i)
+
+
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     logits: Tensor = model(batch[0])
     return F.cross_entropy(logits.flatten(0, -2), batch[1].flatten())

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from steepest.transfer.coordinates import axis_of
-from steepest.transfer.rates import RateTransfer
 from steepest.transfer.runs import written
+
+if TYPE_CHECKING:
+    from steepest.transfer.rates import RateTransfer
 
 CONFIDENCE = 0.8
 
@@ -51,8 +53,10 @@ def advise(found: Sequence[RateTransfer], target: Mapping[str, Any]) -> Advice |
     """Return the rate at `target` that a straight line through the best rates has there.
 
     The line is log2 of the best rate after all steps, of each size and seed, against log2 of each
-    size that was grown, by least squares; the interval is that of its mean at the target, Student's
-    t. It is wide where the target is far beyond what was tried, or where few sizes were.
+    size that was grown, by least squares. A slope that is not told from zero at 80% is taken as
+    zero, which the rules are made for. The interval is that of the line with all slopes, for its
+    mean at the target, Student's t; it is wide where the target is far beyond what was tried, or
+    where few sizes were.
 
     Args:
         found: one for each size that was grown, all from the same base.
@@ -64,8 +68,6 @@ def advise(found: Sequence[RateTransfer], target: Mapping[str, Any]) -> Advice |
     Raises:
         ValueError: for a target without a size that was grown.
     """
-    from scipy import stats
-
     axes = [axis_of([row.size for row in each.rows]) for each in found]
     if missing := [name for name, _ in axes if name not in target]:
         raise ValueError(f"got a target without {missing[0]}, expected all of {dict(axes)}")
@@ -76,28 +78,54 @@ def advise(found: Sequence[RateTransfer], target: Mapping[str, Any]) -> Advice |
             grown[k] = math.log2(value / axes[k][1][0])
             for seed in range(len(row.scores[row.lr])):
                 points[*grown, seed] = row.vertex([seed])
-    X = np.array([[1.0, *key[:-1]] for key in points])
-    y = np.array(list(points.values()))
+    at = [math.log2(target[name] / values[0]) for name, values in axes]
+    line = continued([key[:-1] for key in points], list(points.values()), at)
+    if line is None:
+        return None
+    slopes = {name: each for (name, _), each in zip(axes, line.slopes, strict=True)}
+    return Advice({**target}, 2.0**line.value, 2.0**line.low, 2.0**line.high, slopes, len(points))
+
+
+class Line(NamedTuple):
+    """What a line says of a point, with its interval; and its slopes, with standard errors."""
+
+    value: float
+    low: float
+    high: float
+    slopes: tuple[tuple[float, float], ...]
+
+
+def continued(
+    places: Sequence[Sequence[float]], values: Sequence[float], at: Sequence[float]
+) -> Line | None:
+    """Continue values at some places to another one; None where there are too few for an interval.
+
+    The value is that of the line whose slopes are told from zero, the interval that of all slopes.
+
+    >>> round(continued([[0], [0], [1], [1]], [0.1, -0.1, 1.1, 0.9], [3]).value, 6)
+    3.0
+    >>> round(continued([[0], [0], [1], [1]], [1.0, -1.0, 0.6, -0.4], [3]).value, 6)
+    0.05
+    """
+    from scipy.special import stdtrit
+
+    X, y = np.column_stack([np.ones(len(values)), np.array(places)]), np.array(values)
     freedom = len(y) - X.shape[1]
     if freedom < 1:
         return None
-    coefficients, *_ = np.linalg.lstsq(X, y, rcond=None)
+    there = np.array([1.0, *at])
+
+    def fit(columns: list[int]) -> tuple[np.ndarray[Any, Any], float]:
+        found, *_ = np.linalg.lstsq(X[:, columns], y, rcond=None)
+        return found, float(found @ there[columns])
+
+    coefficients, middle = fit(list(range(X.shape[1])))
     inverse = np.linalg.inv(X.T @ X)
     variance = float(np.square(y - X @ coefficients).sum()) / freedom
-    at = np.array([1.0, *(math.log2(target[name] / values[0]) for name, values in axes)])
-    predicted = float(at @ coefficients)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(
-        variance * at @ inverse @ at
-    )
+    times = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
+    half = times * math.sqrt(variance * there @ inverse @ there)
     errors = np.sqrt(variance * np.diag(inverse))
-    return Advice(
-        {**target},
-        2.0**predicted,
-        2.0 ** (predicted - half),
-        2.0 ** (predicted + half),
-        {
-            name: (float(coefficients[k + 1]), float(errors[k + 1]))
-            for k, (name, _) in enumerate(axes)
-        },
-        len(y),
-    )
+    told = np.abs(coefficients) > times * errors
+    _, value = fit([0, *(k for k in range(1, len(told)) if told[k])])
+    slopes = tuple((float(a), float(b)) for a, b in zip(coefficients[1:], errors[1:], strict=True))
+    return Line(value, middle - half, middle + half, slopes)

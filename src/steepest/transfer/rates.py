@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean, linear_regression
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.printing import as_text
+from steepest.transfer.advice import continued
 from steepest.transfer.coordinates import Loss, axis_of
 from steepest.transfer.dimensions import Build, blueprint
 from steepest.transfer.parametrization import parametrize
@@ -68,8 +69,8 @@ class Horizon:
         penalty: of the last size's score with the best rate of the first over that with its own
             best, minus 1: rates on the grid, or interpolated where that is better.
         penalty_interval: at 80%, as that of the drift.
-        advised: the rate that a straight line through the best rates of all sizes but the last has
-            at the last one, as `advise` draws it; None for two sizes.
+        advised: the rate at the last size that the best rates of all others advise, as `advise`
+            does; None where they are too few.
         advised_penalty: of the last size's score with that rate, likewise: what the advice would
             have cost.
     """
@@ -288,7 +289,7 @@ def rate_transfer(
 
         last = len(sizes) - 1
         carried, own = (at(last, tuned(i))[h] for i in (0, last))
-        advised = _continued(rows) if last > 1 else None
+        advised = _advised(rows)
         there = None if advised is None else at(last, advised)[h]
         found.append(_horizon(horizon, rows, carried, own, advised, there))
     return RateTransfer(rule, optimizer, tuple(found))
@@ -363,13 +364,16 @@ def _horizon(
     )
 
 
-def _continued(rows: Sequence[SizeOptimum]) -> float:
-    """The rate at the last size that all others advise."""
+def _advised(rows: Sequence[SizeOptimum]) -> float | None:
+    """The rate at the last size that all others advise; None where they are too few."""
     _, values = axis_of([row.size for row in rows])
-    *x, last = map(math.log2, values)
-    y = [fmean(row.vertex([k]) for k in range(len(row.scores[row.lr]))) for row in rows[:-1]]
-    slope, start = linear_regression(x, y)
-    return float(2.0 ** (start + slope * last))
+    places, octaves = [], []
+    for row, value in zip(rows[:-1], values[:-1], strict=True):
+        for seed in range(len(row.scores[row.lr])):
+            places.append([math.log2(value)])
+            octaves.append(row.vertex([seed]))
+    line = continued(places, octaves, [math.log2(values[-1])]) if len(rows) > 2 else None
+    return None if line is None else 2.0**line.value
 
 
 def _optimum(
