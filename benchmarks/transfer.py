@@ -34,7 +34,8 @@ import transfer_networks as nets
 from measure import save
 from peers import Peer
 from steepest.transfer import coordinate_check, parametrize, rate_transfer, super_consistency
-from steepest.transfer.runs import Finished, named
+from steepest.transfer.rules import OptimizerName
+from steepest.transfer.runs import Finished, named, score, training
 
 BLOCK: dict[str, Any] = {"settings": {"block": 32}}
 FIRST: dict[str, tuple[float, dict[str, Any]]] = {  # where to look first, and what is set
@@ -95,11 +96,8 @@ def studies() -> dict[str, Study]:
     rates(  # TEON stacks what attention has
         "width, gpt, teon", nets.gpt, widths, nets.sequences, 0.05, optimizer="teon", steps=100
     )
-    for optimizer, lr in (("adam", 0.01), ("signum", 0.002)):
-        rates(
-            f"width, gpt, {optimizer}", nets.gpt, sizes("width", 32, 128, 512),
-            nets.many_sequences, lr, optimizer=optimizer, steps=300,
-        )  # fmt: skip
+    for optimizer, middle in (("adam", 0.005), ("signum", 0.004)):
+        found[f"grid, gpt, {optimizer}"] = partial(grid, optimizer, middle)
     for optimizer, lr in (("sgd", 0.5), ("adam", 0.01), ("muon", 0.05)):
         for rule in ("completep", "depth-mup"):
             rates(
@@ -155,6 +153,39 @@ def studies() -> dict[str, Study]:
         coordinates("mlp", nets.plain, nets.digits(), lr, optimizer)
     for optimizer in ("muon", "teon"):
         coordinates("attention", nets.Attention, nets.some_digits(), 0.1, optimizer)
+    return found
+
+
+def grid(
+    optimizer: OptimizerName, middle: float, settings: Settings, path: Path
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Losses of a GPT at five rates by factors of 2, after 150 and 300 steps of 1024 tokens.
+
+    A whole `rate_transfer`, which also trains at interpolated rates, would take hours.
+    """
+    finished, found = Finished(path), {}
+    for size in sizes("width", 32, 128, 512):
+
+        def run(rate: float, seed: int, size: dict[str, int] = size) -> list[float]:
+            torch.manual_seed(seed)
+            made = parametrize(nets.gpt, {"width": 32}, size, optimizer=optimizer)
+            given = (nets.many_sequences, nets.cross_entropy)
+            losses = [now for now, _ in training(made, rate, *given, 300)]
+            return [score(losses, steps) for steps in (150, 300)]
+
+        found[str(size["width"])] = {
+            f"{rate:g}": tuple(
+                fmean(each)
+                for each in zip(
+                    *(
+                        finished(named("grid", optimizer, size, rate, k), partial(run, rate, k))
+                        for k in range(settings.seeds)
+                    ),
+                    strict=True,
+                )
+            )
+            for rate in (middle * 2.0**octave for octave in range(-2, 3))
+        }
     return found
 
 

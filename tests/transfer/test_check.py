@@ -133,17 +133,6 @@ def test_advice_is_a_line_with_its_interval() -> None:
     assert math.log2(found.high) == pytest.approx(predicted + half)
 
 
-def test_advice_does_not_follow_a_drift_that_is_noise() -> None:
-    """The rules are made for no drift, so that is what there is unless seeds agree on another."""
-    steady = {64: (-5.3, -4.7), 128: (-5.4, -4.6), 256: (-5.2, -4.4)}
-    found = advise([_rates("width", steady)], {"width": 4096})
-    assert found is not None
-    slope, error = found.slopes["width"]
-    assert 0 < slope < error
-    assert math.log2(found.lr) == pytest.approx(np.mean(list(steady.values())))
-    assert found.low < found.lr < found.high
-
-
 def test_advice_needs_points_and_a_target() -> None:
     few = [_rates("width", {64: (-5.0,), 128: (-5.0,)})]
     assert advise(few, {"width": 256}) is None

@@ -53,10 +53,8 @@ def advise(found: Sequence[RateTransfer], target: Mapping[str, Any]) -> Advice |
     """Return the rate at `target` that a straight line through the best rates has there.
 
     The line is log2 of the best rate after all steps, of each size and seed, against log2 of each
-    size that was grown, by least squares. A slope that is not told from zero at 80% is taken as
-    zero, which the rules are made for. The interval is that of the line with all slopes, for its
-    mean at the target, Student's t; it is wide where the target is far beyond what was tried, or
-    where few sizes were.
+    size that was grown, by least squares; the interval is that of its mean at the target, Student's
+    t. It is wide where the target is far beyond what was tried, or where few sizes were.
 
     Args:
         found: one for each size that was grown, all from the same base.
@@ -100,12 +98,8 @@ def continued(
 ) -> Line | None:
     """Continue values at some places to another one; None where there are too few for an interval.
 
-    The value is that of the line whose slopes are told from zero, the interval that of all slopes.
-
     >>> round(continued([[0], [0], [1], [1]], [0.1, -0.1, 1.1, 0.9], [3]).value, 6)
     3.0
-    >>> round(continued([[0], [0], [1], [1]], [1.0, -1.0, 0.6, -0.4], [3]).value, 6)
-    0.05
     """
     from scipy.special import stdtrit
 
@@ -114,18 +108,13 @@ def continued(
     if freedom < 1:
         return None
     there = np.array([1.0, *at])
-
-    def fit(columns: list[int]) -> tuple[np.ndarray[Any, Any], float]:
-        found, *_ = np.linalg.lstsq(X[:, columns], y, rcond=None)
-        return found, float(found @ there[columns])
-
-    coefficients, middle = fit(list(range(X.shape[1])))
+    coefficients, *_ = np.linalg.lstsq(X, y, rcond=None)
     inverse = np.linalg.inv(X.T @ X)
     variance = float(np.square(y - X @ coefficients).sum()) / freedom
-    times = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
-    half = times * math.sqrt(variance * there @ inverse @ there)
+    half = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * math.sqrt(
+        variance * there @ inverse @ there
+    )
     errors = np.sqrt(variance * np.diag(inverse))
-    told = np.abs(coefficients) > times * errors
-    _, value = fit([0, *(k for k in range(1, len(told)) if told[k])])
+    value = float(coefficients @ there)
     slopes = tuple((float(a), float(b)) for a, b in zip(coefficients[1:], errors[1:], strict=True))
-    return Line(value, middle - half, middle + half, slopes)
+    return Line(value, value - half, value + half, slopes)
