@@ -20,10 +20,12 @@ from steepest.curvature import Hessian
 from steepest.diagnosis.descent import Descent, descents
 from steepest.diagnosis.diagnosis import Diagnosis, Prediction
 from steepest.diagnosis.evidence import GEOMETRIES, gather, unit
+from steepest.diagnosis.inputs import Inputs
 from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.diagnosis.race import race
 from steepest.diagnosis.verdicts import _verdict, diagnose, single_layer
 from steepest.linalg import nuclear_rank, polar, stable_rank
+from steepest.parameter_roles import all_roles
 
 Batch = tuple[Tensor, Tensor]
 
@@ -446,3 +448,59 @@ def test_progress_counts_what_is_dear() -> None:
     assert seen == list(range(1, len(seen) + 1))
     # Gradients, products, and at least three sizes of three more steps in each geometry.
     assert len(seen) >= 4 + 4 * 3 * 4 * (1 + 3 * 3)
+
+
+def test_wide_layers_are_within_the_stated_errors() -> None:
+    """Sides above `EXACT`, where polar factors and stable ranks are estimates; float64 is exact."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(150, 400), nn.ReLU(), nn.Linear(400, 160), nn.ReLU(), nn.Linear(160, 5)
+    )
+    teacher = torch.randn(150, 5)
+    inputs = [torch.randn(300, 150) for _ in range(4)]
+    batches = [(x, (x @ teacher).argmax(1)) for x in inputs]
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    for stage in range(2):
+        found = diagnose(model, _loss, batches, level="quick")
+        for name in ("0.weight", "2.weight"):
+            G = torch.stack([_gradient(model, batch, name) for batch in batches]).double()
+            flat = G.flatten(1)
+            others = ~torch.eye(4, dtype=torch.bool)
+            spectral = (polar(G, "svd").flatten(1) @ flat.mT)[others].mean()
+            euclidean = (flat / flat.norm(dim=1, keepdim=True) @ flat.mT)[others].mean()
+            row = found[name]
+            if row.nuclear_rank_across is None:
+                assert min(float(spectral), float(euclidean)) < 1e-2 * float(flat.norm(dim=1).max())
+            else:
+                across = float(spectral / euclidean) ** 2
+                assert row.nuclear_rank_across == pytest.approx(across, rel=0.11)
+            assert row.nuclear_rank == pytest.approx(float(nuclear_rank(G).mean()), rel=0.11)
+            mean = G.mean(0)
+            assert row.momentum.nuclear_rank == pytest.approx(float(nuclear_rank(mean)), rel=0.02)
+            assert row.momentum.stable_rank == pytest.approx(float(stable_rank(mean)), rel=1e-4)
+            layers = model if name == "2.weight" else model[:0]
+            entering = [layers[:2](x) if len(layers) else x for x in inputs]
+            exact = fmean(float(stable_rank(each.detach().double())) for each in entering)
+            assert exact * 0.999 < row.stable_rank < exact * 1.1
+        for batch in batches * 10 * (stage == 0):
+            optimizer.zero_grad()
+            _loss(model, batch).backward()
+            optimizer.step()
+
+
+def test_layers_of_one_input_share_its_ranks_until_it_is_written_to() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleList(nn.Linear(6, 3) for _ in range(3))
+    x = torch.randn(40, 6)
+    first = x.double()
+    with Inputs(model, all_roles(model)) as seen:
+        for layer in model:
+            layer(x)
+            if layer is model[1]:
+                x[:, 0] += 10.0
+    for name, given in (("0", first), ("1", first), ("2", x.double())):
+        found = seen.ranks[f"{name}.weight", 0]
+        assert found.entering == pytest.approx(float(stable_rank(given)), rel=1e-4)
+        centred = float(stable_rank(given - given.mean(0)))
+        assert found.centred == pytest.approx(centred, rel=1e-4)
+    assert seen.ranks["0.weight", 0].leaving != seen.ranks["1.weight", 0].leaving

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from steepest.linalg import (
+    gram_singular_values,
     leading_singular_values,
     nuclear_norm,
     nuclear_rank,
@@ -291,3 +292,45 @@ def test_leading_singular_values_are_exact_at_low_rank_and_never_too_large(
     assert leading_singular_values(full[..., :4, :], 6).shape == (*batch, 4)
     with pytest.raises(ValueError, match="got count=0"):
         leading_singular_values(full, 0)
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("iterations", [2, 4, 6])
+def test_krylov_lies_between_power_and_exact(name: str, iterations: int) -> None:
+    A = _matrices(SPECTRA[name], 30)
+    exact, power = spectral_norm(A), spectral_norm(A, "power", iterations)
+    found = spectral_norm(A, "krylov", iterations)
+    assert bool((found >= power * (1 - 1e-9)).all())
+    assert bool((found <= exact * (1 + 1e-9)).all())
+    if name == "no gap" and iterations > 2:  # where "power" is slow, fewer iterations do
+        assert bool((found >= spectral_norm(A, "power", 3 * iterations // 2)).all())
+
+
+def test_krylov_is_the_largest_value_over_the_span_of_all_iterates() -> None:
+    A = torch.randn(40, 30, dtype=torch.float64)
+    v = torch.randn(30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    span = torch.stack([torch.linalg.matrix_power(A.mT @ A, k) @ v for k in range(4)], dim=1)
+    expected = torch.linalg.svdvals(A @ torch.linalg.qr(span).Q)[0]
+    assert float(spectral_norm(A, "krylov", 4)) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_krylov_is_exact_where_it_is_exhausted(rank: int) -> None:
+    """Beyond the rank only rounding is left to go on with."""
+    A = torch.randn(5, 200, rank) @ torch.randn(5, rank, 150)
+    assert torch.allclose(spectral_norm(A, "krylov", 6), spectral_norm(A), rtol=1e-5)
+    assert float(stable_rank(A, "krylov", 6).max()) <= max(rank, 0) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("name", ["gaussian", *SPECTRA])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_singular_values_from_the_gram_matrix(name: str, dtype: torch.dtype, scale: float) -> None:
+    A = torch.randn(5, N + 15, N).double() if name == "gaussian" else _matrices(SPECTRA[name], 5)
+    exact = torch.linalg.svdvals(A)
+    for given in (A, A.mT):
+        found = gram_singular_values((given * scale).to(dtype)).double() / scale
+        delta = (1e-3 if dtype == torch.float32 else 3.2e-8) * exact[..., :1]
+        rounding = 1e-5 * delta + 2e-6 * (dtype == torch.float32) * exact
+        assert bool((exact - found <= torch.minimum(delta, delta**2 / exact) + rounding).all())
+        assert bool((found - exact <= torch.where(exact < delta, delta, rounding)).all())

@@ -125,6 +125,8 @@ def test_a_symmetric_product_by_halves_is_the_product(n: int, dtype: torch.dtype
     assert (S.double() - 0.5 * C.double() + 2 * exact).abs().max() < 3 * tolerance
     one = products.symmetric_product(X[None], X[None].mT, C[None], 0.5, -2.0)
     assert torch.equal(one, S[None])
+    two = products.symmetric_product(torch.stack([X, X]), torch.stack([X, X]).mT)
+    assert torch.allclose(two[1].double(), exact, atol=tolerance)
 
 
 def test_products_of_batches_are_those_of_their_matrices() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from steepest.linalg import polar
-from steepest.linalg.zolotarev import LOWEST, terms
+from steepest.linalg.zolotarev import LOWEST, TWO_TERMS, terms
 
 
 def _function(x: Tensor, r: int, low: float = LOWEST) -> Tensor:
@@ -53,13 +53,46 @@ def test_the_function_rises_below_the_interval() -> None:
         assert float(y[0]) < 1e-5
 
 
+def _two(x: Tensor) -> Tensor:
+    a, c, b = TWO_TERMS
+    return sum((w * x / (x * x + p) for w, p in zip(a, c, strict=True)), b * x)
+
+
+def test_two_terms_have_the_stated_error() -> None:
+    """It takes its bound alternately six times, once more than there are coefficients, so nothing
+    of the form has a smaller one; up to the digits that are kept."""
+    x = torch.logspace(math.log10(3e-3), 0, 200_001, dtype=torch.float64)
+    error = (_two(x) - 1) * x.sqrt()
+    assert 0.0275 < float(error.abs().max()) < 0.0345
+    assert bool((_two(torch.logspace(-9, -2.6, 1000, dtype=torch.float64)).diff() > 0).all())
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (3, 200, 500), (500, 200)])
+def test_two_terms_in_float32(shape: tuple[int, ...]) -> None:
+    """What they are for: inner products with a matrix and with others of its singular vectors."""
+    *batch, m, n = shape
+    k = min(m, n)
+    U = torch.linalg.qr(torch.randn(*batch, m, k, dtype=torch.float64)).Q
+    V = torch.linalg.qr(torch.randn(*batch, n, k, dtype=torch.float64)).Q
+    for values in (torch.ones(k), torch.logspace(0, -2, k), 1 / torch.arange(1.0, k + 1)):
+        G = (U * values.double()) @ V.mT
+        Q = polar(G.float(), "zolotarev", 2).double()
+        gain = (G * Q).sum((-2, -1)) / values.double().sum()
+        x = values.double() / values.double().norm(4)
+        stated = (values * 0.035 / x.sqrt()).sum() / values.sum()  # all of them at their largest
+        assert float((gain - 1).abs().max()) < float(stated) + 0.002
+    G = U[..., :1] @ V[..., :1].mT
+    assert float(((G * polar(G.float(), "zolotarev", 2)).sum((-2, -1)) - 1).abs().max()) < 0.035
+
+
 @pytest.mark.parametrize("shape", [(12, 12), (3, 9, 30), (30, 9), (1, 5)])
-@pytest.mark.parametrize("r", [1, 3, 4])
+@pytest.mark.parametrize("r", [1, 2, 3, 4])
 def test_it_acts_on_each_singular_value(shape: tuple[int, ...], r: int) -> None:
     G = torch.randn(shape, dtype=torch.float64)
     U, S, Vh = torch.linalg.svd(G, full_matrices=False)
     x = S / torch.linalg.vector_norm(S, 4, dim=-1, keepdim=True)
-    expected = (U * _function(x, r).unsqueeze(-2)) @ Vh
+    f = _two(x) if r == 2 else _function(x, r)
+    expected = (U * f.unsqueeze(-2)) @ Vh
     assert torch.allclose(polar(G, "zolotarev", r), expected, atol=1e-9)
 
 

@@ -39,7 +39,8 @@ def hook(owner: nn.Module, name: str, seen: Seen) -> RemovableHandle:
         if not torch.is_grad_enabled():
             return  # an evaluation in between
         device = next(module.parameters()).device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False):
+        plain = torch._C.DisableTorchFunction()  # else modes around the pass see each operation
+        with plain, torch.no_grad(), torch.autocast(device, enabled=False):
             found = _activations(module, leaf, args, kwargs, output)
             if found is not None:
                 seen(found)

@@ -59,10 +59,12 @@ class MatrixDiagnosis:
         shape: (out, in).
         tokens: columns of the activations of one batch; 0 where the layer is not covered.
         stable_rank: of what the matrix multiplies, uncentred, behind the previous nonlinearity;
-            the mean over batches, None where the layer is not covered. So the next two.
+            the mean over batches, None where the layer is not covered. So the next two. For more
+            than 128 features by 6 Krylov iterations: an upper bound, mostly within 1%.
         stable_rank_centred: with the mean over tokens taken off; of the first batch.
         stable_rank_output: of what the layer gives, before the next nonlinearity; of the first.
-        nuclear_rank: ‖G‖_*² / ‖G‖_F², the mean over batches.
+        nuclear_rank: ‖G‖_*² / ‖G‖_F², the mean over batches. For sides above 128 singular values
+            below 1e-2 of (Σσ⁴)^(1/4) are damped, which took up to 15% off; the next is within 7%.
         nuclear_rank_across: (⟨G', polar(G)⟩ / ⟨G', G / ‖G‖_F⟩)² with G' from other batches: what is
             left of it without the noise; None where the batches have no common direction.
         gradient, momentum: nuclear rank, stable rank and largest singular values (over the

@@ -19,12 +19,12 @@ from steepest.curvature.loss_function import Loss, LossFunction, unwrapped
 from steepest.curvature.operators import Hessian
 from steepest.diagnosis.inputs import InputRanks, Inputs
 from steepest.geometry import Euclidean, Sign
-from steepest.linalg import leading_singular_values, polar
+from steepest.linalg import gram_singular_values, leading_singular_values, polar
 from steepest.parameter_roles import ParameterRole, all_roles
 
 GeometryName = Literal["euclidean", "sign", "spectral", "adaptive"]
 EXACT = 128
-"""Rows or columns up to which polar factors are exact to 1%, beyond as exact as Muon's."""
+"""Rows or columns up to which polar factors are exact to 1%, beyond steps are Muon's."""
 SKETCH = 8
 """Singular values that are kept of a matrix."""
 GEOMETRIES: tuple[GeometryName, ...] = get_args(GeometryName)
@@ -138,11 +138,10 @@ def gather(
         tick()
     kept = []
     for place, mine in zip(places, gradients, strict=True):
-        if all(bool(G.any()) for G in mine):  # else an idle expert, or a layer behind a zero
-            place.gradients = torch.stack(mine)
-            _measure(place, inputs, GEOMETRIES if curvature else BOUNDED)
-            kept.append(place)
+        place.gradients = torch.stack(mine)
         mine.clear()
+        if _measure(place, inputs, GEOMETRIES if curvature else BOUNDED):
+            kept.append(place)
     if curvature:
         _curvatures(model, loss, batches, kept, tick, how)
     return kept
@@ -167,12 +166,21 @@ def _measure(
     place: Evidence,
     inputs: list[dict[tuple[str, int], InputRanks]],
     geometries: Sequence[GeometryName],
-) -> None:
-    """Fill in what needs gradients only."""
+) -> bool:
+    """Fill in what needs gradients only; not if one is zero: an idle expert, or behind a zero."""
     G = place.gradients
     flat = G.flatten(1)
+    inner = (flat @ flat.mT).double().cpu()
+    norms = inner.diag().sqrt()
+    if not bool(norms.all()):
+        return False
+    mean = G.mean(0)
     for name in geometries:
-        if name == "adaptive":  # its second moment leaves out what judges
+        if name == "euclidean":
+            gains = inner / norms[:, None]
+        elif name == "spectral":
+            gains = _polar_factors(G).flatten(1) @ flat.mT
+        elif name == "adaptive":  # its second moment leaves out what judges
             columns = [
                 unit(name, G, second_moment(G, j)).flatten(1) @ flat[j] for j in range(len(G))
             ]
@@ -180,23 +188,43 @@ def _measure(
         else:
             gains = direction(name, G, G).flatten(1) @ flat.mT
         place.gains[name] = gains.double().cpu()
-    frobenius = torch.linalg.matrix_norm(G).double().cpu()
-    place.nuclear_ranks = (place.gains["spectral"].diag() / frobenius).square()
+    place.nuclear_ranks = (place.gains["spectral"].diag() / norms).square()
     place.gradient = _spectrum(G[0], float(place.nuclear_ranks[0]))
-    mean = G.mean(0)
-    gain = float(torch.sum(direction("spectral", mean, mean) * mean))
-    norm = float(torch.linalg.matrix_norm(mean))
-    place.momentum = _spectrum(mean, (gain / norm) ** 2 if norm else 0.0)
+    place.momentum = _spectrum(mean)
     view = place.row.view
     assert view is not None
     group = place.index // max(1, len(view.splits))
     found = [each.get((place.row.name, group)) for each in inputs]
     place.inputs = [each for each in found if each is not None]
+    return True
 
 
-def _spectrum(G: Tensor, nuclear_rank: float) -> Spectrum:
+def _polar_factors(G: Tensor) -> Tensor:
+    """Those whose inner products with gradients are the gains.
+
+    Beyond `EXACT` a singular value of x times the Schatten-4 norm counts with an error of up to
+    0.035 / √x, so that large ones, which gains are made of, are right. On gradients of a GPT of
+    10.8 million parameters, untrained and trained, a gain across batches is off by 1.5% (root mean
+    square), at most 3.4%; a nuclear rank by twice that, on its own batch by up to 15%, as the
+    smallest singular values are damped. Muon's own polynomials would not do: they take up to 25%
+    off the largest singular value, on which all may depend.
+    """
+    if min(G.shape[-2:]) <= EXACT:
+        return direction("spectral", G, G)
+    if G.is_cpu:
+        return polar(G, "zolotarev", 2, nonfinite="nan")
+    return polar(G, "you", dtype=torch.bfloat16, nonfinite="nan")
+
+
+def _spectrum(G: Tensor, nuclear_rank: float | None = None) -> Spectrum:
+    """With all singular values where the nuclear rank is not known; polar factors cost as much."""
     norm = float(torch.linalg.matrix_norm(G)) or 1.0
-    leading = (leading_singular_values(G, SKETCH) / norm).tolist()
+    if nuclear_rank is None:
+        values = gram_singular_values(G) / norm
+        nuclear_rank = float(values.sum()) ** 2
+    else:
+        values = leading_singular_values(G, SKETCH) / norm
+    leading = values[:SKETCH].tolist()
     stable = leading[0] ** -2 if leading[0] else 0.0
     return Spectrum(nuclear_rank, stable, tuple(leading))
 

@@ -12,8 +12,8 @@ from steepest.diagnosis.activations import Activations, Seen, hook, owners
 from steepest.linalg import stable_rank
 from steepest.parameter_roles import RoleTable
 
-EXACT = 128  # features; beyond that the power method, whose stable rank is an upper bound
-ITERATIONS = 10
+EXACT = 128  # features; beyond that an estimate, which is an upper bound
+ITERATIONS = 6  # on activations of a GPT of width 384: too large by 0.6% on average, 10% at most
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class InputRanks:
     tokens: int
 
 
+_Entering = tuple[float, float | None]
+
+
 class Inputs:
     """Within the `with` block, every forward pass leaves its stable ranks in `ranks`.
 
@@ -43,6 +46,7 @@ class Inputs:
     def __init__(self, model: nn.Module, table: RoleTable, entering_only: bool = False):
         self._entering_only = entering_only
         self.ranks: dict[tuple[str, int], InputRanks] = {}
+        self._last: tuple[Tensor, int, list[_Entering]] | None = None
         self._owners = owners(table, model)
         self._handles: list[RemovableHandle] = []
 
@@ -57,6 +61,23 @@ class Inputs:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._last = None
+
+    def _entering(self, tensor: Tensor, groups: int) -> list[_Entering]:
+        """Of each group, uncentred and centred; once for layers in a row that share an input.
+
+        So do queries, keys and values. A tensor that was written to since is another one.
+        """
+        if self._last is not None:
+            last, version, known = self._last
+            if last is tensor and version == tensor._version and len(known) == groups:
+                return known
+        found = []
+        for A in _parts(tensor, groups):
+            centred = None if self._entering_only else _rank(A.float() - A.float().mean(0))
+            found.append((_rank(A), centred))
+        self._last = tensor, tensor._version, found
+        return found
 
     def _seen(self, name: str, groups: int, module: nn.Module) -> Seen:
         def indicators(found: Activations) -> None:
@@ -69,25 +90,24 @@ class Inputs:
             self.ranks[name, 0] = InputRanks(1 / share, *more, int(counts.sum()))
 
         def tokens(found: Activations) -> None:
-            both = [each.reshape(-1, each.shape[-1]) for each in found]
-            for group in range(groups):
-                A, B = (_part(each, group, groups) for each in both)
-                more: tuple[float | None, float | None] = (None, None)
-                if not self._entering_only:
-                    more = _rank(A.float() - A.float().mean(0)), _rank(B)
-                self.ranks[name, group] = InputRanks(_rank(A), *more, len(A))
+            tokens = found.entering.shape[:-1].numel()
+            given = self._entering(found.entering, groups)
+            for group, B in enumerate(_parts(found.leaving, groups)):
+                leaving = None if self._entering_only else _rank(B)
+                self.ranks[name, group] = InputRanks(*given[group], leaving, tokens)
 
         return indicators if isinstance(module, nn.Embedding) else tokens
 
 
-def _part(tokens: Tensor, group: int, groups: int) -> Tensor:
-    return tokens if groups == 1 else tokens.chunk(groups, dim=-1)[group]
+def _parts(activations: Tensor, groups: int) -> tuple[Tensor, ...]:
+    """Tokens by features, for each group."""
+    return activations.reshape(-1, activations.shape[-1]).chunk(groups, dim=-1)
 
 
 def _rank(tokens: Tensor) -> float:
-    A = tokens.reshape(-1, tokens.shape[-1]).float()
+    A = tokens.flatten(0, -2).float()
     if A.shape[1] > EXACT:
-        return float(stable_rank(A, "power", ITERATIONS))
+        return float(stable_rank(A, "krylov", ITERATIONS))
     A = A / A.abs().amax().clamp(min=torch.finfo(A.dtype).tiny)
     gram = (A.mT @ A).double()
     largest = float(torch.linalg.eigvalsh(gram)[-1])

@@ -1,6 +1,7 @@
 """Pure functions on tensors of matrices `(..., m, n)`: the polar factor, norms, soft ranks."""
 
 from steepest.linalg.matrix_norms import (
+    gram_singular_values,
     leading_singular_values,
     nuclear_norm,
     nuclear_rank,
@@ -15,6 +16,7 @@ from steepest.linalg.products import fast_products
 __all__ = [
     "PolarPlan",
     "fast_products",
+    "gram_singular_values",
     "leading_singular_values",
     "nuclear_norm",
     "nuclear_rank",

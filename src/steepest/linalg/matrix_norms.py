@@ -14,9 +14,11 @@ from torch import Tensor
 
 from steepest.linalg.polar_factor import polar
 
+_SAFE = 1e12  # of matrices with norms from 1 / _SAFE to _SAFE squares neither overflow nor vanish
+
 
 def spectral_norm(
-    A: Tensor, method: Literal["exact", "power"] = "exact", iterations: int = 30
+    A: Tensor, method: Literal["exact", "power", "krylov"] = "exact", iterations: int = 30
 ) -> Tensor:
     """Return the largest singular value of each matrix.
 
@@ -27,8 +29,10 @@ def spectral_norm(
             rounding), and its square is too small by a factor of at most 1 - ε with
             ε = 0.871 ln(n) / (iterations - 1) on average over starts, whatever the spectrum
             (Kuczyński and Woźniakowski 1992, theorem 3.1); with a gap in the spectrum the error
-            falls geometrically.
-        iterations: for "power"; at least 2.
+            falls geometrically. "krylov" is the largest |A v| over unit vectors v in the span of
+            all these iterates, so its error is at most that of "power" with as many iterations,
+            and mostly that of twice as many.
+        iterations: for both; at least 2.
 
     Raises:
         ValueError: for non-finite entries, fewer than two dimensions or iterations.
@@ -40,21 +44,38 @@ def spectral_norm(
     if method == "exact":
         scaled, unit = _scaled(A)
         return torch.linalg.svdvals(scaled)[..., 0] * unit
-    if method != "power":
-        raise ValueError(f'got method={method!r}, expected "exact" or "power"')
+    if method not in ("power", "krylov"):
+        raise ValueError(f'got method={method!r}, expected "exact" or "power" or "krylov"')
     if iterations < 2:
         raise ValueError(f"got iterations={iterations}, expected at least 2")
     scaled, unit = _scaled(A)
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(scaled.shape[-1], 1, generator=generator, dtype=torch.float64)
     v = start.to(scaled).expand(*scaled.shape[:-2], -1, -1)
-    tiny = torch.finfo(scaled.dtype).tiny
     with torch.autocast(scaled.device.type, enabled=False):
+        if method == "krylov":
+            return _by_krylov(scaled, v, iterations) * unit
         for _ in range(iterations):
-            v = v / torch.linalg.vector_norm(v, dim=-2, keepdim=True).clamp(min=tiny)
-            w = scaled @ v
+            w = scaled @ _normalized(v)
             v = scaled.mT @ w
     return torch.linalg.vector_norm(w, dim=(-2, -1)) * unit
+
+
+def _by_krylov(A: Tensor, v: Tensor, iterations: int) -> Tensor:
+    """The largest Ritz value: rows of Q span v, AᵀA v, ..., orthonormal, and W = Q Aᵀ."""
+    Q = _normalized(v).mT
+    W = Q @ A.mT
+    for _ in range(iterations - 1):
+        v = W[..., -1:, :] @ A
+        for _ in range(2):  # once leaves rounding, which is all there is once rank A is exhausted
+            v = _normalized((v - v @ Q.mT @ Q).mT).mT
+        Q, W = torch.cat([Q, v], -2), torch.cat([W, v @ A.mT], -2)
+    return torch.linalg.eigvalsh(W @ W.mT)[..., -1].clamp(min=0).sqrt()
+
+
+def _normalized(v: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(v, dim=-2, keepdim=True)
+    return v / norm.clamp(min=torch.finfo(v.dtype).tiny)
 
 
 def nuclear_norm(A: Tensor, method: Literal["exact", "polar"] = "exact") -> Tensor:
@@ -116,6 +137,30 @@ def leading_singular_values(A: Tensor, count: int, iterations: int = 2) -> Tenso
     return values[..., :count] * unit[..., None]
 
 
+def gram_singular_values(A: Tensor) -> Tensor:
+    """Return all singular values of each matrix, `(..., min(m, n))`, from the smaller Gram matrix.
+
+    Half the time of a singular value decomposition, of 384 x 1536 a third. Squares carry rounding:
+    λ = σ² is returned as λ / sqrt(λ + δ²) with δ = 1e-3 of the largest singular value (3e-8 in
+    float64). So singular values are too small by at most δ, and by δ² / 2 σ where they are large;
+    and zero ones come as up to δ.
+
+    Raises:
+        ValueError: for non-finite entries or fewer than two dimensions.
+
+    >>> A = torch.diag(torch.tensor([3.0, 1.0, 0.5]))
+    >>> [round(value, 4) for value in gram_singular_values(A).tolist()]
+    [3.0, 1.0, 0.5]
+    """
+    scaled, unit = _scaled(A)
+    X = scaled.mT if scaled.shape[-2] > scaled.shape[-1] else scaled
+    with torch.autocast(X.device.type, enabled=False):
+        squares = torch.linalg.eigvalsh(X @ X.mT).flip(-1).clamp(min=0)
+    largest = squares[..., :1].clamp(min=torch.finfo(X.dtype).tiny)
+    damped = squares + largest * (1e-6 if X.dtype == torch.float32 else 1e-15)
+    return squares / damped.sqrt() * unit[..., None]
+
+
 def nuclear_rank(G: Tensor, method: Literal["exact", "polar"] = "exact") -> Tensor:
     """Return the nuclear rank ‖G‖_*² / ‖G‖_F², between 1 and rank G.
 
@@ -130,11 +175,11 @@ def nuclear_rank(G: Tensor, method: Literal["exact", "polar"] = "exact") -> Tens
 
 
 def stable_rank(
-    A: Tensor, method: Literal["exact", "power"] = "exact", iterations: int = 30
+    A: Tensor, method: Literal["exact", "power", "krylov"] = "exact", iterations: int = 30
 ) -> Tensor:
     """Return the stable rank ‖A‖_F² / ‖A‖_op², between 1 and rank A.
 
-    Davis and Drusvyatskiy (arXiv 2512.04299, p. 2). With `method="power"` the spectral norm is
+    Davis and Drusvyatskiy (arXiv 2512.04299, p. 2). With the other methods the spectral norm is
     estimated as in `spectral_norm`: the stable rank is then an upper bound, too large by a factor
     of at most 1 / (1 - ε).
 
@@ -147,7 +192,7 @@ def stable_rank(
 
 
 def _scaled(A: Tensor) -> tuple[Tensor, Tensor]:
-    """A over its largest entry, and that entry: squares neither overflow nor vanish."""
+    """A over its largest entry, and that entry; A as it is, and 1, where that is safe for all."""
     if A.ndim < 2:
         raise ValueError(f"got a tensor of shape {tuple(A.shape)}, expected (..., m, n)")
     if not A.is_floating_point():
@@ -155,6 +200,9 @@ def _scaled(A: Tensor) -> tuple[Tensor, Tensor]:
     A = A.detach().to(torch.promote_types(A.dtype, torch.float32))
     if A.numel() == 0:
         raise ValueError(f"got an empty matrix of shape {tuple(A.shape)}")
+    norm = torch.linalg.matrix_norm(A)
+    if bool(((norm > 1 / _SAFE) & (norm < _SAFE)).all()):
+        return A, torch.ones_like(norm)  # saves two passes
     unit = A.abs().amax((-2, -1))
     if not bool(unit.isfinite().all()):
         raise ValueError("got a matrix with NaN or infinite entries, expected finite ones")

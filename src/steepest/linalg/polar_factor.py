@@ -63,7 +63,8 @@ def polar(
         method: "polar-express" (default) or another of the table; sources are in
             `steepest.linalg.newton_schulz`, `zolotarev` and `decompositions`.
         steps: number of polynomials, 5 by default and 3 of "nonic", or of terms for "zolotarev", 3
-            by default and at most 4 in float32; the other methods take none.
+            by default and at most 4 in float32; the other methods take none. Two terms are made for
+            inner products with G: a singular value of x ‖G‖_S4 has an error of up to 0.035 / √x.
         dtype: precision of the computation. By default that of the plan for "auto", else that of G,
             and float32 for half precision. `torch.bfloat16` is two to four times faster for
             polynomials and has an error of about 1e-2 of its own; the other methods need float32

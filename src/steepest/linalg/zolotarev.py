@@ -18,6 +18,12 @@ from steepest.linalg.products import product, symmetric_product
 
 LOWEST = 1e-3  # singular values from here to 1 are approximated; smaller ones are damped
 
+# Ours, for inner products with X, where a singular value counts by its size: two terms and a
+# constant, which costs nothing. f(x) = x (b + Σ_j a_j / (x² + c_j)) has the smallest largest error
+# times √x on [3e-3, 1]: it is at most 0.0345 / √x, and f rises from 0 at 0. (Zolotarev's two terms
+# err by 0.25 on that interval, also where x = 1, on which all depends if one value is above all.)
+TWO_TERMS = ((0.03117856, 0.36101462), (0.00019554, 0.0550407), 0.65524217)
+
 
 @cache
 def terms(r: int, low: float = LOWEST) -> tuple[tuple[float, ...], tuple[float, ...], float]:
@@ -51,13 +57,14 @@ def by_zolotarev(X: Tensor, r: int) -> Tensor:
     """Return X (XᵀX)^(-1/2) for m <= n in X's precision; the largest entry of X is in [1, 2).
 
     Where a Cholesky factorization fails (rounding made R + c_1 I indefinite), the same function is
-    applied to the eigenvalues of R, negative ones taken as 0.
+    applied to the eigenvalues of R, negative ones taken as 0. Two terms are those of `TWO_TERMS`.
     """
-    a, c, _ = terms(r)
+    a, c, b = TWO_TERMS if r == 2 else (*terms(r)[:2], 0.0)
     R = symmetric_product(X, X.mT)
     bound = torch.linalg.matrix_norm(R, keepdim=True).clamp(min=1.0)  # of the largest eigenvalue
     R.div_(bound)
     W = torch.zeros_like(R)
+    W.diagonal(dim1=-2, dim2=-1).fill_(b)
     failed = torch.zeros(R.shape[:-2], dtype=torch.bool, device=R.device)
     for weight, shift in zip(a, c, strict=True):
         shifted = R.clone()
@@ -68,7 +75,7 @@ def by_zolotarev(X: Tensor, r: int) -> Tensor:
     if bool(failed.any()):
         values, V = torch.linalg.eigh(R[failed])
         values = values.clamp(min=0.0).unsqueeze(-2)
-        f = sum((w / (values + shift) for w, shift in zip(a, c, strict=True)), 0 * values)
+        f = sum((w / (values + shift) for w, shift in zip(a, c, strict=True)), b + 0 * values)
         W[failed] = (V * f) @ V.mT
     return product(W.div_(bound.sqrt()), X)
 
