@@ -39,8 +39,7 @@ def hook(owner: nn.Module, name: str, seen: Seen) -> RemovableHandle:
         if not torch.is_grad_enabled():
             return  # an evaluation in between
         device = next(module.parameters()).device.type
-        plain = torch._C.DisableTorchFunction()  # else modes around the pass see each operation
-        with plain, torch.no_grad(), torch.autocast(device, enabled=False):
+        with torch.no_grad(), torch.autocast(device, enabled=False):
             found = _activations(module, leaf, args, kwargs, output)
             if found is not None:
                 seen(found)

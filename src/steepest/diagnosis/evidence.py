@@ -170,10 +170,12 @@ def _measure(
     """Fill in what needs gradients only; not if one is zero: an idle expert, or behind a zero."""
     G = place.gradients
     flat = G.flatten(1)
-    inner = (flat @ flat.mT).double().cpu()
-    norms = inner.diag().sqrt()
-    if not bool(norms.all()):
+    largest = flat.abs().amax(1, keepdim=True)
+    if not bool(largest.all()):
         return False
+    scaled, scales = flat / largest, largest.double().cpu()  # whose squares stay in range
+    inner = (scaled @ scaled.mT).double().cpu() * (scales @ scales.mT)
+    norms = inner.diag().sqrt()
     mean = G.mean(0)
     for name in geometries:
         if name == "euclidean":
