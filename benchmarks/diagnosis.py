@@ -32,7 +32,7 @@ class Settings:
     """Of the GPT."""
     depth: int = 6
     """Blocks of the GPT."""
-    tokens: tuple[int, ...] = (1024, 4096)
+    tokens: tuple[int, ...] = (1024, 2048, 4096)
     """Tokens in a batch, in sequences of 128."""
     batches: int = 4
     """For a diagnosis."""
