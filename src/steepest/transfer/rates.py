@@ -93,12 +93,12 @@ class Horizon:
     def verdict(self) -> str:
         """One sentence with the numbers."""
         said = "transfers" if self.passed else "does not transfer"
-        moved, cost = f"{self.drift:+.2f} octaves", f"{100 * self.penalty:.1f}%"
+        moved, cost = f"{self.drift:+.2f} octaves", f"{100 * self.penalty:z.1f}%"
         if found := self.interval:
             moved += f" (80% interval {found.low:+.2f} to {found.high:+.2f}, at most {DRIFT:g})"
         if found := self.penalty_interval:
             cost += (
-                f" ({100 * found.low:.1f} to {100 * found.high:.1f}%, at most {100 * PENALTY:g}%)"
+                f" ({100 * found.low:z.1f} to {100 * found.high:z.1f}%, at most {100 * PENALTY:g}%)"
             )
         sentence = (
             f"{said} over {self.steps} steps: the best rate moves by {moved}, and that of the "
@@ -108,7 +108,7 @@ class Horizon:
             return sentence
         return (
             f"{sentence}; {self.advised:.3g}, advised by the sizes before, costs it "
-            f"{100 * self.advised_penalty:.1f}%"
+            f"{100 * self.advised_penalty:z.1f}%"
         )
 
 
