@@ -168,6 +168,8 @@ def test_ctrl_c_in_a_study_says_how_to_go_on_and_leaves_nothing_running(
     process = subprocess.Popen(
         [*STEEPEST, *arguments], cwd=tmp_path, stdin=slave, stdout=slave, stderr=slave,
         start_new_session=True,
+        # Where the tests run in the background of a script, they and their children ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     os.close(slave)
     while len(list(tmp_path.glob(f"out/{files}"))) < count:
