@@ -24,7 +24,7 @@ from steepest.parameter_roles import ParameterRole, all_roles
 
 GeometryName = Literal["euclidean", "sign", "spectral", "adaptive"]
 EXACT = 128
-"""Rows or columns up to which polar factors are exact to 1%, beyond steps are Muon's."""
+"""Rows or columns up to which polar factors are exact to 1%; beyond, steps take those of Muon."""
 SKETCH = 8
 """Singular values that are kept of a matrix."""
 GEOMETRIES: tuple[GeometryName, ...] = get_args(GeometryName)
