@@ -34,8 +34,7 @@ import transfer_networks as nets
 from measure import save
 from peers import Peer
 from steepest.transfer import coordinate_check, parametrize, rate_transfer, super_consistency
-from steepest.transfer.rules import OptimizerName
-from steepest.transfer.runs import Finished, named, score, training
+from steepest.transfer.runs import Finished, named
 
 BLOCK: dict[str, Any] = {"settings": {"block": 32}}
 FIRST: dict[str, tuple[float, dict[str, Any]]] = {  # where to look first, and what is set
@@ -46,6 +45,16 @@ FIRST: dict[str, tuple[float, dict[str, Any]]] = {  # where to look first, and w
     "soap": (0.02, {}),
     "shampoo": (0.02, BLOCK),
     "kl-shampoo": (0.02, BLOCK),
+}
+ON_GPT = {
+    "adam": 0.005,
+    "signum": 0.004,
+    "teon": 0.05,
+    "sgd": 0.5,
+    "muon": 0.05,
+    "soap": 0.01,
+    "shampoo": 0.01,
+    "kl-shampoo": 0.01,
 }
 
 
@@ -96,8 +105,12 @@ def studies() -> dict[str, Study]:
     rates(  # TEON stacks what attention has
         "width, gpt, teon", nets.gpt, widths, nets.sequences, 0.05, optimizer="teon", steps=100
     )
-    for optimizer, middle in (("adam", 0.005), ("signum", 0.004)):
-        found[f"grid, gpt, {optimizer}"] = partial(grid, optimizer, middle)
+    for optimizer, lr in ON_GPT.items():  # a run of width 512 takes minutes, so on a grid alone
+        how = BLOCK if optimizer.endswith("shampoo") else {}
+        rates(
+            f"gpt, {optimizer}", nets.gpt, widths, nets.many_sequences, lr, optimizer=optimizer,
+            steps=300, grid_only=True, **how,
+        )  # fmt: skip
     for optimizer, lr in (("sgd", 0.5), ("adam", 0.01), ("muon", 0.05)):
         for rule in ("completep", "depth-mup"):
             rates(
@@ -153,39 +166,6 @@ def studies() -> dict[str, Study]:
         coordinates("mlp", nets.plain, nets.digits(), lr, optimizer)
     for optimizer in ("muon", "teon"):
         coordinates("attention", nets.Attention, nets.some_digits(), 0.1, optimizer)
-    return found
-
-
-def grid(
-    optimizer: OptimizerName, middle: float, settings: Settings, path: Path
-) -> dict[str, dict[str, tuple[float, float]]]:
-    """Losses of a GPT at five rates by factors of 2, after 150 and 300 steps of 1024 tokens.
-
-    A whole `rate_transfer`, which also trains at interpolated rates, would take hours.
-    """
-    finished, found = Finished(path), {}
-    for size in sizes("width", 32, 128, 512):
-
-        def run(rate: float, seed: int, size: dict[str, int] = size) -> list[float]:
-            torch.manual_seed(seed)
-            made = parametrize(nets.gpt, {"width": 32}, size, optimizer=optimizer)
-            given = (nets.many_sequences, nets.cross_entropy)
-            losses = [now for now, _ in training(made, rate, *given, 300)]
-            return [score(losses, steps) for steps in (150, 300)]
-
-        found[str(size["width"])] = {
-            f"{rate:g}": tuple(
-                fmean(each)
-                for each in zip(
-                    *(
-                        finished(named("grid", optimizer, size, rate, k), partial(run, rate, k))
-                        for k in range(settings.seeds)
-                    ),
-                    strict=True,
-                )
-            )
-            for rate in (middle * 2.0**octave for octave in range(-2, 3))
-        }
     return found
 
 

@@ -135,6 +135,9 @@ class Transfer:
     """Of each run; best rates are compared after half of them too. As many batches are kept."""
     seeds: int = 2
     """Runs for each rate."""
+    grid_only: bool = False
+    """Train at rates by factors of 2 alone, for models so large that every run counts: fewer runs
+    of the largest, and the advice is given, not tested."""
     json: bool = False
     """Print JSON in place of tables."""
     out: Path | None = None
@@ -322,8 +325,8 @@ def _transfer(command: Transfer) -> None:
         found, summary = transfer_study(
             build, command.sizes, given, loss, target=command.target, lr=command.lr,
             rule=command.rule, optimizer=command.optimizer, options=command.settings,
-            branches=command.branches, seeds=command.seeds, out=out, settings=settings,
-            on_run=on_run,
+            branches=command.branches, seeds=command.seeds, grid_only=command.grid_only,
+            out=out, settings=settings, on_run=on_run,
         )  # fmt: skip
     with sentences_for_os_errors(out):
         page = report.write(summary, out / "report.html")

@@ -11,6 +11,7 @@ from torch import nn
 
 from steepest import SOAP, KLShampoo, MatrixView, Shampoo
 from steepest.linalg import polar
+from steepest.optim import kronecker
 from steepest.optim.kronecker import _slots
 
 SHAPES = [(8, 8), (5, 12), (12, 5), (1, 6), (1, 1)]
@@ -390,6 +391,35 @@ def test_blocks_have_slots_of_their_own():
     assert set(slots) == {(i, side) for i in range(4 + 3 * 2) for side in ("left", "right")}
     assert set(_slots(views, 5, ("right", None), 3)) == {(i, "right") for i in range(10)}
     assert set(_slots(views, None, ("both", 5), 3)) == {(i, "left") for i in range(1, 4)}
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2 * 25, 2**20], ids=["one", "two", "all"])
+@pytest.mark.parametrize("optimizer", [Shampoo, KLShampoo])
+def test_blocks_that_are_renewed_together_have_the_roots_of_each_alone(
+    optimizer, at_a_time, monkeypatch
+):
+    monkeypatch.setattr(kronecker, "_ENTRIES_RENEWED", at_a_time)
+    blocks, whole = [zeros(5, 5) for _ in range(4)], zeros(10, 10)
+    alone = [optimizer([block], lr=0.1, interval=1) for block in blocks]
+    together = optimizer([whole], lr=0.1, block=5, interval=1)
+    # Their gradients are 1e-12 to 1e2, one has none: its factors are zero, its roots the identity.
+    scales = torch.tensor([1e2, 0.0, 1e-12, 1.0], dtype=torch.float64).view(2, 1, 2, 1)
+    for t in range(6):
+        whole.grad = (randn(2, 5, 2, 5, seed=t) * scales).reshape(10, 10)
+        together.step()
+        parts = whole.grad.view(2, 5, 2, 5).transpose(1, 2).reshape(4, 5, 5)
+        for block, own, G in zip(blocks, alone, parts, strict=True):
+            block.grad = G.clone()
+            own.step()
+    for i, block in enumerate(blocks):
+        for side in ("left", "right"):
+            mine = alone[i].state[block][f"{side}_root.0"]
+            root = together.state[whole][f"{side}_root.{i}"]
+            assert root.untyped_storage().nbytes() == root.numel() * root.element_size()
+            if i == 1:
+                assert torch.equal(root, torch.eye(5, dtype=torch.float64))
+            else:
+                torch.testing.assert_close(root, mine, rtol=1e-9, atol=0)
 
 
 @every_optimizer

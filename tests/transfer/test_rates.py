@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -96,6 +97,32 @@ def test_a_run_that_diverges_counts_twice_its_first_loss() -> None:
     scores = found.rows[0].scores
     assert all(math.isfinite(score) for each in scores.values() for score in each)
     assert scores[1 / 4][0] > 1e3 * scores[1 / 16][0]
+
+
+def test_a_grid_alone_trains_at_no_rate_between(tmp_path: Path) -> None:
+    sizes, path = [{"width": width} for width in (4, 16, 48)], tmp_path / "runs.jsonl"
+    how: dict[str, Any] = {"lr": 1 / 4, "rule": "sp", "optimizer": "sgd", "path": path}
+    found = rate_transfer(Line, sizes, _ones, _square, grid_only=True, **how)
+
+    def rates() -> list[float]:
+        return [json.loads(json.loads(line)[0])[7] for line in path.read_text().splitlines()]
+
+    alone = rates()
+    assert all(math.log2(rate).is_integer() for rate in alone)
+    for horizon in found.horizons:
+        first, last = horizon.rows[0], horizon.rows[-1]
+        own, carried = fmean(last.scores[last.lr]), fmean(last.scores[first.lr])
+        assert horizon.penalty == pytest.approx(carried / own - 1)
+        assert horizon.penalty > 0.01
+        assert horizon.advised is not None
+        assert horizon.advised_penalty is None
+        assert "advised" not in horizon.verdict
+    more = rate_transfer(Line, sizes, _ones, _square, **how)
+    assert len(rates()) > len(alone)  # those between, and no run twice
+    assert len(set(path.read_text().splitlines())) == len(rates())
+    for few, all_ in zip(found.horizons, more.horizons, strict=True):
+        assert few.rows == all_.rows
+        assert few.drift == all_.drift
 
 
 def test_a_start_where_everything_diverges_finds_its_way_down() -> None:

@@ -19,7 +19,7 @@ from steepest.optim.kronecker import (
     due,
     full,
     preconditioned,
-    renew_root,
+    renew_roots,
     stacked,
     unbiased,
 )
@@ -128,9 +128,8 @@ class KLShampoo(KroneckerDescent):
     ) -> list[MatrixState]:
         """Average the products of gradients that were whitened from the other side."""
         average(group, batch, side, G, by=G.shape[-1 if side == "left" else -2])
-        turn = [state for _, state in due(group, batch, side, at_once=group["graft"] == "none")]
-        for state in turn:
-            renew_root(group, state, side)
+        turn = [state for _, state in due(group, batch, side, group["graft"] == "none")]
+        renew_roots(group, turn, side)
         return turn
 
 

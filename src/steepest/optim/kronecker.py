@@ -27,6 +27,7 @@ Side = Literal["left", "right"]
 Sides = Literal["both", "left", "right"]
 Graft = Literal["adam", "muon", "none"]
 SECOND_MOMENT = "exp_avg_sq"
+_ENTRIES_RENEWED = 2**20  # at a time: small factors share the cost of a call, large ones need not
 NEVER = -1  # the step in which a side was renewed that never was
 
 
@@ -127,19 +128,29 @@ def _slots(
     return slots
 
 
-def renew_root(group: Mapping[str, Any], state: MatrixState, side: Side) -> None:
-    """Root <- (factor / (1 - β₂ᵗ) + ε)^-p; nothing while the factor is too small for its type."""
-    factor = state[side]
-    if factor.diagonal().amax() < 1e2 * torch.finfo(factor.dtype).tiny:
-        return
-    if group["bias_correction"]:
-        factor = factor / (1 - group["beta2"] ** float(state["steps"]))
-    eps = group["eps"]
-    if group["relative_eps"]:
-        eps = eps * factor.diagonal().mean()
-    cutoff = 0.0 if group["eps"] else None  # eps is there to keep what a cutoff would drop
-    state[f"{side}_root"] = inverse_root(factor, group["exponent"], eps=eps, cutoff=cutoff)
-    state[f"{side}_renewed"] = torch.tensor(group["step_count"])
+def renew_roots(group: Mapping[str, Any], states: Sequence[MatrixState], side: Side) -> None:
+    """Root <- (factor / (1 - β₂ᵗ) + ε)^-p; nothing where a factor is too small for its type."""
+    count = max(1, _ENTRIES_RENEWED // states[0][side].numel()) if states else 1
+    for start in range(0, len(states), count):
+        some = states[start : start + count]
+        factors = stack([state[side] for state in some])
+        large = factors.diagonal(dim1=-2, dim2=-1).amax(-1) >= 1e2 * torch.finfo(factors.dtype).tiny
+        if not large.all():
+            some = [state for state, fits in zip(some, large.tolist(), strict=True) if fits]
+            factors = factors[large]
+        if not some:
+            continue
+        if group["bias_correction"]:
+            seen = [1 - group["beta2"] ** float(state["steps"]) for state in some]
+            factors = factors / factors.new_tensor(seen)[:, None, None]
+        eps = torch.full_like(factors[:, 0, 0], group["eps"])
+        if group["relative_eps"]:
+            eps *= factors.diagonal(dim1=-2, dim2=-1).mean(-1)
+        cutoff = 0.0 if group["eps"] else None  # eps is there to keep what a cutoff would drop
+        roots = inverse_root(factors, group["exponent"], eps=eps, cutoff=cutoff)
+        for state, root in zip(some, roots.unbind(0), strict=True):
+            state[f"{side}_root"] = root.clone()  # a view would keep, and save, all of the batch
+            state[f"{side}_renewed"] = torch.tensor(group["step_count"])
 
 
 def unready(group: Mapping[str, Any], batch: Batch) -> list[int]:

@@ -17,7 +17,7 @@ from steepest.optim.kronecker import (
     due,
     full,
     preconditioned,
-    renew_root,
+    renew_roots,
     sides_of,
     unbiased,
 )
@@ -130,8 +130,8 @@ class Shampoo(KroneckerDescent):
         G = stack(batch.G).to(N.dtype)
         for side in sides_of(group, G.shape[1:]):
             average(group, batch, side, G)
-            for _, state in due(group, batch, side, at_once=group["graft"] == "none"):
-                renew_root(group, state, side)
+            turn = [state for _, state in due(group, batch, side, group["graft"] == "none")]
+            renew_roots(group, turn, side)
         return preconditioned(group, batch, N)
 
     def adaptation(self, parameter: Tensor, matrix: int = 0) -> Adaptation:

@@ -145,6 +145,7 @@ def check_transfer(
     optimizer: OptimizerName = "adam",
     steps: int = 120,
     seeds: int = 2,
+    grid_only: bool = False,
     path: str | Path | None = None,
     on_run: Callable[[str, str, float], None] = lambda phase, said, done: None,
     **how: Any,
@@ -156,7 +157,8 @@ def check_transfer(
     rates transfer where they do. All three at the same rates, steps and seeds.
 
     Args:
-        build, batches, loss, lr, rule, optimizer, seeds, path, how: as for `rate_transfer`.
+        build, batches, loss, lr, rule, optimizer, seeds, grid_only, path, how: as for
+            `rate_transfer`.
         sizes: for each size that grows its sizes, such as `[[dict(width=64), dict(width=128)],
             [dict(depth=2), dict(depth=8)]]`. The first of all of them together are the base.
         base: what else `build` needs, and does not grow.
@@ -196,8 +198,9 @@ def check_transfer(
             return lambda said, done: on_run(f"{phase} over {name}", said, done)
 
         rates = rate_transfer(
-            build, each, batches, loss, lr=lr, steps=steps, on_run=said("rates"), **shared
-        )
+            build, each, batches, loss, lr=lr, steps=steps, grid_only=grid_only,
+            on_run=said("rates"), **shared,
+        )  # fmt: skip
         best, blown = rates.rows[0].lr, []
         coordinates = consistency = None
         try:

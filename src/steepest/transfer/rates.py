@@ -189,6 +189,7 @@ def rate_transfer(
     steps: int = 60,
     seeds: int = 2,
     base: Mapping[str, Any] | None = None,
+    grid_only: bool = False,
     path: str | Path | None = None,
     on_run: Callable[[str, float], None] = lambda said, done: None,
     **how: Any,
@@ -211,6 +212,9 @@ def rate_transfer(
         steps: of each run.
         seeds: runs for every rate, with initializations of their own.
         base: the size whose rates these are; the first by default.
+        grid_only: train at no rates between those of the grid, which saves up to half of the runs
+            of the last size: the rate of the first size is then carried as the grid has it, and
+            the advised one is not put to the test.
         path: a file of finished runs, lines of JSON; what it has is not run again. Of `build`,
             `batches` and `loss` only the names are known: what they do is not looked at, so changed
             ones need another file.
@@ -285,12 +289,14 @@ def rate_transfer(
         def tuned(i: int, rows: tuple[SizeOptimum, ...] = rows, h: int = h) -> float:
             """The rate of the lower score: the best one on the grid, or the interpolated one."""
             on, between = rows[i].lr, 2.0 ** rows[i].octaves
+            if grid_only:
+                return on
             return between if fmean(at(i, between)[h]) < rows[i].score else on
 
         last = len(sizes) - 1
         carried, own = (at(last, tuned(i))[h] for i in (0, last))
         advised = _advised(rows)
-        there = None if advised is None else at(last, advised)[h]
+        there = None if advised is None or grid_only else at(last, advised)[h]
         found.append(_horizon(horizon, rows, carried, own, advised, there))
     return RateTransfer(rule, optimizer, tuple(found))
 

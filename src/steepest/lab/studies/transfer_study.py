@@ -31,6 +31,7 @@ def transfer_study(
     options: Sequence[str],
     branches: Sequence[str],
     seeds: int,
+    grid_only: bool,
     out: Path,
     settings: dict[str, Any],
     on_run: Callable[[str, str, float], None] = lambda phase, said, done: None,
@@ -38,7 +39,7 @@ def transfer_study(
     """Check whether the rate transfers, in a folder, and return what was found and its summary.
 
     Args:
-        build, loss, lr, rule, optimizer, seeds, on_run: as for `check_transfer`.
+        build, loss, lr, rule, optimizer, seeds, grid_only, on_run: as for `check_transfer`.
         sizes: as a user types them; see `sizes_by_axis`.
         target: the same, one of them.
         options: settings of the optimizer, as a user types them: `block=32`.
@@ -58,8 +59,9 @@ def transfer_study(
         try:
             found = check_transfer(
                 build, asked, _Batches(batches), loss, base=base, target=largest, lr=lr, rule=rule,
-                optimizer=optimizer, steps=len(batches), seeds=seeds, path=out / "runs.jsonl",
-                on_run=on_run, **{key: value for key, value in how.items() if value},
+                optimizer=optimizer, steps=len(batches), seeds=seeds, grid_only=grid_only,
+                path=out / "runs.jsonl", on_run=on_run,
+                **{key: value for key, value in how.items() if value},
             )  # fmt: skip
         except (ValueError, TypeError, FloatingPointError) as error:
             raise InputError(str(error)) from error
