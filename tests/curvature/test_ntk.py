@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from steepest.curvature import NTK, Batches, GaussNewton, ntk, operators
+from steepest.curvature import NTK, Batches, GaussNewton, jacobian, ntk
 from steepest.curvature.ntk import label_alignment, ntk_drift, ntk_spectrum
 
 
@@ -309,7 +309,7 @@ def test_several_rows_at_a_time_or_one_where_that_fails(monkeypatch: pytest.Monk
     for activation, batched, single in ((Square(), 4, 0), (Choosy(), 4, 27)):
         model = nn.Sequential(layers[0], activation, layers[1])
         kernel = NTK(model, _half_mse, batch)
-        monkeypatch.setattr(operators, "grad", counted)
+        monkeypatch.setattr(jacobian, "grad", counted)
         calls.clear()
         found = kernel.to_dense()
         assert (sum(calls), len(calls) - sum(calls)) == (batched, single)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steepest.curvature.jacobian import split
 from steepest.curvature.loss_function import Loss, chosen_parameters, unwrapped
-from steepest.curvature.operators import Hessian, split
+from steepest.curvature.operators import Hessian
 from steepest.matrix_view import MatrixView
 from steepest.parameter_roles import roles
 

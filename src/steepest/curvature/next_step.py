@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from steepest.curvature.operators import Hessian, flat, split
+from steepest.curvature.jacobian import flat, split
+from steepest.curvature.operators import Hessian
 from steepest.curvature.preconditioners import Group
 
 

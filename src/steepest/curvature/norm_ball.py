@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from steepest.curvature.operators import split
+from steepest.curvature.jacobian import split
 from steepest.geometry import Geometry, Sign, Spectral
 from steepest.linalg.krylov import Operator
 from steepest.matrix_view import MatrixView

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import grad
 
+from steepest.curvature.jacobian import Jacobian, flat, gradients, pulled_back, split
 from steepest.curvature.loss_function import (
     Batches,
     BatchNorm,
     Loss,
     LossFunction,
     chosen_parameters,
-    twice_differentiable,
     unwrapped,
 )
 
@@ -196,11 +195,12 @@ class Hessian(CurvatureOperator):
         pieces = split(v, columns)
         total = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
         for G, weight in self._graphs(self._gradient):
-            total += weight * flat(_vjp(G, self._of(self._rows), pieces), self._of(self._rows))
+            rows = self._of(self._rows)
+            total += weight * flat(pulled_back(G, rows, pieces), rows)
         return total
 
     def _gradient(self, batch: Any) -> list[Tensor]:
-        return _gradients(self._function(batch), self._of(self._columns))
+        return gradients(self._function(batch), self._of(self._columns))
 
     def block(self, steps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the product with steps of some parameters, in those parameters, by name.
@@ -213,7 +213,7 @@ class Hessian(CurvatureOperator):
         given = [D.to(W) for D, W in zip(steps.values(), weights, strict=True)]
         total = {name: torch.zeros_like(W) for name, W in zip(steps, weights, strict=True)}
         for G, weight in self._graphs(self._gradient):
-            found = _vjp([G[place] for place in places], weights, given)
+            found = pulled_back([G[place] for place in places], weights, given)
             for name, HD in zip(steps, found, strict=True):
                 total[name] += 0 if HD is None else weight * HD
         return total
@@ -253,7 +253,7 @@ class GaussNewton(CurvatureOperator):
         total = self.vector()
         for (network, G), weight in self._graphs(self._graph):
             image = network.jvp(v).view(G.shape)
-            curved = flat(_vjp([G], [network.outputs], [image]), [G])
+            curved = flat(pulled_back([G], [network.outputs], [image]), [G])
             total += weight * network.vjp(curved)
         return total
 
@@ -266,15 +266,15 @@ class GaussNewton(CurvatureOperator):
         total = {name: torch.zeros_like(W) for name, W in zip(steps, weights, strict=True)}
         for (network, G), weight in self._graphs(self._graph):
             image = network.jvp_of(places, given).view(G.shape)
-            curved = flat(_vjp([G], [network.outputs], [image]), [G])
+            curved = flat(pulled_back([G], [network.outputs], [image]), [G])
             for name, BD in zip(steps, network.vjp_of(places, curved), strict=True):
                 total[name] += weight * BD
         return total
 
-    def _graph(self, batch: Any) -> tuple[_Network, Tensor]:
+    def _graph(self, batch: Any) -> tuple[Jacobian, Tensor]:
         outputs, loss = self._function.with_outputs(batch)
-        network = _Network(outputs, list(self.parameters.values()))
-        return network, _gradients(loss, [outputs])[0]
+        network = Jacobian(outputs, list(self.parameters.values()))
+        return network, gradients(loss, [outputs])[0]
 
 
 class NTK(CurvatureOperator):
@@ -330,66 +330,14 @@ class NTK(CurvatureOperator):
         for (network, _), outputs in zip(self._graphs(self._graph), self._sizes, strict=True):
             here = chosen[(chosen >= before) & (chosen < before + outputs)] - before
             if len(here):
-                network.jacobian(here, J[done : done + len(here)])
+                network.rows(here, J[done : done + len(here)])
             before, done = before + outputs, done + len(here)
         self.products += len(J)
         return J @ J.T
 
-    def _graph(self, batch: Any) -> _Network:
+    def _graph(self, batch: Any) -> Jacobian:
         outputs, _ = self._function.with_outputs(batch)
-        return _Network(outputs, list(self.parameters.values()))
-
-
-class _Network:
-    """Products with the Jacobian J of outputs: J v is the derivative of u -> Jᵀ u."""
-
-    def __init__(self, outputs: Tensor, parameters: list[Tensor]):
-        self.outputs = outputs
-        self._parameters = parameters
-        self._u = torch.ones_like(outputs, requires_grad=True)  # any other would do
-        self._pulled = _gradients(outputs, parameters, self._u)
-
-    def jvp(self, v: Tensor) -> Tensor:
-        """J v, `(outputs,)`."""
-        return flat(_vjp(self._pulled, [self._u], split(v, self._parameters)), [self._u])
-
-    def vjp(self, u: Tensor) -> Tensor:
-        """Jᵀ u, `(n,)`."""
-        given = [u.reshape(self.outputs.shape)]
-        return flat(_vjp([self.outputs], self._parameters, given), self._parameters)
-
-    def jvp_of(self, places: Sequence[int], steps: Sequence[Tensor]) -> Tensor:
-        """J v for a v that is made of steps of some parameters, and zero elsewhere."""
-        return flat(_vjp([self._pulled[i] for i in places], [self._u], steps), [self._u])
-
-    def vjp_of(self, places: Sequence[int], u: Tensor) -> list[Tensor]:
-        """The parts of Jᵀ u in the places of some parameters, in their shapes."""
-        weights = [self._parameters[i] for i in places]
-        found = _vjp([self.outputs], weights, [u.reshape(self.outputs.shape)])
-        return [
-            torch.zeros_like(W) if g is None else g for g, W in zip(found, weights, strict=True)
-        ]
-
-    def jacobian(self, rows: Tensor, into: Tensor) -> None:
-        """Write these rows of J, `(r, n)`, eight at a time: small networks take as long for one."""
-        sizes = [p.numel() for p in self._parameters]
-        for chosen, place in zip(rows.split(8), into.split(8), strict=True):
-            u = self.outputs.new_zeros(len(chosen), self.outputs.numel())
-            u[torch.arange(len(chosen)), chosen] = 1
-            try:
-                found = grad(
-                    self.outputs,
-                    self._parameters,
-                    u.view(-1, *self.outputs.shape),
-                    retain_graph=True,
-                    allow_unused=True,
-                    is_grads_batched=True,
-                )
-            except RuntimeError:  # some operation takes no batch of gradients
-                torch.stack([self.vjp(each) for each in u], out=place)
-                continue
-            for g, columns in zip(found, place.split(sizes, dim=1), strict=True):
-                columns.copy_(torch.zeros_like(columns) if g is None else g.flatten(1))
+        return Jacobian(outputs, list(self.parameters.values()))
 
 
 def _places(steps: Mapping[str, Tensor], names: Sequence[str]) -> list[int]:
@@ -397,43 +345,6 @@ def _places(steps: Mapping[str, Tensor], names: Sequence[str]) -> list[int]:
         if name not in names:
             raise ValueError(f"got {name!r}, expected one of {', '.join(names[:5])}, ...")
     return [names.index(name) for name in steps]
-
-
-def split(v: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Return the pieces of a flat vector, in the shapes of `like`."""
-    pieces = v.split([t.numel() for t in like])
-    return [piece.view(t.shape) for piece, t in zip(pieces, like, strict=True)]
-
-
-def flat(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
-    """Return one vector of all entries; zeros for what is None."""
-    given = zip(tensors, like, strict=True)
-    return torch.cat([(torch.zeros_like(t) if g is None else g).reshape(-1) for g, t in given])
-
-
-def _gradients(value: Tensor, inputs: Sequence[Tensor], u: Tensor | None = None) -> list[Tensor]:
-    """Gradients that can be differentiated again; zeros where an input has no part in the value."""
-    u = torch.ones_like(value, requires_grad=True) if u is None else u
-    with twice_differentiable(value):
-        found = grad(value, inputs, u, create_graph=True, allow_unused=True)
-    if all(each is None for each in found):
-        raise ValueError(
-            "got a loss that does not depend on these parameters, or not through what the model "
-            "returns; compute it with the model that loss(model, batch) is given, and choose "
-            "parameters that it uses"
-        )
-    return [torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs, strict=True)]
-
-
-def _vjp(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]
-) -> Sequence[Tensor | None]:
-    live = [(o, v) for o, v in zip(outputs, vectors, strict=True) if o.requires_grad]
-    if not live:  # a gradient that is constant
-        return [None] * len(inputs)
-    outputs, vectors = zip(*live, strict=True)
-    with twice_differentiable():
-        return grad(outputs, inputs, vectors, retain_graph=True, allow_unused=True)
 
 
 def _entries(tensors: Iterable[Tensor]) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from steepest.curvature.operators import Hessian, flat, split
+from steepest.curvature.jacobian import flat, split
+from steepest.curvature.operators import Hessian
 from steepest.linalg.krylov import Operator
 from steepest.matrix_view import MatrixView
 from steepest.optim.kronecker import NEVER, SECOND_MOMENT, sides_of

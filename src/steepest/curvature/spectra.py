@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steepest.curvature.jacobian import flat
 from steepest.curvature.loss_function import Loss
-from steepest.curvature.operators import GaussNewton, Hessian, flat
+from steepest.curvature.operators import GaussNewton, Hessian
 from steepest.linalg.krylov import Eigenpairs, End, Operator, eigenpairs, start_near
 from steepest.linalg.probes import Estimate, SpectralDensity, spectral_density, trace
 
