@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,3 +219,109 @@ def test_on_an_accelerator() -> None:
             mlp, WIDTHS, (x.cuda(), y.cuda()), _loss, optimizer="muon", lr=0.1, steps=(5,), seeds=1
         )
     assert found.passed, str(found)
+
+
+class Encoder(nn.Module):
+    """torch's own layers, whose attention keeps the query, key and value in itself."""
+
+    def __init__(self, width: int, depth: int = 2, dropout: float = 0.0):
+        super().__init__()
+        self.input = nn.Linear(8, width)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, 2, 2 * width, dropout=dropout, norm_first=True, batch_first=True
+            )
+            for _ in range(depth)
+        )
+        self.head = nn.Linear(width, 10)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.input(x.unflatten(1, (8, 8)))
+        for block in self.blocks:
+            h = block(h)
+        return self.head(h.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rule"),
+    [
+        ([{"width": width} for width in (32, 128, 256)], "mup"),
+        ([{"width": 32, "depth": depth} for depth in (4, 16)], "completep"),
+    ],
+    ids=["width", "depth"],
+)
+def test_attention_of_torch_is_not_at_fault(sizes: Any, rule: Any) -> None:
+    """Its query's scale is taken back by its output layer, and a branch's is that layer's."""
+    found = coordinate_check(
+        Encoder, sizes, _digits(32), _loss, lr=0.02, rule=rule, optimizer="muon", steps=(5,),
+        seeds=2,
+    )  # fmt: skip
+    slopes = [row.slope for row in found.rows if row.layer.endswith("self_attn")]
+    assert slopes
+    assert max(map(abs, slopes)) < 0.1, str(found)
+
+
+def test_dropout_hides_no_layer_that_freezes() -> None:
+    def dropped(width: int) -> nn.Module:
+        return nn.Sequential(nn.Dropout(0.1), *mlp(width))
+
+    plain, noisy = (
+        coordinate_check(
+            build, WIDTHS, _digits(), _loss, lr=0.1, rule="ntp", optimizer="sgd", steps=(5,),
+            seeds=2,
+        )
+        for build in (mlp, dropped)
+    )  # fmt: skip
+    assert not noisy.passed
+    for before, after in (("0", "1"), ("2", "3")):
+        assert plain[before, 5].slope < -0.4
+        assert noisy[after, 5].slope == pytest.approx(plain[before, 5].slope, abs=0.05)
+
+
+class Routed(nn.Module):
+    """Two experts, each called on the tokens that choose it, if there are any."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.input = nn.Linear(64, width)
+        self.router = nn.Linear(width, 2, bias=False)
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.input(x)
+        scores = self.router(h).softmax(-1)
+        chosen = scores.argmax(-1)
+        out = torch.zeros_like(h)
+        for i, expert in enumerate((self.first, self.second)):
+            if (mine := chosen == i).any():
+                out[mine] = scores[mine, i, None] * expert(h[mine])
+        return self.head(h + out)
+
+
+def test_experts_whose_tokens_are_chosen_are_named_and_left_out() -> None:
+    sizes = [{"width": 16}, {"width": 64}]
+    found = coordinate_check(
+        Routed, sizes, _digits(64), _loss, lr=0.05, steps=(5, 20), seeds=2, optimizer="adam"
+    )
+    assert set(found.skipped) == {"first", "second"}
+    assert "not always called alike: first, second" in found.verdict
+    assert {row.layer for row in found.rows} == {"input", "router", "head", "output"}
+    assert found.as_dict()["skipped"] == found.skipped
+
+
+def test_nothing_that_moves_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no layer moves at all sizes with lr=0 in 5 steps"):
+        _check(optimizer="adam", lr=0.0)
+
+
+def test_runs_on_another_batch_are_other_runs(tmp_path: Path) -> None:
+    x, y = _digits(64)
+    how: dict[str, Any] = {"lr": 0.01, "steps": (2,), "seeds": 1, "path": tmp_path / "runs.jsonl"}
+    sizes = [{"width": 16}, {"width": 32}]
+    first, other, again = (
+        coordinate_check(mlp, sizes, (x * scale, y), _loss, **how) for scale in (1, 4, 1)
+    )
+    assert first == again != other
+    assert len(how["path"].read_text().splitlines()) == 4

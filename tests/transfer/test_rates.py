@@ -186,6 +186,12 @@ def test_seeds_give_an_interval_and_sizes_are_needed() -> None:
         rate_transfer(Line, WIDTHS, _ones, _square, lr=0.1, steps=1)
 
 
+def test_sizes_that_do_not_grow_are_an_error() -> None:
+    sizes = [{"width": width} for width in (16, 64, 32)]
+    with pytest.raises(ValueError, match="got width 16, 64, 32, expected sizes that grow"):
+        rate_transfer(Line, sizes, _ones, _square, lr=1 / 16, optimizer="sgd", steps=4, seeds=1)
+
+
 def test_a_model_that_begins_with_nan_is_an_error() -> None:
     def nan(model: nn.Module, batch: Tensor) -> Tensor:
         return _square(model, batch) * math.nan

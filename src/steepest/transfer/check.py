@@ -21,6 +21,7 @@ from steepest.transfer.coordinates import (
     coordinate_check,
 )
 from steepest.transfer.dimensions import Build, growth
+from steepest.transfer.folding import folds
 from steepest.transfer.rates import DRIFT, RateTransfer, rate_transfer
 from steepest.transfer.rules import ALPHA, OptimizerName, Rule
 
@@ -186,10 +187,11 @@ def check_transfer(
         "rule": rule, "optimizer": optimizer, "seeds": seeds, "base": base, "path": path, **how
     }  # fmt: skip
     names = [axis_of(each)[0] for each in sizes]
-    deepens = [  # before hours are spent: this raises for what does not grow in proportion
-        bool(growth(build, base, {**base, **each[-1]}, how.get("roles")).deepening)
-        for each in sizes
-    ]
+    deepens = []
+    for each in sizes:  # before hours are spent: these raise for what the rule cannot place
+        found = growth(build, base, {**base, **each[-1]}, how.get("roles"))
+        folds(found, rule, how.get("branches"), how.get("head_size"))
+        deepens.append(bool(found.deepening))
     axes = []
     for name, each, deeper in zip(names, sizes, deepens, strict=True):
         grown = [{**base, **size} for size in each]

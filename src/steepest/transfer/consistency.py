@@ -21,7 +21,7 @@ from steepest.transfer.coordinates import BlownUp, Loss, axis_of, log_slope
 from steepest.transfer.dimensions import Build
 from steepest.transfer.parametrization import Parametrized, parametrize
 from steepest.transfer.rules import OptimizerName, Rule
-from steepest.transfer.runs import Finished, named, training, written
+from steepest.transfer.runs import Finished, named, seeded, training, written
 
 SPREAD = 1.25
 """Largest over smallest sharpness of all sizes, up to which they count as one."""
@@ -211,8 +211,7 @@ def super_consistency(
             what = (rule, optimizer, steps, every, base, target, sorted(how.items()), lr, seed)
 
             def run(target: dict[str, Any] = target, seed: int = seed) -> dict[str, Any]:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
+                with seeded(seed):
                     made = parametrize(build, base, target, rule=rule, optimizer=optimizer, **how)
                     kernel = _Kernel(made, build, batches(0), loss, how)
                     return _followed(made, kernel, lr, batches, loss, steps, every)
@@ -246,7 +245,7 @@ class _Kernel:
         self, made: Parametrized, build: Build, batch: Any, loss: Loss, how: Mapping[str, Any]
     ):
         kept = {key: value for key, value in how.items() if key != "settings"}
-        with torch.random.fork_rng(devices=[]):
+        with seeded(0):  # a model that is not looked at
             sgd = parametrize(
                 build, made.base, made.target, rule=made.rule, optimizer="sgd", **kept
             )

@@ -20,7 +20,7 @@ from steepest.printing import as_text
 from steepest.transfer.dimensions import Build, growing_lists, pattern_of
 from steepest.transfer.parametrization import Parametrized, parametrize
 from steepest.transfer.rules import OptimizerName, Rule
-from steepest.transfer.runs import Finished, named
+from steepest.transfer.runs import Finished, fingerprint, named, seeded
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Run = dict[str, list[tuple[float, float]]]
@@ -68,6 +68,8 @@ class CoordinateCheck:
         against: the size on the horizontal axis, with its `values`.
         seeds: how many runs each slope is from.
         rows: a `LayerSlope` for each layer and step.
+        skipped: modules that were not called every time, or with outputs of changing shape, as
+            experts have whose tokens are chosen; there is no change to speak of.
     """
 
     rule: str
@@ -77,6 +79,7 @@ class CoordinateCheck:
     values: tuple[float, ...]
     seeds: int
     rows: tuple[LayerSlope, ...]
+    skipped: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -102,6 +105,8 @@ class CoordinateCheck:
         where = f"{worst.layer} after {worst.step} steps: slope {worst.slope:+.2f}"
         if not math.isnan(worst.error):
             where += f" ± {worst.error:.2f} (standard error, {self.seeds} seeds)"
+        if self.skipped:
+            where += f"; not compared, as it is not always called alike: {', '.join(self.skipped)}"
         if self.passed:
             return f"passed, every |slope| is at most {THRESHOLD:g}; largest in {where}"
         return f"failed, expected |slope| of at most {THRESHOLD:g}; at fault is {where}"
@@ -159,9 +164,9 @@ def coordinate_check(
 
     For every module with parameters of its own, and the model as a whole, RMS(h_t - h_0) of the
     output on `batch`, t steps after initialization, over the multiplier that was folded into it
-    (attention scale, residual branch). Under muP it is the same at every width: its
-    slope on a log-log scale is 0 for every layer. Slopes below 0 are layers that freeze with the
-    size (NTP's hidden ones), slopes above 0 are layers that blow up (SP's logits).
+    (attention scale, residual branch); dropout has the same masks each time. Under muP it is the
+    same at every width: its slope on a log-log scale is 0 for every layer. Slopes below 0 are
+    layers that freeze with the size (NTP's hidden ones), above 0 such that blow up (SP's logits).
 
     Over depth the layers of a growing list count as one, the residual stream shows in what follows
     them, and small depths are far from the limit: start at 8. On an accelerator, call it inside
@@ -185,27 +190,30 @@ def coordinate_check(
         how: for `parametrize`, such as `branches` or `settings` of the optimizer.
 
     Raises:
-        ValueError: for fewer than two sizes, none that grows, and outputs that are not finite.
+        ValueError: for fewer than two sizes, none that grows, outputs that are not finite, and
+            a model in which nothing moves.
     """
     base = dict(sizes[0] if base is None else base)
     against, values = axis_of(sizes)
     found: dict[tuple[str, int], list[list[float]]] = defaultdict(list)  # of a seed, of a size
     plain: dict[tuple[str, int], list[list[float]]] = defaultdict(list)
-    finished = Finished(path)
+    finished, skipped = Finished(path), dict[str, None]()
     for seed in range(seeds):
-        runs = []
+        runs: list[Run] = []
         for size in sizes:
             what = (rule, optimizer, list(steps), base, size, sorted(how.items()), lr, seed)
 
             def run(size: Mapping[str, Any] = size, seed: int = seed) -> Run:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
+                with seeded(seed):
                     made = parametrize(build, base, size, rule=rule, optimizer=optimizer, **how)
                     return _run(made, batch, loss, lr, steps)
 
-            runs.append(finished(named("coordinates", *what, build, loss), run))
+            name = named("coordinates", *what, build, loss, fingerprint(batch))
+            runs.append(finished(name, run))
             done = seed * len(sizes) + len(runs)
             on_run(f"{against} {size[against]}", done / (seeds * len(sizes)))
+        skipped |= {name: None for run in runs for name in run if not run[name]}
+        runs = [{name: run[name] for name in run if name not in skipped} for run in runs]
         for name, of_sizes in _by_layer(runs).items():
             for t, step in enumerate(sorted(steps)):
                 found[name, step].append([each[t][0] for each in of_sizes])
@@ -213,7 +221,12 @@ def coordinate_check(
     rows = tuple(
         _row(name, step, values, found[name, step], plain[name, step]) for name, step in found
     )
-    return CoordinateCheck(rule, optimizer, lr, against, values, seeds, rows)
+    if all(math.isnan(row.slope) for row in rows):
+        raise ValueError(
+            f"got a model of which no layer moves at all sizes with lr={lr:g} in "
+            f"{max(steps)} steps, expected a rate that trains it"
+        )
+    return CoordinateCheck(rule, optimizer, lr, against, values, seeds, rows, tuple(skipped))
 
 
 def axis_of(sizes: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[float, ...]]:
@@ -235,26 +248,42 @@ def _run(
     lr: float,
     steps: Sequence[int],
 ) -> Run:
-    """RMS of the change and of the output itself, for each layer, after each number of steps."""
+    """RMS of the change and of the output itself, for each layer, after each number of steps.
+
+    Nothing for a layer that cannot be compared.
+    """
     model, optimizer = made.model, made.optimizer(lr)
-    folded = {row.name.rpartition(".")[0]: row.output for row in made.rows}  # of each layer
+    folded = _folded(made)
     first = _outputs(model, batch, loss)
     found: Run = {name: [] for name in first}
+    compared = set(found)
     for step in range(1, max(steps) + 1):
         optimizer.zero_grad()
         loss(model, batch).backward()
         optimizer.step()
         if step in steps:
             now = _outputs(model, batch, loss)
-            for name, h in now.items():
-                scale = folded.get(name, 1.0)
-                found[name].append((_rms(h - first[name]) / scale, _rms(h) / scale))
+            for name in found:
+                h, scale = now.get(name), folded.get(name, 1.0)
+                if h is None or h.shape != first[name].shape:
+                    compared.discard(name)
+                elif name in compared:
+                    found[name].append((_rms(h - first[name]) / scale, _rms(h) / scale))
             broken = next((n for n, h in now.items() if not bool(h.isfinite().all())), None)
             if broken is not None:
                 raise BlownUp(
                     f"got an output of {broken} that is not finite after {step} steps at "
                     f"{made.target} with lr={lr:g}, expected a smaller learning rate"
                 )
+    return {name: rows if name in compared else [] for name, rows in found.items()}
+
+
+def _folded(made: Parametrized) -> dict[str, float]:
+    """What each layer's output is multiplied with."""
+    found = {row.name.rpartition(".")[0]: row.output for row in made.rows}
+    for name, module in made.model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):  # its weights are its own, its output that of
+            found[name] = made[f"{name}.out_proj.weight"].output
     return found
 
 
@@ -262,7 +291,7 @@ def _run(
 def _outputs(model: nn.Module, batch: Any, loss: Loss) -> dict[str, Tensor]:
     """The output of every module with parameters of its own, and of the model."""
     found: dict[str, Tensor] = {}
-    with _recording(model, found):
+    with seeded(0), _recording(model, found):  # the same masks of dropout every time
         loss(model, batch)
     return found
 
@@ -340,7 +369,8 @@ def _row(
     plain: list[list[float]],
 ) -> LayerSlope:
     slopes = [log_slope(values, each) for each in changes]
-    error = stdev(slopes) / math.sqrt(len(slopes)) if len(slopes) > 1 else math.nan
+    known = len(slopes) > 1 and not any(map(math.isnan, slopes))
+    error = stdev(slopes) / math.sqrt(len(slopes)) if known else math.nan
     means = tuple(
         math.exp(fmean(math.log(x) for x in at_size)) if min(at_size) > 0 else 0.0
         for at_size in zip(*changes, strict=True)

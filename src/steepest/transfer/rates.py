@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -21,7 +20,7 @@ from steepest.transfer.coordinates import Loss, axis_of
 from steepest.transfer.dimensions import Build, blueprint
 from steepest.transfer.parametrization import parametrize
 from steepest.transfer.rules import OptimizerName, Rule
-from steepest.transfer.runs import Finished, named, score, training, written
+from steepest.transfer.runs import Finished, named, score, seeded, training, written
 
 FURTHEST = 12
 """Octaves from the first rate, up to which a grid grows."""
@@ -204,7 +203,8 @@ def rate_transfer(
 
     Args:
         build: from sizes to a model, as for `parametrize`.
-        sizes: two or more, of which one dimension grows, such as `[dict(width=64), ...]`.
+        sizes: two or more, of which one dimension grows from each to the next, such as
+            `[dict(width=64), dict(width=128)]`.
         batches: from a number to a batch, the same for the same number.
         loss: `loss(model, batch) -> scalar`.
         lr: where to look first, in the units of the base.
@@ -222,8 +222,9 @@ def rate_transfer(
             of the work that is done, from 0 to 1: an estimate, as grids grow.
 
     Raises:
-        ValueError: for fewer than two sizes, where no best rate is found within 12 octaves, the
-            rates make no difference, or a model begins with a loss that is not finite.
+        ValueError: for fewer than two sizes or such that do not grow, where no best rate is found
+            within 12 octaves, the rates make no difference, or a loss is below zero or, before any
+            step, not finite.
 
     >>> from torch import nn
     >>> def build(width):
@@ -242,6 +243,12 @@ def rate_transfer(
         raise ValueError(f"got {len(sizes)} sizes, expected at least 2 to compare")
     if steps < 2 or seeds < 1:
         raise ValueError(f"got steps={steps} and seeds={seeds}, expected at least 2 and 1")
+    name, values = axis_of(sizes)
+    if list(values) != sorted(values):
+        raise ValueError(
+            f"got {name} {', '.join(f'{value:g}' for value in values)}, expected sizes that grow, "
+            "the base first"
+        )
     base = dict(base or sizes[0])
     targets = [{**base, **size} for size in sizes]
     finished, horizons = Finished(path), (steps // 2, steps)
@@ -256,8 +263,7 @@ def rate_transfer(
             what = (rule, optimizer, steps, base, targets[i], sorted(how.items()), rate, seed)
 
             def run(seed: int = seed) -> list[float]:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
+                with seeded(seed):
                     made = parametrize(
                         build, base, targets[i], rule=rule, optimizer=optimizer, **how
                     )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from steepest.transfer.parametrization import Parametrized
 
@@ -22,7 +27,8 @@ class Finished:
     """Results by name, as lines of JSON that are written as they come.
 
     Args:
-        path: of the file; `None` keeps them in memory. A last line that is cut off is dropped.
+        path: of the file, made with its folder when there is a first result; `None` keeps them in
+            memory. A last line that is cut off is dropped.
 
     Raises:
         ValueError: for a file of something else, which stays as it is.
@@ -36,24 +42,36 @@ class Finished:
         self._path = None if path is None else Path(path)
         self._known: dict[str, Any] = {}
         if self._path is not None and self._path.exists():
-            whole, _, _ = self._path.read_text().rpartition("\n")
+            text = self._path.read_text()
+            whole, _, cut = text.rpartition("\n")
             try:
-                self._known = dict(json.loads(line) for line in whole.splitlines())
-            except (ValueError, TypeError) as error:
+                self._known = dict(_result(line) for line in whole.splitlines())
+                if text and not whole:
+                    raise ValueError("no line is whole")
+            except ValueError as error:
                 raise ValueError(
                     f"got the file of runs {self._path}, which has a line that is none; expected "
                     "what an earlier sweep wrote, or the path of no file"
                 ) from error
-            self._path.write_text(whole + "\n" if whole else "")
+            if cut:
+                self._path.write_text(whole + "\n")
 
     def __call__(self, name: str, run: Callable[[], Any]) -> Any:
         """Return the result of that name; `run` makes it where there is none."""
         if name not in self._known:
             self._known[name] = run()
             if self._path is not None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
                 with self._path.open("a") as file:
                     file.write(json.dumps([name, self._known[name]]) + "\n")
         return self._known[name]
+
+
+def _result(line: str) -> tuple[str, Any]:
+    found = json.loads(line)
+    if not isinstance(found, list) or len(found) != 2 or not isinstance(found[0], str):
+        raise ValueError(f"got {line[:40]!r}, expected a name and a result")
+    return found[0], found[1]
 
 
 def named(kind: str, *what: Any) -> str:
@@ -61,8 +79,32 @@ def named(kind: str, *what: Any) -> str:
     return json.dumps([kind, *what], default=_name)
 
 
-def _name(thing: Any) -> str:
+def _name(thing: Any) -> Any:
+    if isinstance(thing, functools.partial):
+        return [_name(thing.func), thing.args, sorted(thing.keywords.items())]
     return str(getattr(thing, "__qualname__", type(thing).__qualname__))
+
+
+def fingerprint(batch: Any) -> str:
+    """Return what tells batches apart: a hash of the tensors in it, and of the rest as printed."""
+    found = hashlib.sha256()
+    for leaf in tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch):
+        if isinstance(leaf, Tensor):
+            found.update(repr((leaf.dtype, tuple(leaf.shape))).encode())
+            found.update(
+                leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
+        else:
+            found.update(repr(leaf).encode())
+    return found.hexdigest()[:16]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Take torch's random numbers from this seed, and leave its generators as they were."""
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def written(size: Mapping[str, Any]) -> str:
@@ -80,6 +122,9 @@ def training(
     """Train with a rate that rises over the first tenth of the steps, until the loss blows up.
 
     Yields the loss of every batch before the step on it is taken, and the optimizer.
+
+    Raises:
+        ValueError: for a loss that is not finite at first, or ever below zero.
     """
     optimizer = made.optimizer(lr)
     warm = max(1, steps // 10)
@@ -94,6 +139,11 @@ def training(
             raise ValueError(
                 f"got a loss of {first} at {written(made.target)} before any step, expected a "
                 "finite one"
+            )
+        if now < 0 or first == 0:
+            raise ValueError(
+                f"got a loss of {now:.4g} at {written(made.target)} after {step} steps, expected "
+                "a positive one, of which the cost of a rate is a share; add a constant to it"
             )
         if not now <= 1e3 * first:
             return

@@ -101,7 +101,7 @@ def sizes_by_axis(sizes: Sequence[str]) -> list[list[Size]]:
     if not axes:
         raise InputError(f"got {len(sizes)} sizes, expected at least 2 to compare")
     return [
-        [{key: base[key] for key in base if any(key in size for size in grown)}, *grown]
+        [{key: base[key] for key in dict.fromkeys(k for size in grown for k in size)}, *grown]
         for grown in axes.values()
     ]
 
@@ -130,8 +130,9 @@ def _option(text: str) -> tuple[str, Any]:
     name, sign, value = text.partition("=")
     if not sign or not name.isidentifier():
         raise InputError(f"got the setting {text!r}, expected a name and a value such as block=32")
+    named = value.capitalize() if value.lower() in ("true", "false", "none") else value
     try:
-        return name, ast.literal_eval(value)
+        return name, ast.literal_eval(named)
     except (ValueError, SyntaxError):
         return name, value
 
