@@ -146,18 +146,9 @@ class LossFunction:
             FloatingPointError: for a loss that is NaN or infinite.
         """
         with self._differentiable():
-            value = functional_call(self._called, self._state, (tree_map(self._cast, batch),))
-            if not isinstance(value, Tensor) or value.numel() != 1:
-                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(
-                    f"got a loss of shape {got}, expected loss(model, batch) to be a scalar"
-                )
-            if not value.requires_grad:
-                raise ValueError(
-                    "got a loss without a graph, expected one that depends on the parameters; "
-                    "compute it with the model it is given, without no_grad, inference_mode, "
-                    "detach or item, and choose parameters that it uses"
-                )
+            value = checked(
+                functional_call(self._called, self._state, (tree_map(self._cast, batch),))
+            )
             if not value.isfinite():
                 raise FloatingPointError(f"got a loss of {value.item()}, expected a finite one")
             return value.reshape(())
@@ -248,6 +239,24 @@ class _Called(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         return self._loss(self.model, batch)
+
+
+def checked(loss: Any) -> Tensor:
+    """Return what a loss function returned, if it is a scalar with a graph.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"got a loss {got}, expected loss(model, batch) to be a scalar tensor")
+    if not loss.requires_grad:
+        raise ValueError(
+            "got a loss without a graph, expected one that depends on the parameters; compute it "
+            "with the model it is given, without no_grad, inference_mode, detach or item, and "
+            "choose parameters that it uses"
+        )
+    return loss
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

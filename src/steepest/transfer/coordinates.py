@@ -16,6 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
+from steepest.curvature.loss_function import checked
 from steepest.printing import as_text
 from steepest.transfer.dimensions import Build, growing_lists, pattern_of
 from steepest.transfer.parametrization import Parametrized, parametrize
@@ -259,7 +260,7 @@ def _run(
     compared = set(found)
     for step in range(1, max(steps) + 1):
         optimizer.zero_grad()
-        loss(model, batch).backward()
+        checked(loss(model, batch)).backward()
         optimizer.step()
         if step in steps:
             now = _outputs(model, batch, loss)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
+from steepest.curvature.loss_function import checked
 from steepest.transfer.parametrization import Parametrized
 
 LAST = 10
@@ -124,7 +125,8 @@ def training(
     Yields the loss of every batch before the step on it is taken, and the optimizer.
 
     Raises:
-        ValueError: for a loss that is not finite at first, or ever below zero.
+        ValueError: for a loss that is no scalar or has no graph, is not finite at first, or ever
+            below zero.
     """
     optimizer = made.optimizer(lr)
     warm = max(1, steps // 10)
@@ -132,7 +134,7 @@ def training(
     first = math.nan
     for step in range(steps):
         optimizer.zero_grad()
-        value = loss(made.model, batches(step))
+        value = checked(loss(made.model, batches(step)))
         now = value.item()
         first = first if step else now
         if not math.isfinite(first):
