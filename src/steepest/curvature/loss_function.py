@@ -248,8 +248,8 @@ def checked(loss: Any) -> Tensor:
         ValueError: for anything else.
     """
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"got a loss {got}, expected loss(model, batch) to be a scalar tensor")
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"got a loss of shape {got}, expected loss(model, batch) to be a scalar")
     if not loss.requires_grad:
         raise ValueError(
             "got a loss without a graph, expected one that depends on the parameters; compute it "
