@@ -310,6 +310,8 @@ def _transfer(command: Transfer) -> None:
     loss = default_loss if command.loss is None else imported(command.loss)
     settings = {key: value for key, value in asdict(command).items() if key not in ("out", "json")}
     out = command.out or _folder("transfer", settings)
+    if (earlier := out / "runs.jsonl").is_file():
+        say(f"goes on with the runs in {earlier}; if your code has changed, take another --out")
     with bars(counted=False) as shown:
         tasks: dict[str, TaskID] = {}
 

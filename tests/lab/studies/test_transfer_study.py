@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from steepest import cli
+from steepest.lab.studies.transfer_study import _option, sizes_by_axis
+from steepest.transfer.coordinates import axis_of
 
 MINE = """
 import torch
@@ -70,7 +72,10 @@ def test_a_model_by_import_path(given: list[str], tmp_path: Path, capsys: Any) -
     assert summary["verdict"].capitalize() in page
     runs = (tmp_path / "here" / "runs.jsonl").read_text()
     assert _run([*given, "--target", "width=64", "--json"]) == code
-    assert json.loads(capsys.readouterr().out)["axes"] == summary["axes"]
+    again = capsys.readouterr()
+    assert "if your code has changed, take another --out" in again.err
+    assert "if your code has changed" not in captured.err
+    assert json.loads(again.out)["axes"] == summary["axes"]
     assert (tmp_path / "here" / "runs.jsonl").read_text() == runs
     assert _run(given) == 2  # another target
     assert "holds a run with other settings: target was" in capsys.readouterr().err
@@ -97,6 +102,22 @@ def test_over_two_sizes(given: list[str], tmp_path: Path, capsys: Any) -> None:
         (["--sizes", "width=8", "width=16", "--settings", "block:8"], "got the setting 'block:8'"),
         (["--sizes", "width=8", "width=16", "--settings", "blok=8"], "blok"),
         (["--sizes", "width=8"], "got 1 sizes, expected at least 2"),
+        (["--sizes"], "got 0 sizes, expected at least 2"),
+        (["--sizes", "width=8,width=9", "width=16"], "expected each name once"),
+        (["--sizes", "width=16", "width=8"], "got width 16, 8, expected sizes that grow"),
+        (
+            [
+                "--sizes",
+                "width=8,depth=1",
+                "width=16",
+                "depth=2",
+                "--rule",
+                "completep",
+                "--branches",
+                "blocks.*.nothing",
+            ],
+            "blocks.*.nothing",
+        ),
         (["--sizes", "width=8", "depth=2"], "the first of the sizes does not name"),
         (["--sizes", "depth=8", "depth=9"], "depth"),
         (["--sizes", "width=8", "width=16", "--rule", "mup", "--lr", "1e-30"], "got the same loss"),
@@ -107,3 +128,20 @@ def test_bad_input_is_a_sentence(
 ) -> None:
     assert _run([*given, *arguments, "--seeds", "1", "--out", "here"]) == 2
     assert sentence in " ".join(capsys.readouterr().err.split())
+    only_training_tells = sentence == "got the same loss"
+    assert Path("here", "runs.jsonl").exists() == only_training_tells
+
+
+def test_options_are_values_of_python() -> None:
+    typed = ["block=32", "nesterov=false", "eps=1e-8", "betas=(0.9,0.95)", "graft=none", "scale=a"]
+    assert dict(map(_option, typed)) == {
+        "block": 32, "nesterov": False, "eps": 1e-8, "betas": (0.9, 0.95), "graft": "none",
+        "scale": "a",
+    }  # fmt: skip
+
+
+def test_what_grows_first_names_the_axis() -> None:
+    assert sizes_by_axis(["heads=2,width=64", "width=128,heads=4"]) == [
+        [{"width": 64, "heads": 2}, {"width": 128, "heads": 4}]
+    ]
+    assert axis_of(sizes_by_axis(["heads=2,width=64", "width=128,heads=4"])[0])[0] == "width"

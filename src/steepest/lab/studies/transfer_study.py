@@ -52,7 +52,8 @@ def transfer_study(
         InputError: for sizes that cannot be read, a folder of other settings, and what
             `check_transfer` raises for bad input.
     """
-    base, asked = _size(sizes[0]), sizes_by_axis(sizes)
+    asked = sizes_by_axis(sizes)
+    base = _size(sizes[0])
     largest = None if target is None else _size(target)
     how = {"settings": dict(map(_option, options)), "branches": list(branches)}
     with sentences_for_os_errors(out), opened(out, settings):
@@ -89,6 +90,8 @@ def sizes_by_axis(sizes: Sequence[str]) -> list[list[Size]]:
     >>> sizes_by_axis(["width=64,heads=2,depth=2", "width=128,heads=4", "depth=8"])
     [[{'width': 64, 'heads': 2}, {'width': 128, 'heads': 4}], [{'depth': 2}, {'depth': 8}]]
     """
+    if len(sizes) < 2:
+        raise InputError(f"got {len(sizes)} sizes, expected at least 2 to compare")
     base, *others = map(_size, sizes)
     axes: dict[str, list[Size]] = {}
     for size in others:
@@ -98,8 +101,6 @@ def sizes_by_axis(sizes: Sequence[str]) -> list[list[Size]]:
                 "expected the base first, with a number for everything, such as width=64,depth=2"
             )
         axes.setdefault(next(iter(size)), []).append(size)
-    if not axes:
-        raise InputError(f"got {len(sizes)} sizes, expected at least 2 to compare")
     return [
         [{key: base[key] for key in dict.fromkeys(k for size in grown for k in size)}, *grown]
         for grown in axes.values()
@@ -130,7 +131,7 @@ def _option(text: str) -> tuple[str, Any]:
     name, sign, value = text.partition("=")
     if not sign or not name.isidentifier():
         raise InputError(f"got the setting {text!r}, expected a name and a value such as block=32")
-    named = value.capitalize() if value.lower() in ("true", "false", "none") else value
+    named = value.capitalize() if value.lower() in ("true", "false") else value
     try:
         return name, ast.literal_eval(named)
     except (ValueError, SyntaxError):
@@ -146,5 +147,7 @@ def _size(text: str) -> Size:
             raise InputError(
                 f"got the size {text!r}, expected names and whole numbers such as width=64,depth=2"
             )
+        if name in found:
+            raise InputError(f"got the size {text!r}, expected each name once")
         found[name] = int(value)
     return found
