@@ -87,3 +87,9 @@ def test_a_loss_below_zero_is_refused(shift: float, after: str) -> None:
     made = parametrize(_line, {"width": 4}, {"width": 4}, optimizer="sgd")
     with pytest.raises(ValueError, match=rf"width 4 after {after}, expected a positive one"):
         list(training(made, 0.2, lambda i: x, loss, 40))
+
+
+def test_batches_are_a_function() -> None:
+    made = parametrize(_line, {"width": 4}, {"width": 4}, optimizer="sgd")
+    with pytest.raises(TypeError, match="batches of type list, expected a function from a number"):
+        next(training(made, 0.2, [torch.ones(1, 4)], lambda model, x: model(x).mean(), 4))

@@ -174,7 +174,8 @@ def super_consistency(
 
     Args:
         build, sizes, batches, loss, rule, optimizer, base, path, on_run, how: as for
-            `rate_transfer`. Sharpness and kernel are those of `batches(0)`.
+            `rate_transfer`, with one more batch at the end. Sharpness and kernel are those of
+            `batches(0)`.
         lr: of the base; near its best, as small ones do not reach the edge.
         steps: of each run.
         every: steps between two snapshots; a twelfth of the steps by default.

@@ -127,7 +127,13 @@ def training(
     Raises:
         ValueError: for a loss that is no scalar or has no graph, is not finite at first, or ever
             below zero.
+        TypeError: for batches that are no function.
     """
+    if not callable(batches):
+        raise TypeError(
+            f"got batches of type {type(batches).__name__}, expected a function from a number to a "
+            "batch, such as lambda i: batches[i % len(batches)]"
+        )
     optimizer = made.optimizer(lr)
     warm = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / warm))
