@@ -14,7 +14,8 @@ from markupsafe import Markup
 from plotly.io import to_json
 from plotly.offline import get_plotlyjs
 
-from steepest.lab.files import write_atomically
+from steepest.lab.errors import InputError
+from steepest.lab.files import read_json, write_atomically
 from steepest.lab.report import wording
 from steepest.lab.report.diagnosis_page import diagnosis_page
 from steepest.lab.report.edge_page import edge_page
@@ -29,6 +30,9 @@ PAGES = {
     "transfer": transfer_page,
 }
 """What makes the content of a page and its pictures, for each kind of summary."""
+
+SUMMARIES = ("summary.json", "diagnosis.json")
+"""Files that a finished folder has one of."""
 
 _OPEN, _CLOSE = '<script type="application/json" id="steepest-summary">', "</script>"
 
@@ -84,6 +88,29 @@ def write(summary: dict[str, Any], path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page)
     return path
+
+
+def find(path: Path) -> tuple[dict[str, Any], Path]:
+    """Return the summary in a folder or in a page, and where the page belongs.
+
+    Raises:
+        InputError: for a path that holds none.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give the folder of a study or a report.html")
+    if path.is_dir():
+        names = [name for name in SUMMARIES if (path / name).exists()]
+        if not names:
+            raise InputError(
+                f"{path} has no {' or '.join(SUMMARIES)}, so nothing is finished there; run once "
+                "more the command that began it"
+            )
+        remedy = "Run once more the command that made it; no finished run is lost"
+        return read_json(path / names[0], remedy), path / "report.html"
+    try:
+        return read(path), path
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def read(path: Path) -> dict[str, Any]:
