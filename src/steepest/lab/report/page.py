@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ PAGES = {
     "transfer": transfer_page,
 }
 """What makes the content of a page and its pictures, for each kind of summary."""
+
+COMMANDS = {"diagnosis": ("diagnose", "model"), "transfer": ("transfer", "build")}
+"""Of these kinds the command, and which of the settings is its first argument."""
 
 SUMMARIES = ("summary.json", "diagnosis.json")
 """Files that a finished folder has one of."""
@@ -72,7 +76,7 @@ def render(summary: dict[str, Any]) -> str:
             drawn=set(figures),
             lists=_lists(summary),
             notes=[str(note) for note in (summary.get("plan") or {}).get("notes") or []],
-            command=summary.get("command"),
+            command=_command(summary),
             summary_json=_script_json(summary),
             figures_json=_script_json(figures),
             plotly_js=Markup(get_plotlyjs()),
@@ -186,8 +190,24 @@ def _facts(summary: dict[str, Any]) -> list[str]:
     return facts + named + [str(environment[key]) for key in ("device",) if environment.get(key)]
 
 
+def _command(summary: dict[str, Any]) -> str | None:
+    """What was typed; of some kinds it is made of the settings, which are called as the options."""
+    name, first = COMMANDS.get(str(summary.get("kind")), ("", ""))
+    settings = summary.get("settings") or {}
+    if first not in settings:
+        return summary.get("command")
+    words = ["steepest", name, str(settings[first])]
+    for key, value in settings.items():
+        if key == first or value is None or value is False or value == []:
+            continue
+        words.append("--" + str(key).replace("_", "-"))
+        if value is not True:
+            words += map(str, value if isinstance(value, list) else [value])
+    return shlex.join(words)
+
+
 def _lists(summary: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The definition lists at the foot: settings, data, environment, plan."""
+    """The definition lists at the foot, those with something in them."""
     sizes = {"train_bytes", "validation_bytes"}
     lists = []
     for heading, key in (
@@ -205,10 +225,13 @@ def _lists(summary: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
                 text = wording.count(value, "B")
             elif str(name).endswith("_seconds"):
                 text = wording.duration(value)
+            elif key == "settings" and (value is None or value == []):
+                text = "not given"
             else:
                 text = _value(value)
             entries.append((term, text))
-        lists.append((heading, entries))
+        if entries:
+            lists.append((heading, entries))
     return lists
 
 
