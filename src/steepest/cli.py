@@ -14,13 +14,11 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 from rich.progress import TaskID
-from torch import nn
 
 from steepest import __version__
 from steepest.diagnosis import Level
 from steepest.lab.errors import InputError
-from steepest.lab.files import read_json
-from steepest.lab.imports import default_loss, imported
+from steepest.lab.imports import default_loss, imported, imported_batches, imported_model
 from steepest.lab.studies.diagnosis_study import diagnosis_study
 from steepest.lab.studies.edge_of_stability import EdgeConfig, edge_of_stability
 from steepest.lab.studies.optimizer_study import study
@@ -76,7 +74,8 @@ class Diagnose:
     """Batches to take: 3 at least, 4 for "standard", 8 for "thorough"; more make intervals
     narrower."""
     level: Level = "standard"
-    """quick: a gradient for each batch. standard: curvature too. thorough: real steps too."""
+    """quick: a gradient for each batch. standard: real steps in each geometry, and curvature.
+    thorough: a race of more real steps too."""
     optimizer: str | None = None
     """A function of the model that returns your optimizer, or several: its first step is audited
     for what it does to each parameter, and for common mistakes."""
@@ -212,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
         screen.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        screen.print("interrupted; run the same command to go on from the last checkpoint")
+        say("interrupted; run the same command to go on: only what was not saved is done again")
         sys.exit(130)
 
 
@@ -262,9 +261,7 @@ def _study(command: Study) -> None:
 
 def _diagnose(command: Diagnose) -> None:
     report = _report_room()
-    model, batches = imported(command.model), imported(command.batches)
-    model = model if isinstance(model, nn.Module) else model()
-    given = list(itertools.islice(iter(batches() if callable(batches) else batches), command.count))
+    model, given = imported_model(command.model), imported_batches(command.batches, command.count)
     settings = {key: value for key, value in asdict(command).items() if key not in ("out", "json")}
     settings["monitored"] = command.monitored and str(command.monitored)
     out = command.out or _folder("diagnosis", settings)
@@ -366,22 +363,7 @@ def _reproduce(command: Reproduce) -> None:
 
 def _report(command: Report) -> None:
     report = _report_room()
-    path = command.path
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give the folder of a study or a report.html")
-    if path.is_dir():
-        if not (path / "summary.json").exists():
-            raise InputError(
-                f"{path} has no summary.json, so no study was finished there; run the same "
-                "`steepest study` command to finish it"
-            )
-        remedy = "Run the same `steepest study` command to write it again; no run is lost"
-        summary, out = read_json(path / "summary.json", remedy), path / "report.html"
-    else:
-        try:
-            summary, out = report.read(path), path
-        except ValueError as error:
-            raise InputError(str(error)) from error
+    summary, out = report.find(command.path)
     page = report.write(summary, command.out or out)
     print(f"report: {page.resolve().as_uri()}")
 

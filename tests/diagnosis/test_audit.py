@@ -604,7 +604,9 @@ def test_impossible_requests() -> None:
     optimizer = Torch.AdamW(model.parameters())
     with pytest.raises(ValueError, match="LBFGS, which evaluates the loss many times"):
         audit(model, Torch.LBFGS(model.parameters()))
-    with pytest.raises(TypeError, match="got a Parameter, expected torch optimizers"):
+    with pytest.raises(TypeError, match="of type int, expected one of torch, or several"):
+        audit(model, 3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="of type Parameter, expected one of torch, or several"):
         audit(model, model.parameters())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no optimizer"):
         audit(model, [])

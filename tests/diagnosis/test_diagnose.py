@@ -382,6 +382,7 @@ def test_other_networks() -> None:
     assert all((row.stable_rank is None) == (row.parameter in inside) for row in recurrent)
     assert all(row.predictions for row in recurrent)
     quick = diagnose(model, _loss, batches, level="quick")
+    assert "steps of the best size" not in str(quick.table().caption)  # it took none
     lost = [row for row in quick if row.parameter in inside]
     assert lost
     assert all(row.verdict == "cannot tell" and "not known" in row.reason for row in lost)

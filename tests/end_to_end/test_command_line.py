@@ -106,7 +106,8 @@ BAD: list[tuple[list[str], str]] = [
     (["report", "."], "no summary.json"),
     (["report", "short.txt"], "short.txt"),
     (["report", "odd"], "cannot use odd/summary.json"),
-    (["report", "torn"], "Run the same `steepest study` command to write it again"),
+    (["report", "torn"], "Run once more the command that made it"),
+    (["report", "begun"], "nothing is finished there; run once more the command that began it"),
     (["train", "--data", "good.txt", "--out", "good.txt"], "not a folder"),
     (["train", "--data", "good.txt", "--out", "."], "no config.json"),
     (["train", "--data", "good.txt", "--out", "/dev/null/run"], "not a folder"),
@@ -131,6 +132,7 @@ def test_bad_input_gets_a_sentence_and_exit_code_2(
     (tmp_path / "short.txt").write_text("short")
     (tmp_path / "good.txt").write_text("good " * 1000)
     (tmp_path / "odd" / "summary.json").mkdir(parents=True)
+    (tmp_path / "begun").mkdir()
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "summary.json").write_text('{"kind": ')
     monkeypatch.chdir(tmp_path)

@@ -28,6 +28,8 @@ def batches():
         yield x, x[:, :3].argmax(1)
 def loss(model, batch):
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
+def three(model):
+    return 3
 class Box:
     inside = 3
 """
@@ -76,12 +78,71 @@ def test_the_command(mine: str, tmp_path: Path, capsys: Any) -> None:
     assert '"kind": "diagnosis"' in out
     assert (tmp_path / "here" / "report.html").exists()
     assert len(Plan.load(tmp_path / "here" / "plan.toml")) == 4
-    cli.main(given)
+    page = (tmp_path / "here" / "report.html").read_text()
+    (tmp_path / "here" / "report.html").unlink()
+    cli.main(["report", "here"])
+    assert (tmp_path / "here" / "report.html").read_text() == page
+    cli.main([*given[:-1], "there"])
     assert "0 " in capsys.readouterr().out
+    assert "expected at least 4" in _refused([*given[:-1], "few", "--count", "2"], capsys)
+
+
+def _refused(given: list[str], capsys: Any) -> str:
     with pytest.raises(SystemExit) as stopped:
-        cli.main([*given, "--count", "2"])
+        cli.main(given)
     assert stopped.value.code == 2
-    assert "expected at least 4" in capsys.readouterr().err
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_an_edited_plan_is_not_overwritten(
+    mine: str, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    given = ["diagnose", f"{mine}:build", "--batches", f"{mine}:batches", "--level", "quick"]
+    cli.main(given)  # in a folder that is named after the settings
+    cli.main(given)  # nobody edited
+    [plan] = tmp_path.glob("runs/diagnosis-*/plan.toml")
+    edited = plan.read_text().replace("spectral", "adaptive")
+    plan.write_text(edited)
+    with monkeypatch.context() as nothing:
+        nothing.setattr("steepest.lab.studies.diagnosis_study.diagnose", None)  # not even begun
+        said = _refused(given, capsys)
+    assert f"got {plan.relative_to(tmp_path)}, which was edited" in said
+    assert "move it to another place, or choose another --out" in said
+    assert plan.read_text() == edited
+    plan.rename(tmp_path / "mine.toml")
+    cli.main(given)
+    assert plan.exists()
+
+
+def test_a_folder_of_something_else_is_not_written_to(
+    mine: str, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "other").mkdir()
+    for name in ("config.json", "report.html"):
+        (tmp_path / "other" / name).write_text('{"build": "another"}')
+    given = ["diagnose", f"{mine}:build", "--batches", f"{mine}:batches", "--out", "other"]
+    assert "other holds a run with other settings" in _refused(given, capsys)
+    assert (tmp_path / "other" / "report.html").read_text() == '{"build": "another"}'
+
+
+def test_what_is_no_model_no_batches_no_optimizer_no_file_is_a_sentence(
+    mine: str, capsys: Any
+) -> None:
+    def said(model: str, batches: str, *more: str) -> str:
+        return _refused(
+            ["diagnose", f"{mine}:{model}", "--batches", f"{mine}:{batches}", *more], capsys
+        )
+
+    assert f"got TypeError from {mine}:loss() (loss() missing 2 required" in said("loss", "batches")
+    assert "expected a model, or a function that takes no arguments" in said("loss", "batches")
+    assert f"got '{mine}:batches', which gives a generator" in said("batches", "batches")
+    assert "expected batches, or a function that takes no arguments" in said("build", "loss")
+    assert "expected an iterable of batches" in said("build", "Box.inside")
+    wrong = ("--level", "quick", "--optimizer", f"{mine}:three")
+    assert "got an optimizer of type int, expected one of torch" in said("build", "batches", *wrong)
+    missing = said("build", "batches", "--monitored", "nofile")
+    assert "got nofile, which cannot be read" in missing
+    assert "--out" not in missing
 
 
 def test_nothing_to_tell_is_an_exit_code(mine: str, tmp_path: Path) -> None:
@@ -119,6 +180,7 @@ def test_the_audit_and_the_monitor_go_into_the_report(
     page = (tmp_path / "here" / "report.html").read_text()
     assert "Audit of the optimizer" in page
     assert "Over training" in page
+    given[given.index("here")] = "there"
     cli.main([*given, "optimizers:all_of_it"])
     assert "audit:" not in capsys.readouterr().out
     (tmp_path / "steps.jsonl").write_text("no records")

@@ -185,11 +185,15 @@ def audit(
 
 def _optimizers(given: Optimizer | Iterable[Optimizer], memory: bool) -> list[Optimizer]:
     """The optimizers as a list; `memory` is whether they may have made steps."""
-    found = [given] if isinstance(given, Optimizer) else list(given)
+    found: list[Any] = [given]
+    if isinstance(given, Iterable) and not isinstance(given, Optimizer):
+        found = list(given)
     found = [getattr(each, "optimizer", each) for each in found]  # behind that of Accelerate
     for each in found:
         if not isinstance(each, Optimizer):
-            raise TypeError(f"got a {type(each).__name__}, expected torch optimizers")
+            raise TypeError(
+                f"got an optimizer of type {type(each).__name__}, expected one of torch, or several"
+            )
         if isinstance(each, torch.optim.LBFGS):
             raise ValueError(
                 "got LBFGS, which evaluates the loss many times in a step; expected an optimizer "

@@ -191,18 +191,21 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
 
     def table(self) -> Table:
         """Return the rows as a table for a terminal."""
-        said = ""
+        said, told = "", "decrease by steps of the best size over that by Euclidean ones"
+        if self.level == "quick":
+            told = "their ratio, the bound of the theory for spectral steps over Euclidean ones"
         if self.stacks:
             counts = Counter(stack.verdict for stack in self.stacks)
-            told = f"{counts['stacked']} better as one, {counts['spectral']} apart"
-            said += f"{len(self.stacks)} stacks of neighbouring layers: {told}; "
+            said = (
+                f"{len(self.stacks)} stacks of neighbouring layers: {counts['stacked']} better as "
+                f"one, {counts['spectral']} apart; "
+            )
         table = Table(
             box=SIMPLE_HEAD,
             title=f"{self.level}, {self.batches} batches",
             padding=(0, 1, 0, 0),
-            caption=said
-            + "nr(G) across batches over st(A); decrease by steps of the best size over that by "
-            "Euclidean ones, with its 80% interval for the verdict",
+            caption=f"{said}nr(G) across batches over st(A); {told}, with its 80% interval for the "
+            "verdict",
         )
         table.add_column("matrix", overflow="fold")
         table.add_column("nr / st", justify="right", no_wrap=True)

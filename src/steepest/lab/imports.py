@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steepest.lab.errors import InputError
@@ -36,6 +37,48 @@ def imported(path: str) -> Any:
             raise InputError(f"got {path!r}, but {module} has no {part}; it has {names}")
         found = getattr(found, part)
     return found
+
+
+def imported_model(path: str) -> nn.Module:
+    """Return the model at an import path, or what the function there returns.
+
+    Raises:
+        InputError: as `imported`, and for what is neither.
+    """
+    found = imported(path)
+    found = found if isinstance(found, nn.Module) else _called(path, found, "a model")
+    if not isinstance(found, nn.Module):
+        raise InputError(
+            f"got {path!r}, which gives a {type(found).__name__}; expected a torch.nn.Module, or a "
+            "function that returns one"
+        )
+    return found
+
+
+def imported_batches(path: str, count: int) -> list[Any]:
+    """Return the first batches at an import path, or of what the function there returns.
+
+    Raises:
+        InputError: as `imported`, and for what is neither.
+    """
+    found = imported(path)
+    found = _called(path, found, "batches") if callable(found) else found
+    if not isinstance(found, Iterable):
+        raise InputError(
+            f"got {path!r}, which gives a {type(found).__name__}; expected an iterable of batches, "
+            "or a function that returns one"
+        )
+    return list(itertools.islice(found, count))
+
+
+def _called(path: str, function: Any, what: str) -> Any:
+    try:
+        return function()
+    except Exception as error:
+        raise InputError(
+            f"got {type(error).__name__} from {path}() ({error}); expected {what}, or a function "
+            f"that takes no arguments and returns {what}"
+        ) from error
 
 
 def default_loss(model: Any, batch: Any) -> Tensor:

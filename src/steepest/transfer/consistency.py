@@ -119,10 +119,11 @@ class SuperConsistency:
             title=f"sharpness over threshold: {self.rule}, {self.optimizer}, lr {self.lr:g}",
             caption=self.verdict,
         )
-        shown = sorted({round(k * (len(self.rows[0].steps) - 1) / 5) for k in range(6)})
-        titles = [f"step {self.rows[0].steps[k]}" for k in shown]
-        for title in ("size", *titles, "at the end", "loss", "kernel moved by"):
-            table.add_column(title, justify="left" if title == "size" else "right")
+        shown = sorted({round(k * (len(self.rows[0].steps) - 1) / 3) for k in range(4)})
+        titles = [f"step\n{self.rows[0].steps[k]}" for k in shown]
+        table.add_column("size", overflow="fold")
+        for title in (*titles, "at the\nend", "loss", "kernel\nmoved by"):
+            table.add_column(title, justify="right", no_wrap=True)
         for row in self.rows:
             table.add_row(
                 written(row.size),

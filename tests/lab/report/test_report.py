@@ -7,16 +7,21 @@ import html
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import tyro
+
+from steepest import cli
 
 pytest.importorskip("plotly", reason="the extra steepest[report] is not installed")
 pytest.importorskip("jinja2", reason="the extra steepest[report] is not installed")
 
-from steepest.lab.report import read, render, write
+from steepest.lab.report import page, read, render, write
 from steepest.lab.report.condition_map import EVEN, condition_map, condition_share
 from steepest.lab.report.figures import (
     colours,
@@ -116,6 +121,51 @@ def test_a_page_without_a_summary_is_refused_in_a_sentence(tmp_path, content, se
     path.write_text(content)
     with pytest.raises(ValueError, match=sentence):
         read(path)
+
+
+# --- the foot of the page
+
+
+@pytest.mark.parametrize(
+    ("kind", "typed"),
+    [
+        ("diagnosis", "diagnose m:build --batches m:batches"),
+        (
+            "diagnosis",
+            "diagnose m:build --batches m:batches --loss m:loss --count 6 --level quick "
+            "--optimizer m:opt --clip 0.0 --monitored 'a file.jsonl' --parameters 'blocks.*' head",
+        ),
+        ("transfer", "transfer m:build --batches m:batches --sizes width=8,depth=2 width=16"),
+        (
+            "transfer",
+            "transfer m:build --batches m:batches --sizes width=8 width=16 --target width=64 "
+            "--rule sp --optimizer muon --settings momentum=0.9 scale=none --lr 1e-05 --steps 7 "
+            "--branches 'a.*.b' --seeds 3 --grid-only",
+        ),
+    ],
+)
+def test_the_command_on_the_page_has_all_settings(kind, typed):
+    def parsed(arguments):
+        config = (tyro.conf.OmitSubcommandPrefixes,)
+        return asdict(tyro.cli(cli.Command, args=shlex.split(arguments), config=config))
+
+    given = {key: each for key, each in parsed(typed).items() if key not in ("json", "out")}
+    given = json.loads(json.dumps(given, default=str))
+    command = page._command({"kind": kind, "settings": given})
+    assert command.startswith("steepest ")
+    assert parsed(command.removeprefix("steepest ")) == parsed(typed)
+
+
+def test_settings_that_were_not_given_and_parts_that_there_are_not(summary):
+    given = summary(2)
+    given["settings"] = {"loss": None, "parameters": [], "steps": 3}
+    del given["data"]
+    given["environment"]["processor"] = None
+    lists = {head: dict(entries) for head, entries in page._lists(given)}
+    assert lists["Settings"] == {"loss": "not given", "parameters": "not given", "steps": "3"}
+    assert lists["Environment"]["processor"] == "not measured"
+    assert "Data" not in lists
+    assert "<h3>Data</h3>" not in render(given)
 
 
 # --- hostile and missing values

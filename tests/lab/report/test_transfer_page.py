@@ -62,3 +62,54 @@ def test_what_blew_up_is_said(summary: dict[str, Any], monkeypatch: Any) -> None
     assert "sharpness: got" in html
     assert "A run at the best rate of the base blew up." in html
     assert "Coordinate check" not in html
+
+
+def test_what_is_cut_off_is_said(summary: dict[str, Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr("steepest.lab.report.page.get_plotlyjs", lambda: "")
+    changed = copy.deepcopy(summary)
+    sharp = "What is above the top is cut off; a double click shows it."
+    losses = "Losses above the top are cut off; a double click shows them."
+    for horizon in changed["axes"][0]["rates"]["horizons"]:
+        for row in horizon["rows"]:  # the best with its neighbours: nothing is cut
+            row["scores"] = {row["lr"]: row["scores"][row["lr"]]}
+    changed["axes"][0]["consistency"]["rows"][0]["ratios"] = [0.5] * 12
+    changed["axes"][0]["consistency"]["rows"][1]["ratios"] = [0.5] * 12
+    html = render(changed)
+    assert sharp not in html
+    assert losses not in html
+    changed["axes"][0]["consistency"]["rows"][0]["ratios"][0] = 532.0
+    scores = changed["axes"][0]["rates"]["horizons"][0]["rows"][0]["scores"]
+    best = next(iter(scores))
+    scores |= {2 * best: scores[best], 4 * best: [50.0, 50.0]}
+    html = render(changed)
+    assert html.count(sharp) == 1
+    assert html.count(losses) == 1
+
+
+def test_the_advised_rate_is_a_line(summary: dict[str, Any]) -> None:
+    changed = copy.deepcopy(summary)
+    half, whole = changed["axes"][0]["rates"]["horizons"]
+    half |= {"advised": 0.0712, "advised_penalty": 0.004}
+    whole |= {"advised": None, "advised_penalty": None}
+    content, pictures = transfer_page(changed)
+    assert [each["advised"] for each in content["axes"][0]["horizons"]] == [True, False]
+    with_it, without = pictures["rates-width-12"], pictures["rates-width-24"]
+    assert with_it is not None
+    assert without is not None
+    line = with_it.figure.data[-1]
+    assert line.name == "0.0712, advised by the smaller sizes"
+    assert set(line.x) == {0.0712}
+    assert "costs the largest 0.4% of its loss" in line.hovertemplate
+    assert not any("advised" in (trace.name or "") for trace in without.figure.data)
+
+
+def test_a_slope_that_failed_does_not_look_as_if_it_passed(
+    summary: dict[str, Any], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("steepest.lab.report.page.get_plotlyjs", lambda: "")
+    changed = copy.deepcopy(summary)
+    first, second, *_ = changed["axes"][0]["coordinates"]["rows"]
+    first["slope"], second["slope"] = 0.105, 0.095
+    html = render(changed)
+    assert "<strong>+0.105</strong>" in html
+    assert "<td>+0.10<small>" in html

@@ -4,6 +4,6 @@ Needs the extra `steepest[report]` (plotly, jinja2). The page carries the summar
 so `read` gets it back and the page can be rebuilt.
 """
 
-from steepest.lab.report.page import read, render, write
+from steepest.lab.report.page import find, read, render, write
 
-__all__ = ["read", "render", "write"]
+__all__ = ["find", "read", "render", "write"]

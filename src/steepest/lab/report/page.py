@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from markupsafe import Markup
 from plotly.io import to_json
 from plotly.offline import get_plotlyjs
 
-from steepest.lab.files import write_atomically
+from steepest.lab.errors import InputError
+from steepest.lab.files import read_json, write_atomically
 from steepest.lab.report import wording
 from steepest.lab.report.diagnosis_page import diagnosis_page
 from steepest.lab.report.edge_page import edge_page
@@ -29,6 +31,12 @@ PAGES = {
     "transfer": transfer_page,
 }
 """What makes the content of a page and its pictures, for each kind of summary."""
+
+COMMANDS = {"diagnosis": ("diagnose", "model"), "transfer": ("transfer", "build")}
+"""Of these kinds the command, and which of the settings is its first argument."""
+
+SUMMARIES = ("summary.json", "diagnosis.json")
+"""Files that a finished folder has one of."""
 
 _OPEN, _CLOSE = '<script type="application/json" id="steepest-summary">', "</script>"
 
@@ -68,7 +76,7 @@ def render(summary: dict[str, Any]) -> str:
             drawn=set(figures),
             lists=_lists(summary),
             notes=[str(note) for note in (summary.get("plan") or {}).get("notes") or []],
-            command=summary.get("command"),
+            command=_command(summary),
             summary_json=_script_json(summary),
             figures_json=_script_json(figures),
             plotly_js=Markup(get_plotlyjs()),
@@ -84,6 +92,29 @@ def write(summary: dict[str, Any], path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page)
     return path
+
+
+def find(path: Path) -> tuple[dict[str, Any], Path]:
+    """Return the summary in a folder or in a page, and where the page belongs.
+
+    Raises:
+        InputError: for a path that holds none.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give the folder of a study or a report.html")
+    if path.is_dir():
+        names = [name for name in SUMMARIES if (path / name).exists()]
+        if not names:
+            raise InputError(
+                f"{path} has no {' or '.join(SUMMARIES)}, so nothing is finished there; run once "
+                "more the command that began it"
+            )
+        remedy = "Run once more the command that made it; no finished run is lost"
+        return read_json(path / names[0], remedy), path / "report.html"
+    try:
+        return read(path), path
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -159,8 +190,24 @@ def _facts(summary: dict[str, Any]) -> list[str]:
     return facts + named + [str(environment[key]) for key in ("device",) if environment.get(key)]
 
 
+def _command(summary: dict[str, Any]) -> str | None:
+    """What was typed; of some kinds it is made of the settings, which are called as the options."""
+    name, first = COMMANDS.get(str(summary.get("kind")), ("", ""))
+    settings = summary.get("settings") or {}
+    if first not in settings:
+        return summary.get("command")
+    words = ["steepest", name, str(settings[first])]
+    for key, value in settings.items():
+        if key == first or value is None or value is False or value == []:
+            continue
+        words.append("--" + str(key).replace("_", "-"))
+        if value is not True:
+            words += map(str, value if isinstance(value, list) else [value])
+    return shlex.join(words)
+
+
 def _lists(summary: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The definition lists at the foot: settings, data, environment, plan."""
+    """The definition lists at the foot, those with something in them."""
     sizes = {"train_bytes", "validation_bytes"}
     lists = []
     for heading, key in (
@@ -178,10 +225,13 @@ def _lists(summary: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
                 text = wording.count(value, "B")
             elif str(name).endswith("_seconds"):
                 text = wording.duration(value)
+            elif key == "settings" and (value is None or value == []):
+                text = "not given"
             else:
                 text = _value(value)
             entries.append((term, text))
-        lists.append((heading, entries))
+        if entries:
+            lists.append((heading, entries))
     return lists
 
 

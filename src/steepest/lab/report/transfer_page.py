@@ -31,12 +31,14 @@ def transfer_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Pi
                     {
                         "id": f"rates-{name}-{horizon['steps']}",
                         "steps": horizon["steps"],
-                        "verdict": horizon["verdict"],
+                        "advised": finite(horizon.get("advised")) is not None,
+                        "cut": _cut(pictures[f"rates-{name}-{horizon['steps']}"]),
                         "rows": [_optimum(row) for row in horizon["rows"]],
                     }
                     for horizon in horizons
                 ],
                 "sharpness": f"sharpness-{name}",
+                "cut": _cut(pictures[f"sharpness-{name}"]),
                 "consistency": axis["consistency"],
                 "moved": _moved(axis["consistency"]),
                 "coordinates": axis["coordinates"],
@@ -114,8 +116,34 @@ def _losses(horizon: dict[str, Any]) -> Picture | None:
     ticks = log_ticks([float(lr) for row in horizon["rows"] for lr in row["scores"]])
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[rate(t) for t in ticks])
     pad = 0.08 * (max(shown) - min(shown)) or 0.05
-    figure.update_yaxes(range=[min(shown) - pad, max(shown) + pad])
+    bottom, top = min(shown) - pad, max(shown) + pad
+    figure.update_yaxes(range=[bottom, top])
+    advised = finite(horizon.get("advised"))
+    if advised is not None:
+        said = f"{rate(advised)}, advised by the smaller sizes"
+        figure.add_scatter(
+            x=[advised] * 33, y=[bottom + k / 32 * (top - bottom) for k in range(33)], mode="lines",
+            line={"dash": "dot", "width": 1.5, "color": BASELINE_COLOUR}, name=said,
+            hovertemplate=f"{said}: {_cost(horizon)}<extra></extra>",
+        )  # fmt: skip
     return Picture(figure)
+
+
+def _cost(horizon: dict[str, Any]) -> str:
+    """What the advised rate costs the largest size."""
+    penalty = finite(horizon.get("advised_penalty"))
+    if penalty is None:
+        return "not tried"
+    return f"costs the largest {fixed(100 * penalty, 1)}% of its loss"
+
+
+def _cut(picture: Picture | None) -> bool:
+    """Whether a line goes beyond the top of its figure."""
+    if picture is None:
+        return False
+    top = picture.figure.layout.yaxis.range[1]
+    heights = [y for trace in picture.figure.data for y in trace.y if finite(y) is not None]
+    return max(heights, default=top) > top
 
 
 def _sharpness(found: dict[str, Any] | None) -> Picture | None:
@@ -158,11 +186,13 @@ def _layers(found: dict[str, Any] | None) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for row in found["rows"] if found else []:
         slope, error = finite(row["slope"]), finite(row["error"])
-        text = NOT_MEASURED if slope is None else ("+" if slope > 0 else "") + fixed(slope, 2)
+        passed = slope is None or math.fabs(slope) <= THRESHOLD
+        places = 2 if passed else 3  # 0.105 is not 0.10, which would pass
+        text = NOT_MEASURED if slope is None else ("+" if slope > 0 else "") + fixed(slope, places)
         said = {
             "slope": text,
             "error": "" if error is None else f"± {fixed(error, 2)}",
-            "passed": slope is None or math.fabs(slope) <= THRESHOLD,
+            "passed": passed,
             "step": row["step"],
         }
         rows.setdefault(row["layer"], {"layer": row["layer"], "slopes": []})["slopes"].append(said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -12,8 +13,8 @@ from torch import nn
 
 from steepest.diagnosis import Audit, Diagnosis, Level, audit, diagnose
 from steepest.lab.errors import InputError
-from steepest.lab.files import write_json
-from steepest.lab.train.run_folder import environment, sentences_for_os_errors
+from steepest.lab.files import read_json, write_json
+from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
 
 
 def diagnosis_study(
@@ -37,47 +38,69 @@ def diagnosis_study(
         optimizer: from the model to what is audited, if anything.
         clip: the norm that gradients are clipped to, for the audit.
         monitored: what a `Monitor` wrote.
-        out: the folder: `diagnosis.json`, `plan.toml`.
-        settings: what was asked for.
+        out: the folder: `diagnosis.json`, `plan.toml`. A plan that was edited there stays.
+        settings: what was asked for, which the folder is bound to.
 
     Raises:
-        InputError: for a file that holds no records, and what `diagnose` and `audit` raise for bad
-            input.
+        InputError: for a file that holds no records, a folder of other settings or with an edited
+            plan, and what `diagnose` and `audit` raise for bad input.
     """
     records = _records(monitored)
-    try:
-        found = diagnose(
-            model, loss, batches, level=level, parameters=parameters, on_progress=on_progress
-        )
-        audited = None
-        if optimizer is not None:
-            audited = audit(model, optimizer(model), loss, batches[:1], clip_norm=clip)
-    except (ValueError, TypeError, FloatingPointError, NotImplementedError) as error:
-        raise InputError(str(error)) from error
-    summary = {
-        **found.as_dict(),
-        "audit": None if audited is None else audited.as_dict(),
-        "monitored": records,
-        "title": f"Which norm does each matrix of {settings['model']} want?",
-        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "settings": settings,
-        "environment": environment(),
-        "command": f"steepest diagnose {settings['model']} --batches {settings['batches']}",
-    }
-    with sentences_for_os_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "diagnosis.json", summary)
+    with sentences_for_os_errors(out), opened(out, settings):
+        _unedited(out / "plan.toml")
+        try:
+            audited = None
+            if optimizer is not None:
+                audited = audit(model, optimizer(model), loss, batches[:1], clip_norm=clip)
+            found = diagnose(
+                model, loss, batches, level=level, parameters=parameters, on_progress=on_progress
+            )
+        except (ValueError, TypeError, FloatingPointError, NotImplementedError) as error:
+            raise InputError(str(error)) from error
         found.plan().save(out / "plan.toml")
+        summary = {
+            **found.as_dict(),
+            "audit": None if audited is None else audited.as_dict(),
+            "monitored": records,
+            "title": f"Which norm does each matrix of {settings['model']} want?",
+            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "settings": settings,
+            "environment": environment(),
+            "plan_sha256": _sha256(out / "plan.toml"),
+        }
+        write_json(out / "diagnosis.json", summary)
     return found, audited, summary
+
+
+def _unedited(plan: Path) -> None:
+    """Refuse to go on where a diagnosis would overwrite what somebody edited."""
+    if not plan.exists():
+        return
+    known = plan.with_name("diagnosis.json")
+    remedy = f"Move {plan} if it was edited, then delete {known}"
+    before = read_json(known, remedy) if known.exists() else {}
+    if before.get("plan_sha256") != _sha256(plan):
+        raise InputError(
+            f"got {plan}, which was edited after the diagnosis that wrote it; move it to another "
+            "place, or choose another --out"
+        )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _records(monitored: Path | None) -> list[dict[str, Any]]:
     if monitored is None:
         return []
-    with sentences_for_os_errors(monitored):
-        lines = monitored.read_text().splitlines()
     try:
+        lines = monitored.read_text().splitlines()
         return [row for row in map(json.loads, lines) if row["kind"] == "condition"]
+    except OSError as error:
+        raise InputError(
+            f"got {monitored}, which cannot be read ({error.strerror}); expected the path= of a "
+            "steepest.Monitor"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"got {monitored}, which holds no records; expected the path= of a steepest.Monitor"

@@ -24,7 +24,8 @@ class StudyConfig:
     seeds: int = 4
     """Fresh seeds for each optimizer at its best rate."""
     data: str = "stdlib"
-    """"stdlib", "reference", or a path to a text file, a folder or a .bin file of tokens."""
+    """"stdlib", the source code of Python's standard library; "reference", Python's language
+    reference as prose; or a path to a text file, a folder or a .bin file of tokens."""
     model: GPTConfig = field(default_factory=lambda: GPTConfig(width=64))
     """The model's sizes."""
     batch: int = 8

@@ -27,7 +27,8 @@ class TrainConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay of the matrices."""
     data: str = "stdlib"
-    """"stdlib", "reference", or a path to a text file, a folder or a .bin file of tokens."""
+    """"stdlib", the source code of Python's standard library; "reference", Python's language
+    reference as prose; or a path to a text file, a folder or a .bin file of tokens."""
     model: GPTConfig = field(default_factory=GPTConfig)
     """The model's sizes."""
     steps: int = 300
