@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import sys
 import time
@@ -298,8 +297,8 @@ def _diagnose(command: Diagnose) -> None:
 
 def _transfer(command: Transfer) -> None:
     report = _report_room()
-    build, batches = imported(command.build), imported(command.batches)
-    given = list(itertools.islice(iter(batches() if callable(batches) else batches), command.steps))
+    build = imported(command.build)
+    given = imported_batches(command.batches, command.steps)
     if len(given) < command.steps:
         raise InputError(
             f"got {len(given)} batches, expected one for each of {command.steps} steps"
