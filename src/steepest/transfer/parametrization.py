@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,16 +22,11 @@ from steepest.optim.teon import find_stacks
 from steepest.parameter_roles import ParameterRole, all_roles
 from steepest.printing import as_text
 from steepest.transfer import initialization
-from steepest.transfer.dimensions import Build, Growth, Overrides, growth
-from steepest.transfer.folding import Folds, HeadSize, ScaleInput, folds, tied_heads
-from steepest.transfer.rules import (
-    Factors,
-    OptimizerName,
-    Rule,
-    Update,
-    factors_of,
-    update_of,
-)
+from steepest.transfer.attention import HeadSize
+from steepest.transfer.dimensions import Build, Overrides, growth
+from steepest.transfer.folding import ScaleInput, folds, tied_heads
+from steepest.transfer.parameter_factors import ParameterFactors, factors_of_parameter
+from steepest.transfer.rules import OptimizerName, Rule, update_of
 
 Decay = Literal["independent", "coupled"]
 _CLASSES: dict[str, type[Optimizer]] = {
@@ -51,43 +45,6 @@ _CLASSES: dict[str, type[Optimizer]] = {
 _OF_GROUPS = {
     "lr", "weight_decay", "decay", "graft_eps", "adamw_lr", "adamw_eps", "adamw_weight_decay",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ParameterFactors:
-    """What one parameter gets, relative to the base model.
-
-    Attributes:
-        name, shape: of the parameter.
-        kind: which fans grow: "input" (out alone), "hidden" (both), "output" (in alone), "vector",
-            "fixed" (none).
-        update: whose update it gets; "adam" for what is no matrix under a matrix optimizer.
-        fan_in, fan_out, blocks: the ratios by which fans and the number of blocks grow.
-        multiplier: what is folded into the weight; inside the other factors.
-        output: what the output of its layer is multiplied with by that.
-        init: factor on the standard deviation of the initialization.
-        lr: factor on the learning rate.
-        eps: factor on Adam's epsilon.
-        weight_decay: factor that keeps learning rate times weight decay.
-        source: the published table, or "derived here".
-        why: what it is, and what is folded into it.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-    update: str
-    fan_in: float
-    fan_out: float
-    blocks: float
-    multiplier: float
-    output: float
-    init: float
-    lr: float
-    eps: float
-    weight_decay: float
-    source: str
-    why: str
 
 
 class Parametrized:
@@ -346,7 +303,7 @@ def parametrize(
     target = {**base, **target}
     grown = growth(build, base, target, roles)
     folded = folds(grown, rule, branches, head_size)
-    rows = [_row(rule, update, role, grown, folded) for role in grown.target.table]
+    rows = [factors_of_parameter(rule, update, role, grown, folded) for role in grown.target.table]
     model = build(**target)
     readout = {}
     if target != dict(base):
@@ -369,34 +326,3 @@ def _check_settings(optimizer: str, settings: Mapping[str, Any]) -> None:
             "parameter; expected lr, weight_decay, decay, eps (Adam's, also of grafting), adamw_lr "
             "and adamw_weight_decay as arguments of `groups` or `optimizer`"
         )
-
-
-def _row(
-    rule: Rule, update: Update, role: ParameterRole, grown: Growth, folded: Folds
-) -> ParameterFactors:
-    everything = update.name in ("sgd", "adam")
-    if not everything and not role.is_matrix:
-        update = Update("adam", "adam")
-    size, own = grown.sizes[role.name], folded.get(role.name, [])
-    multiplier = math.prod(fold.multiplier for fold in own)
-    factors: Factors = factors_of(rule, update, size, role.role == "embedding")
-    factors = factors.fold(multiplier, update.degree)
-    depth = f", blocks x {size.blocks:.4g}" if size.blocks != 1 else ""
-    why = "; ".join([role.role + depth, *(fold.reason for fold in own)])
-    return ParameterFactors(
-        role.name,
-        tuple(role.parameter.shape),
-        size.kind,
-        update.name,
-        size.fan_in,
-        size.fan_out,
-        size.blocks,
-        multiplier,
-        math.prod(fold.multiplier for fold in own if fold.of_output),
-        factors.init,
-        factors.lr,
-        factors.eps if update.has_epsilon else 1.0,
-        1 / factors.lr,
-        factors.source,
-        why,
-    )

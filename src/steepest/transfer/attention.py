@@ -1,0 +1,148 @@
+"""The attention scale, 1/d in place of 1/sqrt(d), folded into weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from steepest.transfer.dimensions import Blueprint, Growth
+from steepest.transfer.multipliers import Folds, add, own_parameters
+
+HeadSize = Callable[[nn.Module], int]
+_FUSED = re.compile(r"(qkv|c_attn$|query_key_value$|in_proj_weight$)", re.IGNORECASE)
+_QUERY_NORM = re.compile(r"^(q|query)_?(norm|layer_?norm|ln)$", re.IGNORECASE)
+_HEAD_SIZE = ("head_dim", "head_size", "d_head", "d_kv")
+_WIDTH = ("hidden_size", "n_embd", "embed_dim", "d_model", "width")
+_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads")
+
+
+def fold_attention(found: Folds, growth: Growth, head_size: HeadSize | None) -> None:
+    """Turn 1/sqrt(d) into 1/d, relative to the base: logits times sqrt(d_base / d)."""
+    model, seen = growth.target.model, set()
+    for row in growth.target.table:
+        path, _, last = row.name.rpartition(".")
+        bare = last != "weight"  # a parameter of the attention module itself
+        layer = row.name if bare else path
+        fused = bool(_FUSED.search(layer.rpartition(".")[2]))
+        if row.parameter.ndim < 2 or not (fused or row.attention == ("q",)):
+            continue
+        attention = layer.rpartition(".")[0]
+        seen.add(attention)
+        before = growth.counterparts[row.name][0].removesuffix(row.name[len(attention) :])
+        now, then = (
+            _head_size(each, where, head_size, None if fused or bare else layer[len(attention) :])
+            for each, where in ((growth.target, attention), (growth.base, before))
+        )
+        if now is None or then is None:
+            if growth.sizes[row.name].fan_out == 1:
+                continue
+            raise ValueError(
+                f"got {row.name}, which grows, and no size of its attention heads in "
+                f"{attention or 'the model'} or model.config; expected head_size=, such as "
+                "`lambda model: model.width // model.heads` (or `lambda model: 1` if the model "
+                "scales its logits with 1/d itself)"
+            )
+        scale = math.sqrt(then / now)
+        if scale == 1:
+            continue
+        reason = f"attention 1/d: logits x {scale:.4g}"
+        norm = next(
+            (n for n, _ in model.get_submodule(attention).named_children() if _QUERY_NORM.match(n)),
+            None,
+        )
+        if norm is not None:  # it would undo what comes before it
+            add(found, _norm_gain(model, f"{attention}.{norm}"), scale, reason)
+        elif fused:
+            _fold_fused(found, model, row.name, attention, scale, reason)
+        else:
+            add(found, [row.name] if bare else own_parameters(model, path), scale, reason)
+    if head_size is None:
+        _check_all_seen(growth, seen)
+
+
+def _check_all_seen(growth: Growth, seen: set[str]) -> None:
+    """Raise for an attention module that grows and has no query known by its name."""
+    for path, module in growth.target.model.named_modules():
+        layers = [
+            name
+            for name, size in growth.sizes.items()
+            if re.fullmatch(rf"{re.escape(path)}[.]\w+[.]weight", name) and size.kind == "hidden"
+        ]
+        named_so = re.search("attention|attn", type(module).__name__, re.IGNORECASE)
+        if named_so and path not in seen and len(layers) > 1:
+            raise ValueError(
+                f"got {path}, a {type(module).__name__} in which no query is known by its name "
+                f"({', '.join(layers)}), so that the attention scale cannot be found; expected a "
+                'layer named "query", "q_proj", "qkv" or alike, or, if logits are scaled with 1/d '
+                "already or there are none, head_size=lambda model: 1"
+            )
+
+
+def _fold_fused(
+    found: Folds, model: nn.Module, name: str, attention: str, scale: float, reason: str
+) -> None:
+    """Query, key and value in one parameter have one rate, so all three get sqrt(scale).
+
+    Logits see it twice, and the output layer takes it back from the values: exact.
+    """
+    root = math.sqrt(scale)
+    own = [name, name.removesuffix("weight") + "bias"]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    outputs = [
+        f"{attention}.{n}"
+        for n, child in model.get_submodule(attention).named_children()
+        if isinstance(getattr(child, "weight", None), Tensor)
+        and child.weight.ndim == 2
+        and f"{attention}.{n}.weight" != name
+    ]
+    if len(outputs) != 1:
+        raise ValueError(
+            f"got {name}, a fused query, key and value, and {len(outputs)} other layers in "
+            f"{attention}; expected one, the output layer. Scale the logits with 1/d in the model "
+            "itself, and pass head_size=lambda model: 1"
+        )
+    add(found, [n for n in own if n in parameters], root, f"{reason}, over query and key")
+    add(found, [f"{outputs[0]}.weight"], 1 / root, f"{reason}, taken back from the values", False)
+
+
+def _norm_gain(model: nn.Module, path: str) -> list[str]:
+    names = own_parameters(model, path)
+    if not names:
+        raise ValueError(
+            f"got {path}, a norm of queries without a gain, so that the attention scale cannot be "
+            "folded into weights; scale the logits with 1/d in the model itself, and pass "
+            "head_size=lambda model: 1"
+        )
+    return names
+
+
+def _head_size(
+    blueprint: Blueprint, attention: str, given: HeadSize | None, query: str | None
+) -> int | None:
+    """The size of a head: given, or said by the attention module, its config or the model's.
+
+    Where only the number of heads is said, they share the outputs of the query, if it is a layer.
+    """
+    model = blueprint.model
+    if given is not None:
+        return given(model)
+    module = model.get_submodule(attention)
+    for source in (module, getattr(module, "config", None), getattr(model, "config", None)):
+        size = _number(source, _HEAD_SIZE)
+        if size is not None:
+            return size
+        width, heads = _number(source, _WIDTH), _number(source, _HEADS)
+        if width is None and heads is not None and query is not None:
+            width = _number(model.get_submodule(attention + query), ("out_features",))
+        if width is not None and heads is not None:
+            return width // heads
+    return None
+
+
+def _number(source: Any, names: tuple[str, ...]) -> int | None:
+    values: Mapping[str, Any] = {name: getattr(source, name, None) for name in names}
+    return next((v for v in values.values() if isinstance(v, int) and v > 0), None)
