@@ -193,3 +193,44 @@ def test_roles_can_be_overridden() -> None:
         parametrize(Stored, {"width": 8}, {"width": 16}, roles={"matrix": view})
     told = parametrize(Stored, {"width": 8}, {"width": 16}, roles={"matrix": "embedding"})
     assert told["matrix"].kind == "input"
+
+
+class Head(nn.Module):
+    """One attention head, as many write it."""
+
+    def __init__(self, width: int, size: int):
+        super().__init__()
+        self.key, self.query, self.value = (nn.Linear(width, size, bias=False) for _ in range(3))
+
+
+class HeadByHead(nn.Module):
+    def __init__(self, width: int = 16, heads: int = 2, name: str = "heads"):
+        super().__init__()
+        self.up = nn.Linear(3, width)
+        parts = nn.ModuleList(Head(width, width // heads) for _ in range(heads))
+        self.attention = nn.ModuleDict({name: parts, "proj": nn.Linear(width, width)})
+
+
+@pytest.mark.parametrize("name", ["heads", "parts"])
+@pytest.mark.parametrize("target", [{"width": 64, "heads": 8}, {"heads": 4}])
+def test_a_list_of_heads_is_no_list_of_layers(name: str, target: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="one Linear for all"):
+        growth(
+            lambda width, heads: HeadByHead(width, heads, name),
+            {"width": 16, "heads": 2},
+            {"width": 16, **target},
+            None,
+        )
+
+
+def test_readouts_of_every_layer_are_layers() -> None:
+    def build(width: int, depth: int) -> nn.Module:
+        return nn.ModuleDict(
+            {
+                "blocks": nn.ModuleList(nn.Linear(width, width) for _ in range(depth)),
+                "readouts": nn.ModuleList(nn.Linear(width, 3) for _ in range(depth)),
+            }
+        )
+
+    found = growth(build, {"width": 8, "depth": 2}, {"width": 32, "depth": 4}, None)
+    assert found.sizes["readouts.3.weight"].kind == "output"

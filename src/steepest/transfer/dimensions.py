@@ -77,6 +77,7 @@ def growth(
     """
     first = last = blueprint(build, base, overrides)
     sizes, waiting, deepening = dict(base), [], []
+    deepened: set[str] = set()
     changed = [key for key in base if base[key] != target[key]]
     for key in changed:
         sizes[key] = target[key]
@@ -90,11 +91,14 @@ def growth(
         _check_axes(last, after, {each: _ratio(each, base, target) for each in waiting})
         if _only_deepens(last, after):
             deepening += waiting
+            deepened |= set(growing_lists(last.shapes, after.shapes))
         last, waiting = after, []
     lists = growing_lists(first.shapes, last.shapes)
     counterparts = {name: counterparts_of(name, first, lists) for name in last.shapes}
     found = {row.name: _size(row, first, counterparts[row.name], lists) for row in last.table}
-    return Growth(first, last, found, counterparts, lists, tuple(deepening))
+    grown = Growth(first, last, found, counterparts, lists, tuple(deepening))
+    _check_lists(grown, deepened)
+    return grown
 
 
 def blueprint(build: Build, sizes: Mapping[str, Any], overrides: Overrides | None) -> Blueprint:
@@ -129,12 +133,32 @@ def growing_lists(base: Iterable[str], target: Iterable[str]) -> dict[str, tuple
         if name in before and before[name] != after[name]
     }
     for name, (few, many) in lists.items():
+        got = f"got {name} with {few} members at the base and {many} at the target, expected"
         if "expert" in name.lower():
             raise ValueError(
-                f"got {name} with {few} members at the base and {many} at the target, expected as "
-                "many experts; only growth of the number of layers is covered by a published rule"
+                f"{got} as many experts; only growth of the number of layers is covered by a "
+                "published rule"
+            )
+        if re.search(r"(^|[._])heads?$", name):
+            raise ValueError(
+                f"{got} as many; a head is a part of a layer and no layer: use one Linear for all "
+                "attention heads, and cut its output into heads"
             )
     return lists
+
+
+def _check_lists(growth: Growth, deepened: set[str]) -> None:
+    """Raise for lists of parts of a layer, which become more while no output of theirs grows."""
+    for where in set(growth.lists) - deepened:
+        members = [s for name, s in growth.sizes.items() if in_list(name, {where: None})]
+        grows = any(s.fan_in != 1 or s.fan_out != 1 for s in members)
+        if grows and all((s.fan_out - 1) * (s.blocks - 1) <= 0 for s in members):
+            few, many = growth.lists[where]
+            raise ValueError(
+                f"got {where} with {few} members at the base and {many} at the target, whose "
+                "outputs do not grow, so that they are parts of a layer and no layers; expected "
+                "one Linear for all of them (all attention heads), whose output is cut into parts"
+            )
 
 
 def _members(names: Iterable[str]) -> dict[str, set[str]]:
