@@ -234,3 +234,46 @@ def test_readouts_of_every_layer_are_layers() -> None:
 
     found = growth(build, {"width": 8, "depth": 2}, {"width": 32, "depth": 4}, None)
     assert found.sizes["readouts.3.weight"].kind == "output"
+
+
+class Shared(nn.Module):
+    """Depth that shows in no parameter: a block used again, in a list or in a loop."""
+
+    def __init__(self, width: int = 8, depth: int = 2, loop: bool = False):
+        super().__init__()
+        self.up, block = nn.Linear(3, width), nn.Linear(width, width)
+        self.blocks = nn.ModuleList([block] * (1 if loop else depth))
+        self.count = depth
+
+
+@pytest.mark.parametrize(("loop", "message"), [(False, "used 2 times"), (True, "no list of layer")])
+def test_depth_of_shared_blocks_has_no_rule(loop: bool, message: str) -> None:
+    def build(depth: int) -> nn.Module:
+        return Shared(depth=depth, loop=loop)
+
+    with pytest.raises(ValueError, match=message):
+        parametrize(build, {"depth": 2}, {"depth": 8}, rule="completep", branches=["blocks.*"])
+    assert parametrize(build, {"depth": 2}, {"depth": 8})["blocks.0.weight"].multiplier == 1
+
+
+def test_branches_without_depth() -> None:
+    """As in a check over widths, or over the number of heads."""
+    settings: dict[str, Any] = {"rule": "completep", "branches": ["blocks.*.mlp.down"]}
+    for size in ({"width": 32}, {"heads": 4}):
+        assert parametrize(gpt, {"width": 16, "heads": 2}, size, **settings)
+    with pytest.raises(ValueError, match="no list of layers"):
+        parametrize(
+            lambda n: Shared(depth=n, loop=True), {"n": 2}, {"n": 4}, rule="completep", branches=[]
+        )
+
+
+def test_a_size_that_changes_nothing() -> None:
+    def build(width: int, dept: int = 2) -> nn.Module:
+        return nn.Linear(3, width)
+
+    with pytest.raises(ValueError, match="dept=2 and 64, which make the same model"):
+        parametrize(build, {"width": 8, "dept": 2}, {"width": 32, "dept": 64})
+    found = growth(
+        lambda heads: gpt(heads=heads, positions="learned"), {"heads": 2}, {"heads": 4}, None
+    )
+    assert "heads" in found.numbers["heads"]  # shapes stay

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
+from steepest.transfer.changes import uses
 from steepest.transfer.dimensions import Growth, in_list, pattern_of
 from steepest.transfer.multipliers import Folds, add, own_parameters
 
@@ -26,6 +28,34 @@ BRANCHES: dict[str, tuple[tuple[str, ...], ...]] = {
     "BertLayer": (("attention.output.dense", "output.dense"),),
     "TransformerEncoderLayer": (("self_attn.out_proj", "linear2"),),
 }  # fmt: skip
+
+
+_DEPTH = re.compile(
+    r"(^|_)n?(depth|layer|block|loop|iter(ation)?|repeat|recurrence)s?$", re.IGNORECASE
+)
+_HEADS = re.compile(r"head|d_kv", re.IGNORECASE)
+
+
+def check_depth(growth: Growth, branches: Sequence[str] | None) -> None:
+    """Raise where layers become more that are no members of a list: modules used again."""
+    before, now = uses(growth.base.model), uses(growth.target.model)
+    for name, count in now.items():
+        if count != (old := before[growth.counterparts[name][0]]):
+            raise ValueError(
+                f"got {name} used {old} times at the base and {count} times at the target; "
+                "expected modules of its own for each layer, as no published rule for depth covers "
+                "shared ones; or rule='mup', which says nothing of depth"
+            )
+    nothing_else = branches is not None and set(growth.numbers) == growth.changed
+    for size, names in growth.numbers.items():
+        deeper = nothing_else or any(_DEPTH.search(name) for name in (size, *names))
+        if deeper and not any(_HEADS.search(name) for name in names):
+            raise ValueError(
+                f"got {size}, which changes {', '.join(sorted(names))} and no list of layers; "
+                "expected the layers in an nn.ModuleList whose length is the depth, as no "
+                "published rule for depth covers shared ones; or rule='mup', which says nothing "
+                "of depth"
+            )
 
 
 def fold_branches(

@@ -11,7 +11,7 @@ import math
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import nn
 
 from steepest.matrix_view import MatrixView
 from steepest.parameter_roles import ParameterRole, Role, RoleTable, all_roles
+from steepest.transfer.changes import changed, module_names, settings, tensor_shapes
 from steepest.transfer.rules import Kind, Size
 
 Build = Callable[..., nn.Module]
@@ -55,6 +56,9 @@ class Growth:
             in a list of layers that grows.
         lists: the module lists whose lengths differ, with the lengths `(base, target)`.
         deepening: the sizes that change nothing but such lengths.
+        changed: the sizes that differ.
+        numbers: the sizes that change neither shapes nor modules, but numbers that modules keep,
+            such as the number of heads; with the names of these.
     """
 
     base: Blueprint
@@ -63,6 +67,8 @@ class Growth:
     counterparts: dict[str, list[str]]
     lists: dict[str, tuple[int, int]]
     deepening: tuple[str, ...]
+    numbers: dict[str, set[str]]
+    changed: frozenset[str]
 
 
 def growth(
@@ -78,17 +84,20 @@ def growth(
     first = last = blueprint(build, base, overrides)
     sizes, waiting, deepening = dict(base), [], []
     deepened: set[str] = set()
-    changed = [key for key in base if base[key] != target[key]]
-    for key in changed:
+    alone: dict[str, set[str]] = {}
+    differ = [key for key in base if base[key] != target[key]]
+    for key in differ:
         sizes[key] = target[key]
         waiting.append(key)
         try:
             after = blueprint(build, sizes, overrides)
         except ValueError:  # perhaps only together with the next: heads that divide the width
-            if key == changed[-1]:
+            if key == differ[-1]:
                 raise
             continue
         _check_axes(last, after, {each: _ratio(each, base, target) for each in waiting})
+        if numbers := _only_numbers(last, after, waiting, base, target):
+            alone |= dict.fromkeys(waiting, numbers)
         if _only_deepens(last, after):
             deepening += waiting
             deepened |= set(growing_lists(last.shapes, after.shapes))
@@ -96,7 +105,9 @@ def growth(
     lists = growing_lists(first.shapes, last.shapes)
     counterparts = {name: counterparts_of(name, first, lists) for name in last.shapes}
     found = {row.name: _size(row, first, counterparts[row.name], lists) for row in last.table}
-    grown = Growth(first, last, found, counterparts, lists, tuple(deepening))
+    grown = Growth(
+        first, last, found, counterparts, lists, tuple(deepening), alone, frozenset(differ)
+    )
     _check_lists(grown, deepened)
     return grown
 
@@ -206,6 +217,28 @@ def counterparts_of(name: str, base: Blueprint, lists: Mapping[str, Any]) -> lis
         return [name]
     # The first layer of a stage may have another shape; new layers repeat the last one.
     return [each for each in found if shapes[each] == shapes[found[-1]]]
+
+
+def _only_numbers(
+    before: Blueprint,
+    after: Blueprint,
+    keys: Sequence[str],
+    base: Mapping[str, Any],
+    target: Mapping[str, Any],
+) -> set[str]:
+    """Names of the numbers that modules keep and that change, if nothing else does."""
+    old, new = before.model, after.model
+    if tensor_shapes(old) != tensor_shapes(new) or module_names(old) != module_names(new):
+        return set()
+    found = changed(settings(old), settings(new))
+    if not found:
+        sizes = " and ".join(f"{key}={base[key]!r} and {target[key]!r}" for key in keys)
+        raise ValueError(
+            f"got {sizes}, which make the same model; expected sizes that change a shape, the "
+            "number of modules or a number that a module keeps (self.heads = heads). Layers that "
+            "are counted in a loop belong in an nn.ModuleList"
+        )
+    return {name.rpartition(".")[2] for name in found}
 
 
 def _only_deepens(before: Blueprint, after: Blueprint) -> bool:

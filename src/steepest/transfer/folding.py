@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from steepest.transfer.attention import HeadSize, fold_attention
-from steepest.transfer.branches import fold_branches
+from steepest.transfer.branches import check_depth, fold_branches
 from steepest.transfer.dimensions import Growth
 from steepest.transfer.multipliers import Folds
 from steepest.transfer.rules import ALPHA, Rule, readout_multiplier
@@ -28,6 +28,8 @@ def folds(
             branches are unknown; if the head size is needed and unknown.
     """
     found: Folds = {}
+    if rule in ALPHA:
+        check_depth(growth, branches)
     if rule in ALPHA and growth.lists:
         fold_branches(found, growth, ALPHA[rule], branches)
     if rule not in ("sp", "ntp"):
