@@ -233,3 +233,42 @@ def test_gpt2_compiles() -> None:
         compiled(input_ids=batch, use_cache=False).logits,
         made.model(input_ids=batch, use_cache=False).logits,
     )
+
+
+def bert(depth: int) -> nn.Module:
+    config = transformers.BertConfig(
+        num_hidden_layers=depth, hidden_size=32, num_attention_heads=2, intermediate_size=64,
+        vocab_size=64, is_decoder=True, add_cross_attention=True,
+    )  # fmt: skip
+    return transformers.BertModel(config)
+
+
+def gpt2_with_cross_attention(depth: int) -> nn.Module:
+    config = transformers.GPT2Config(
+        n_layer=depth, n_head=2, n_embd=32, vocab_size=64, n_positions=16, add_cross_attention=True
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+@pytest.mark.parametrize(
+    ("build", "end"),
+    [
+        (gpt2_with_cross_attention, "transformer.h.7.crossattention.c_proj.weight"),
+        (bert, "encoder.layer.7.crossattention.output.dense.weight"),
+    ],
+)
+def test_cross_attention_is_a_branch(build: Any, end: str) -> None:
+    made = parametrize(build, {"depth": 2}, {"depth": 8}, rule="completep")
+    assert made[end].multiplier == 0.25
+    assert sum(row.multiplier != 1 for row in made.rows) == 8 * 3 * 2  # weight and bias
+
+
+def test_a_branch_that_a_known_block_does_not_have() -> None:
+    def build(depth: int) -> nn.Module:
+        model: Any = gpt2(32, depth)
+        for block in model.transformer.h:
+            block.adapter = nn.Linear(32, 32)
+        return model
+
+    with pytest.raises(ValueError, match=r"h\.0\.adapter, which a GPT2Block is not known to have"):
+        parametrize(build, {"depth": 2}, {"depth": 8}, rule="completep")

@@ -28,6 +28,9 @@ BRANCHES: dict[str, tuple[tuple[str, ...], ...]] = {
     "BertLayer": (("attention.output.dense", "output.dense"),),
     "TransformerEncoderLayer": (("self_attn.out_proj", "linear2"),),
 }  # fmt: skip
+# Those of a further branch that some of these have, and layers inside a branch.
+_CROSS_ATTENTION = ("crossattention.c_proj", "crossattention.output.dense")
+_INNER = ("intermediate", "linear1")
 
 
 _DEPTH = re.compile(
@@ -91,7 +94,16 @@ def _known_ends(growth: Growth) -> list[str]:
                 "branches=[...], patterns for the last layer of every branch, such as "
                 f'"{where}.*.attention.output". If a branch ends with a norm, name the norm'
             )
-        ends += [f"{path}.{end}" for end in known[0]]
+        found = [*known[0], *(end for end in _CROSS_ATTENTION if end in names)]
+        inside = {*_INNER, *(end.split(".")[0] for end in found)}
+        for name, child in block.named_children():
+            if name not in inside and any(p.ndim > 1 for p in child.parameters()):
+                raise ValueError(
+                    f"got {path}.{name}, which a {type(block).__name__} is not known to have, so "
+                    "that it may be a branch of its own; expected branches=[...], patterns for the "
+                    "last layer of every branch"
+                )
+        ends += [f"{path}.{end}" for end in found]
     return ends
 
 
