@@ -428,3 +428,30 @@ def test_it_prints_and_saves(tmp_path: Path) -> None:
     read = json.loads((tmp_path / "factors.json").read_text())
     assert read == json.loads(json.dumps(made.as_dict()))
     assert all(row["source"] for row in read["parameters"])
+
+
+def test_what_is_folded_into_frozen_parameters() -> None:
+    """A frozen query, key and value whose output layer is trained; and frozen branches."""
+
+    def attention(width: int) -> nn.Module:
+        layer = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0, batch_first=True)
+        layer.self_attn.in_proj_weight.requires_grad_(False)
+        return nn.Sequential(nn.Linear(8, width), layer, nn.Linear(width, 3))
+
+    def residual(depth: int) -> nn.Module:
+        model = nn.Sequential(nn.Sequential(*(nn.Linear(8, 8) for _ in range(depth))))
+        return model.requires_grad_(False).append(nn.Linear(8, 2))
+
+    more: dict[str, Any] = {"rule": "completep", "branches": ["0.*"]}
+    for build, base, target, name, expected, how in (
+        (attention, {"width": 8}, {"width": 32}, "1.self_attn.in_proj_weight", 4**-0.25, {}),
+        (residual, {"depth": 2}, {"depth": 8}, "0.7.weight", 1 / 4, more),
+    ):
+        torch.manual_seed(0)
+        own = build(**target).get_parameter(name)
+        torch.manual_seed(0)
+        made = parametrize(build, base, target, **how)
+        assert made[name].multiplier == pytest.approx(expected)
+        torch.testing.assert_close(
+            made.model.get_parameter(name), own * expected, check_stride=False
+        )
