@@ -186,13 +186,14 @@ def test_roles_can_be_overridden() -> None:
             self.matrix = nn.Parameter(torch.randn(7, width))
             self.head = nn.Linear(width, 2)
 
-    plain = parametrize(Stored, {"width": 8}, {"width": 16})
-    assert plain["matrix"].kind == "output"
+    with pytest.raises(ValueError, match=r"got matrix, .* nothing says which axis is the input"):
+        parametrize(Stored, {"width": 8}, {"width": 16})
     view = MatrixView.of((7, 16), transposed=True)
     with pytest.raises(ValueError, match="same number of entries"):  # views have a size
         parametrize(Stored, {"width": 8}, {"width": 16}, roles={"matrix": view})
-    told = parametrize(Stored, {"width": 8}, {"width": 16}, roles={"matrix": "embedding"})
-    assert told["matrix"].kind == "input"
+    for role, kind in (("embedding", "input"), ("transposed", "input"), ("hidden", "output")):
+        told = parametrize(Stored, {"width": 8}, {"width": 16}, roles={"matrix": role})  # type: ignore[dict-item]
+        assert told["matrix"].kind == kind
 
 
 class Head(nn.Module):
@@ -277,3 +278,40 @@ def test_a_size_that_changes_nothing() -> None:
         lambda heads: gpt(heads=heads, positions="learned"), {"heads": 2}, {"heads": 4}, None
     )
     assert "heads" in found.numbers["heads"]  # shapes stay
+
+
+class Placed(nn.Module):
+    def __init__(self, width: int = 8, tokens: int = 4, **more: Any):
+        super().__init__()
+        self.up = nn.Linear(3, width)
+        self.hidden = nn.Linear(width, width)
+        self.cell = nn.GRUCell(5, width)  # stored as torch stores everything
+        self.w = nn.Parameter(torch.randn(width, 4 * width))  # both axes grow alike
+        self.latents = nn.Parameter(torch.randn(1, tokens, width))
+        for name, shape in more.items():
+            self.register_parameter(name, nn.Parameter(torch.randn(shape)))
+        self.out = nn.Linear(width, 2)
+
+
+def test_what_can_and_what_cannot_be_placed() -> None:
+    kinds = _kinds(Placed, {"width": 8, "tokens": 4}, {"width": 32, "tokens": 8})
+    assert [kinds[n][0] for n in ("w", "latents", "cell.weight_ih")] == ["hidden", "input", "input"]
+    assert _kinds(Placed, {"tokens": 4}, {"tokens": 8})["latents"][0] == "fixed"  # positions
+    base, target = {"width": 8}, {"width": 32}
+
+    def channels_first(width: int) -> nn.Module:
+        return Placed(width, pos_embed=(1, width, 8, 8))
+
+    def named_head(width: int) -> nn.Module:
+        return Placed(width, lm_head=(width, 5))
+
+    with pytest.raises(ValueError, match=r"got pos_embed .* not in its last axis"):
+        parametrize(channels_first, base, target)
+    with pytest.raises(ValueError, match=r"got gain, .* multiplied entry by entry"):
+        parametrize(lambda width: Placed(width, gain=(1, width)), base, target)
+    with pytest.raises(ValueError, match="got lm_head"):
+        parametrize(named_head, base, target)
+    made = parametrize(named_head, base, target, roles={"lm_head": "transposed"})
+    assert made["lm_head"].kind == "output"
+    with pytest.raises(ValueError, match="Bilinear"):
+        parametrize(lambda width: nn.Bilinear(width, width, 1), base, target)

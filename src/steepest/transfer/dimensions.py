@@ -18,14 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from steepest.matrix_view import MatrixView
-from steepest.parameter_roles import ParameterRole, Role, RoleTable, all_roles
+from steepest.parameter_roles import Override, ParameterRole, RoleTable, all_roles
 from steepest.transfer.changes import changed, module_names, settings, tensor_shapes
-from steepest.transfer.rules import Kind, Size
+from steepest.transfer.placement import check_embeddings, size_of
+from steepest.transfer.rules import Size
 
 Build = Callable[..., nn.Module]
-Overrides = Mapping[str, Role | MatrixView]
-_NORMALIZED = re.compile(r"(^|[.])parametrizations[.]|(^|[.])weight_[gv]$")  # torch.nn.utils
+Overrides = Mapping[str, Override]
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,13 @@ def growth(
         last, waiting = after, []
     lists = growing_lists(first.shapes, last.shapes)
     counterparts = {name: counterparts_of(name, first, lists) for name in last.shapes}
-    found = {row.name: _size(row, first, counterparts[row.name], lists) for row in last.table}
+    found = {}
+    for row in last.table:
+        where = in_list(row.name, lists)
+        blocks = 1.0 if where is None else lists[where][1] / lists[where][0]
+        module = last.model.get_submodule(row.name.rpartition(".")[0])
+        found[row.name] = size_of(row, first[counterparts[row.name][0]], module, blocks)
+    check_embeddings(last.table, {n: first[c[0]] for n, c in counterparts.items()}, found)
     grown = Growth(
         first, last, found, counterparts, lists, tuple(deepening), alone, frozenset(differ)
     )
@@ -279,66 +284,3 @@ def _check_axes(before: Blueprint, after: Blueprint, ratios: Mapping[str, float]
                     f"got axis {axis} of {name} growing from {m} to {n} with {sizes}, expected "
                     "growth in proportion or none; make it a multiple of the size, or keep it fixed"
                 )
-
-
-def _size(
-    row: ParameterRole, base: Blueprint, counterparts: list[str], lists: Mapping[str, Any]
-) -> Size:
-    """Fans of a parameter of the target, and by how much they grow."""
-    old = base[counterparts[0]]
-    if old.role != row.role:
-        raise ValueError(
-            f"got {row.name} as {row.role} ({row.reason}) at the target and as {old.role} "
-            f"({old.reason}) at the base; expected the same, or `roles=` to say what it is. Layers "
-            "that are counted belong in an nn.ModuleList of their own"
-        )
-    _check_parts(row, old)
-    fans, base_fans = _fans(row), _fans(old)
-    fan_in, fan_out = (n / m for n, m in zip(fans, base_fans, strict=True))
-    inputs, outputs = fan_in != 1, fan_out != 1
-    kind: Kind = "fixed"
-    if inputs or outputs:
-        kind = "hidden" if inputs and outputs else "output" if inputs else "input"
-        kind = "vector" if fans[0] == 1 and row.role == "vector" else kind
-    if kind != "fixed" and _NORMALIZED.search(row.name):
-        raise ValueError(
-            f"got {row.name}, part of a weight that is normalized or computed, and grows; "
-            "expected plain weights, as no published rule covers these; use the layer without it"
-        )
-    where = in_list(row.name, lists)
-    blocks = 1.0 if where is None else lists[where][1] / lists[where][0]
-    return Size(kind, fans, base_fans, fan_in, fan_out, blocks)
-
-
-def _fans(row: ParameterRole) -> tuple[int, int]:
-    """`(in, out)`; what is looked up or acts entry by entry has one input."""
-    shape, view = tuple(row.parameter.shape), row.view
-    if row.role == "embedding":
-        return 1, shape[-1]
-    if view is None:
-        return 1, max(1, math.prod(shape))
-    # The groups of a convolution side by side; experts are matrices of their own.
-    return view.inputs, view.outputs * (1 if row.role == "experts" else view.batch)
-
-
-def _check_parts(row: ParameterRole, old: ParameterRole) -> None:
-    """Raise for experts that become more, and for fused matrices that grow differently."""
-    new, before = row.view, old.view
-    if new is None or before is None:
-        return
-    if row.role == "experts" and new.batch != before.batch:
-        raise ValueError(
-            f"got axis 0 of {row.name}, which counts its {before.batch} matrices at the base and "
-            f"{new.batch} at the target; expected their number to stay, as no published rule "
-            "covers more experts"
-        )
-    if not new.splits:
-        return
-    parts = [n / m for (n, _), (m, _) in zip(new.sizes(), before.sizes(), strict=True)]
-    if max(parts) > 1.05 * min(parts):
-        each = ", ".join(f"{ratio:.4g}" for ratio in parts)
-        raise ValueError(
-            f"got the output axis of {row.name}, whose {len(parts)} matrices grow by {each}; "
-            "expected one ratio, since a parameter has one learning rate; let them grow alike, or "
-            "keep them in parameters of their own"
-        )

@@ -268,8 +268,8 @@ def parametrize(
         optimizer: which one will train it; the factors depend on it.
         settings: of that optimizer. Those that change the length of an update, such as `graft` and
             `scale`, change the factors.
-        roles: overrides for `steepest.roles`, such as `{"*.gate.weight": "hidden"}`; roles, not
-            views, which have one size.
+        roles: overrides for `steepest.roles`, such as `{"*.gate.weight": "hidden"}`, and
+            "transposed" for parameters used as x @ W; not views, which have one size.
         branches: for rules with depth, patterns for the last module of each residual branch; known
             for the blocks of GPT-2, LLaMA and ViT and of this package.
         head_size: from the model to the size of its attention heads, where the attention module and
