@@ -455,3 +455,23 @@ def test_what_is_folded_into_frozen_parameters() -> None:
         torch.testing.assert_close(
             made.model.get_parameter(name), own * expected, check_stride=False
         )
+
+
+def test_a_query_of_an_inner_size_of_its_own() -> None:
+    class Attention(nn.Module):
+        def __init__(self, d_model: int, n_heads: int, dim_head: int):
+            super().__init__()
+            self.d_model, self.n_heads = d_model, n_heads
+            self.q_proj, self.k_proj, self.v_proj = (
+                nn.Linear(d_model, n_heads * dim_head) for _ in range(3)
+            )
+            self.o_proj = nn.Linear(n_heads * dim_head, d_model)
+
+    def build(width: int, dim_head: int = 16) -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(8, width), Attention(width, 4, dim_head), nn.Linear(width, 3)
+        )
+
+    base, size = {"width": 32, "dim_head": 16}, "1.q_proj.weight"
+    assert parametrize(build, base, {"width": 512})[size].multiplier == 1
+    assert parametrize(build, base, {"width": 512, "dim_head": 64})[size].multiplier == 0.5

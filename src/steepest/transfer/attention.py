@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from steepest.matrix_view import MatrixView
 from steepest.transfer.dimensions import Blueprint, Growth
 from steepest.transfer.multipliers import Folds, add, own_parameters
 
@@ -34,8 +35,11 @@ def fold_attention(found: Folds, growth: Growth, head_size: HeadSize | None) -> 
         seen.add(attention)
         before = growth.counterparts[row.name][0].removesuffix(row.name[len(attention) :])
         now, then = (
-            _head_size(each, where, head_size, None if fused or bare else layer[len(attention) :])
-            for each, where in ((growth.target, attention), (growth.base, before))
+            _head_size(each, where, head_size, None if fused else each[name].view)
+            for each, where, name in (
+                (growth.target, attention, row.name),
+                (growth.base, before, growth.counterparts[row.name][0]),
+            )
         )
         if now is None or then is None:
             if growth.sizes[row.name].fan_out == 1:
@@ -121,23 +125,25 @@ def _norm_gain(model: nn.Module, path: str) -> list[str]:
 
 
 def _head_size(
-    blueprint: Blueprint, attention: str, given: HeadSize | None, query: str | None
+    blueprint: Blueprint, attention: str, given: HeadSize | None, query: MatrixView | None
 ) -> int | None:
     """The size of a head: given, or said by the attention module, its config or the model's.
 
-    Where only the number of heads is said, they share the outputs of the query, if it is a layer.
+    The heads share the outputs of a query of its own, which need not be as many as the width.
     """
     model = blueprint.model
     if given is not None:
         return given(model)
     module = model.get_submodule(attention)
-    for source in (module, getattr(module, "config", None), getattr(model, "config", None)):
+    sources = (module, getattr(module, "config", None), getattr(model, "config", None))
+    heads = next((n for n in (_number(source, _HEADS) for source in sources) if n), None)
+    if query is not None and heads is not None and query.outputs % heads == 0:
+        return query.outputs // heads
+    for source in sources:
         size = _number(source, _HEAD_SIZE)
         if size is not None:
             return size
         width, heads = _number(source, _WIDTH), _number(source, _HEADS)
-        if width is None and heads is not None and query is not None:
-            width = _number(model.get_submodule(attention + query), ("out_features",))
         if width is not None and heads is not None:
             return width // heads
     return None
