@@ -222,3 +222,40 @@ def test_the_branch_multiplier_is_exact(rule: Any, optimizer: Any) -> None:
             trace.append(loss.item())
         traces.append(trace)
     assert traces[0] == pytest.approx(traces[1], rel=1e-9)
+
+
+class Normed(nn.Module):
+    """Attention with norms of queries and keys, under any names, and logits times a number."""
+
+    def __init__(self, width: int, names: tuple[str, str], logits: float = 1.0):
+        super().__init__()
+        self.num_heads, self.names, self.logits = 2, names, logits
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
+        for name in names:
+            self.add_module(name, nn.RMSNorm(width))
+        self.o_proj = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm_q, norm_k = (self.get_submodule(name) for name in self.names)
+        parts = norm_q(self.q_proj(x)), norm_k(self.k_proj(x)), self.v_proj(x)
+        q, k, v = (each.unflatten(-1, (2, -1)).transpose(-2, -3) for each in parts)
+        weights = (q @ k.mT * self.logits / math.sqrt(q.shape[-1])).softmax(-1)
+        mixed: Tensor = self.o_proj((weights @ v).transpose(-2, -3).flatten(-2))
+        return mixed
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("norm_q", "norm_k"), ("ln_q", "ln_k"), ("q_rmsnorm", "k_rmsnorm"), ("qk_norm", "qk_norm")],
+)
+def test_norms_of_queries_under_any_name(names: tuple[str, str]) -> None:
+    base, target = {"width": 8}, {"width": 32}
+    torch.manual_seed(0)
+    made = parametrize(lambda width: Normed(width, names), base, target)
+    torch.manual_seed(0)
+    explicit = parametrize(
+        lambda width: Normed(width, names, logits=0.5), base, target, head_size=lambda model: 1
+    )
+    assert {row.name for row in made.rows if row.multiplier != 1} == {f"{names[0]}.weight"}
+    x = torch.randn(2, 5, 32)
+    torch.testing.assert_close(made.model(x), explicit.model(x))

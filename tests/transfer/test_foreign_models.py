@@ -272,3 +272,16 @@ def test_a_branch_that_a_known_block_does_not_have() -> None:
 
     with pytest.raises(ValueError, match=r"h\.0\.adapter, which a GPT2Block is not known to have"):
         parametrize(build, {"depth": 2}, {"depth": 8}, rule="completep")
+
+
+def test_a_norm_that_multiplies_with_one_plus_its_gain() -> None:
+    def gemma(width: int) -> nn.Module:
+        config = transformers.Gemma3TextConfig(
+            vocab_size=64, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=1,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=width // 4,
+        )  # fmt: skip
+        return transformers.Gemma3ForCausalLM(config)
+
+    with pytest.raises(ValueError, match=r"q_norm\.weight, a gain of zeros"):
+        parametrize(gemma, {"width": 32}, {"width": 64})
+    assert parametrize(gemma, {"width": 32}, {"width": 64}, head_size=lambda model: 1)

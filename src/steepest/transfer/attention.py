@@ -16,6 +16,8 @@ from steepest.transfer.multipliers import Folds, add, own_parameters
 HeadSize = Callable[[nn.Module], int]
 _FUSED = re.compile(r"(qkv|c_attn$|query_key_value$|in_proj_weight$)", re.IGNORECASE)
 _QUERY_NORM = re.compile(r"^(q|query)_?(norm|layer_?norm|ln)$", re.IGNORECASE)
+_IN_A_NORM = "in the gain of a norm of queries"
+_OF_QUERIES, _OF_BOTH = {"q", "qk", "query"}, {"qk", "k", "key"}  # parts of the name of a norm
 _HEAD_SIZE = ("head_dim", "head_size", "d_head", "d_kv")
 _WIDTH = ("hidden_size", "n_embd", "embed_dim", "d_model", "width")
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads")
@@ -54,18 +56,20 @@ def fold_attention(found: Folds, growth: Growth, head_size: HeadSize | None) -> 
         if scale == 1:
             continue
         reason = f"attention 1/d: logits x {scale:.4g}"
-        norm = next(
-            (n for n, _ in model.get_submodule(attention).named_children() if _QUERY_NORM.match(n)),
-            None,
-        )
-        if norm is not None:  # it would undo what comes before it
-            add(found, _norm_gain(model, f"{attention}.{norm}"), scale, reason)
+        norms = _query_norms(model.get_submodule(attention))
+        if norms:  # they would undo what comes before them
+            for norm in norms:
+                _fold_norm(found, model, _join(attention, norm), scale, reason)
         elif fused:
             _fold_fused(found, model, row.name, attention, scale, reason)
         else:
             add(found, [row.name] if bare else own_parameters(model, path), scale, reason)
     if head_size is None:
         _check_all_seen(growth, seen)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _check_all_seen(growth: Growth, seen: set[str]) -> None:
@@ -97,11 +101,11 @@ def _fold_fused(
     own = [name, name.removesuffix("weight") + "bias"]
     parameters = dict(model.named_parameters(remove_duplicate=False))
     outputs = [
-        f"{attention}.{n}"
+        _join(attention, n)
         for n, child in model.get_submodule(attention).named_children()
         if isinstance(getattr(child, "weight", None), Tensor)
         and child.weight.ndim == 2
-        and f"{attention}.{n}.weight" != name
+        and _join(attention, f"{n}.weight") != name
     ]
     if len(outputs) != 1:
         raise ValueError(
@@ -113,7 +117,27 @@ def _fold_fused(
     add(found, [f"{outputs[0]}.weight"], 1 / root, f"{reason}, taken back from the values", False)
 
 
-def _norm_gain(model: nn.Module, path: str) -> list[str]:
+def _query_norms(attention: nn.Module) -> list[str]:
+    """Names of the norms of queries, also of those inside a norm of queries and keys."""
+    found = []
+    for name, child in attention.named_children():
+        if isinstance(child, nn.Identity):
+            continue
+        inside = [n for n, each in child.named_children() if _is_query_norm(n, each)]
+        if inside and type(child).__name__.endswith("Norm"):
+            found += [f"{name}.{n}" for n in inside]
+        elif _is_query_norm(name, child):
+            found.append(name)
+    return found
+
+
+def _is_query_norm(name: str, module: nn.Module) -> bool:
+    named = bool(_OF_QUERIES & set(name.lower().split("_")))
+    return bool(_QUERY_NORM.match(name)) or (named and type(module).__name__.endswith("Norm"))
+
+
+def _fold_norm(found: Folds, model: nn.Module, path: str, scale: float, reason: str) -> None:
+    """Fold the scale into the gain of a norm; into its root if the norm is that of keys too."""
     names = own_parameters(model, path)
     if not names:
         raise ValueError(
@@ -121,7 +145,21 @@ def _norm_gain(model: nn.Module, path: str) -> list[str]:
             "folded into weights; scale the logits with 1/d in the model itself, and pass "
             "head_size=lambda model: 1"
         )
-    return names
+    parts = set(path.rpartition(".")[2].lower().split("_"))
+    both = bool(_OF_BOTH & parts)
+    add(found, names, math.sqrt(scale) if both else scale, f"{reason}, {_IN_A_NORM}")
+
+
+def check_gains(model: nn.Module, found: Folds) -> None:
+    """Raise for a folded gain that is all zeros: its norm multiplies with 1 + gain."""
+    for name, those in found.items():
+        of_norm = name.endswith(".weight") and any(_IN_A_NORM in each.reason for each in those)
+        if of_norm and not model.get_parameter(name).any():
+            raise ValueError(
+                f"got {name}, a gain of zeros, whose norm multiplies with 1 + gain, so that the "
+                "attention scale cannot be folded into it; scale the logits with 1/d in the model "
+                "itself, and pass head_size=lambda model: 1"
+            )
 
 
 def _head_size(

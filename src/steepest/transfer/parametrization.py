@@ -22,7 +22,7 @@ from steepest.optim.teon import find_stacks
 from steepest.parameter_roles import ParameterRole, all_roles
 from steepest.printing import as_text
 from steepest.transfer import initialization
-from steepest.transfer.attention import HeadSize
+from steepest.transfer.attention import HeadSize, check_gains
 from steepest.transfer.dimensions import Build, Overrides, growth
 from steepest.transfer.folding import ScaleInput, folds, tied_heads
 from steepest.transfer.parameter_factors import ParameterFactors, factors_of_parameter
@@ -309,6 +309,7 @@ def parametrize(
     if target != dict(base):
         sizes = initialization.base_sizes(grown, base, target, rule)
         rms = initialization.reference_rms(build, sizes, grown)
+        check_gains(model, folded)
         initialization.initialize(
             model, rms, {row.name: row.init for row in rows}, {r.name: r.multiplier for r in rows}
         )
