@@ -259,3 +259,30 @@ def test_norms_of_queries_under_any_name(names: tuple[str, str]) -> None:
     assert {row.name for row in made.rows if row.multiplier != 1} == {f"{names[0]}.weight"}
     x = torch.randn(2, 5, 32)
     torch.testing.assert_close(made.model(x), explicit.model(x))
+
+
+class SubNormed(nn.Module):
+    """A fused attention with a norm before or after it, or between values and output."""
+
+    def __init__(self, width: int, place: str):
+        super().__init__()
+        self.head_dim = width // 2
+        if place == "before":
+            self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        if place == "between":
+            self.norm = nn.LayerNorm(width)
+        self.proj = nn.Linear(width, width)
+        if place == "after":
+            self.norm = nn.LayerNorm(width)
+
+
+def test_a_norm_between_values_and_output() -> None:
+    def build(width: int, place: str) -> nn.Module:
+        return nn.Sequential(nn.Linear(8, width), SubNormed(width, place), nn.Linear(width, 3))
+
+    for place in ("before", "after"):
+        made = parametrize(lambda width, at=place: build(width, at), {"width": 8}, {"width": 32})
+        assert made["1.proj.weight"].multiplier == pytest.approx(4**0.25)
+    with pytest.raises(ValueError, match=r"the norm 1\.norm after it"):
+        parametrize(lambda width: build(width, "between"), {"width": 8}, {"width": 32})

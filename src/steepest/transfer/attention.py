@@ -113,8 +113,24 @@ def _fold_fused(
             f"{attention}; expected one, the output layer. Scale the logits with 1/d in the model "
             "itself, and pass head_size=lambda model: 1"
         )
+    _check_norms(model.get_submodule(attention), attention, name, outputs[0])
     add(found, [n for n in own if n in parameters], root, f"{reason}, over query and key")
     add(found, [f"{outputs[0]}.weight"], 1 / root, f"{reason}, taken back from the values", False)
+
+
+def _check_norms(attention: nn.Module, path: str, name: str, output: str) -> None:
+    """Raise for a norm between values and output layer, which undoes what the values get."""
+    children = [n for n, _ in attention.named_children()]
+    fused, last = (each.removesuffix(".weight").rpartition(".")[2] for each in (name, output))
+    first = children.index(fused) if fused in children else -1
+    for i, (child, module) in enumerate(attention.named_children()):
+        between = first < i < children.index(last) or re.search("inner|sub", child)
+        if between and type(module).__name__.endswith("Norm"):
+            raise ValueError(
+                f"got {name}, a fused query, key and value, and the norm {_join(path, child)} "
+                "after it, which undoes what is folded into it if it acts on keys or values; scale the "
+                "logits with 1/d in the model itself, and pass head_size=lambda model: 1"
+            )
 
 
 def _query_norms(attention: nn.Module) -> list[str]:
