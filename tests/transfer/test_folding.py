@@ -286,3 +286,44 @@ def test_a_norm_between_values_and_output() -> None:
         assert made["1.proj.weight"].multiplier == pytest.approx(4**0.25)
     with pytest.raises(ValueError, match=r"the norm 1\.norm after it"):
         parametrize(lambda width: build(width, "between"), {"width": 8}, {"width": 32})
+
+
+class TorchAttention(nn.Module):
+    """torch's own, with logits times a number: through the query, whose parameters are split."""
+
+    def __init__(self, width: int, **more: Any):
+        super().__init__()
+        self.up = nn.Linear(8, width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True, **more)
+        for name, p in self.attention.named_parameters():
+            if "bias" in name:
+                nn.init.normal_(p)
+
+    def forward(self, x: Tensor, logits: float = 1.0) -> Tensor:
+        own, h = self.attention, self.up(x)
+        keys = x if own.kdim != own.embed_dim else h
+        if logits != 1:  # the same with the query's rows by hand
+            names = {"q_proj_weight" if own.in_proj_weight is None else "in_proj_weight"}
+            with torch.no_grad():
+                for name in names | {"in_proj_bias"}:
+                    getattr(own, name)[: own.embed_dim] *= logits
+        out: Tensor = own(h, keys, keys, need_weights=False)[0]
+        return out
+
+
+@pytest.mark.parametrize("more", [{}, {"kdim": 8, "vdim": 8}, {"add_bias_kv": True}])
+def test_torch_s_attention_with_biases(more: dict[str, Any]) -> None:
+    base, target = {"width": 16}, {"width": 64}
+
+    def build(width: int) -> nn.Module:
+        return TorchAttention(width, **more).double()
+
+    torch.manual_seed(0)
+    folded = parametrize(build, base, target)
+    torch.manual_seed(0)
+    plain: Any = parametrize(build, base, target, head_size=lambda model: 1).model
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    before = plain(x)
+    after = plain(x, 0.5)
+    torch.testing.assert_close(folded.model(x), after)
+    assert not torch.allclose(before, after)

@@ -30,10 +30,12 @@ def fold_attention(found: Folds, growth: Growth, head_size: HeadSize | None) -> 
         path, _, last = row.name.rpartition(".")
         bare = last != "weight"  # a parameter of the attention module itself
         layer = row.name if bare else path
-        fused = bool(_FUSED.search(layer.rpartition(".")[2]))
+        attention, _, own = layer.rpartition(".")
+        fused = bool(_FUSED.search(own))
         if row.parameter.ndim < 2 or not (fused or row.attention == ("q",)):
             continue
-        attention = layer.rpartition(".")[0]
+        # With a key of another size torch has three weights, and still one bias.
+        fused |= isinstance(model.get_submodule(attention), nn.MultiheadAttention)
         seen.add(attention)
         before = growth.counterparts[row.name][0].removesuffix(row.name[len(attention) :])
         now, then = (
@@ -98,11 +100,14 @@ def _fold_fused(
     Logits see it twice, and the output layer takes it back from the values: exact.
     """
     root = math.sqrt(scale)
+    module = model.get_submodule(attention)
     own = [name, name.removesuffix("weight") + "bias"]
+    if isinstance(module, nn.MultiheadAttention):  # also biases of its own as keys and values
+        own = own_parameters(model, attention)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     outputs = [
         _join(attention, n)
-        for n, child in model.get_submodule(attention).named_children()
+        for n, child in module.named_children()
         if isinstance(getattr(child, "weight", None), Tensor)
         and child.weight.ndim == 2
         and _join(attention, f"{n}.weight") != name
@@ -113,7 +118,7 @@ def _fold_fused(
             f"{attention}; expected one, the output layer. Scale the logits with 1/d in the model "
             "itself, and pass head_size=lambda model: 1"
         )
-    _check_norms(model.get_submodule(attention), attention, name, outputs[0])
+    _check_norms(module, attention, name, outputs[0])
     add(found, [n for n in own if n in parameters], root, f"{reason}, over query and key")
     add(found, [f"{outputs[0]}.weight"], 1 / root, f"{reason}, taken back from the values", False)
 
@@ -128,8 +133,8 @@ def _check_norms(attention: nn.Module, path: str, name: str, output: str) -> Non
         if between and type(module).__name__.endswith("Norm"):
             raise ValueError(
                 f"got {name}, a fused query, key and value, and the norm {_join(path, child)} "
-                "after it, which undoes what is folded into it if it acts on keys or values; scale the "
-                "logits with 1/d in the model itself, and pass head_size=lambda model: 1"
+                "after it, which undoes what is folded into it if it acts on keys or values; scale "
+                "the logits with 1/d in the model itself, and pass head_size=lambda model: 1"
             )
 
 
