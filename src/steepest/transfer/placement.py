@@ -47,7 +47,8 @@ def size_of(row: ParameterRole, old: ParameterRole, module: nn.Module, blocks: f
             f"got {row.name}, part of a weight that is normalized or computed, and grows; "
             "expected plain weights, as no published rule covers these; use the layer without it"
         )
-    return Size(kind, fans, base_fans, fan_in, fan_out, blocks)
+    views = None if row.view is None or old.view is None else (row.view, old.view)
+    return Size(kind, fans, base_fans, fan_in, fan_out, blocks, views)
 
 
 def _fans(row: ParameterRole) -> tuple[int, int]:
