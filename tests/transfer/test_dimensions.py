@@ -315,3 +315,15 @@ def test_what_can_and_what_cannot_be_placed() -> None:
     assert made["lm_head"].kind == "output"
     with pytest.raises(ValueError, match="Bilinear"):
         parametrize(lambda width: nn.Bilinear(width, width, 1), base, target)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "normalized", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm]
+)
+def test_spectral_norm_is_refused_in_both_forms(normalized: Any) -> None:
+    def build(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, width), normalized(nn.Linear(width, width)))
+
+    with pytest.raises(ValueError, match="normalized or computed"):
+        parametrize(build, {"width": 8}, {"width": 16})
