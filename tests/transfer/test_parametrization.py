@@ -314,6 +314,17 @@ def test_settings_that_need_other_factors_belong_to_parametrize() -> None:
 def test_teon_keeps_its_stacks() -> None:
     made = parametrize(gpt, BASE, TARGET, rule="completep", optimizer="teon")
     assert len(made.optimizer(0.02).stacks) == 3 * 4  # type: ignore[attr-defined]
+    assert len(made.optimizer(0.02, stack=4).stacks) == 3 * 2  # type: ignore[attr-defined]
+
+
+def test_the_scale_of_muon_sets_the_rate_of_what_is_no_matrix() -> None:
+    rates = []
+    for given, later in (({"scale": "match-rms-adamw"}, {}), ({}, {"scale": "match-rms-adamw"})):
+        made = parametrize(
+            mlp, {"width": 16}, {"width": 64}, rule="sp", optimizer="muon", settings=given
+        )
+        rates.append([group["lr"] for group in made.optimizer(0.01, **later).param_groups])
+    assert rates[0] == rates[1] == [0.01, 0.01]
 
 
 class Queries(nn.Module):

@@ -95,6 +95,7 @@ class Parametrized:
         eps: float = 1e-8,
         adamw_lr: float | None = None,
         adamw_weight_decay: float = 0.0,
+        settings: Mapping[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
         """Return parameter groups with the rates multiplied in, one for each set of factors.
 
@@ -108,6 +109,8 @@ class Parametrized:
             adamw_lr: rate of what is no matrix, for matrix optimizers: 0.15 lr for Muon and TEON,
                 lr for the others unless given.
             adamw_weight_decay: λ of what is no matrix, for matrix optimizers.
+            settings: of the optimizer, where they differ from those of `parametrize`: TEON's
+                `stack` and, under `sp`, `scale` are in the groups.
 
         Schedulers that multiply the rate (`LambdaLR`, as in Hugging Face's Trainer) keep the
         factors; those that set it to one number for all groups (`OneCycleLR`, `CyclicLR`, a loop
@@ -120,6 +123,7 @@ class Parametrized:
         """
         if decay not in get_args(Decay):
             raise ValueError(f'got decay={decay!r}, expected "independent" or "coupled"')
+        every = {**self.settings, **(settings or {})}
         rows = {row.name: row for row in self.rows}
         table = all_roles(self.model, self._overrides)
         members: dict[tuple[Any, ...], list[ParameterRole]] = defaultdict(list)
@@ -134,10 +138,10 @@ class Parametrized:
                 equal = (float(f"{x:.10g}") for x in (row.lr, row.eps))  # but for rounding
                 members[row.update, *equal].append(role)
         if adamw_lr is None:
-            scale = self.settings.get("scale", "spectral")
+            scale = every.get("scale", "spectral")
             spectral = self.optimizer_name in ("muon", "teon")
             adamw_lr = float(with_adamw_lr({}, lr, scale)["adamw_lr"] or 0.0) if spectral else lr
-        stacks = find_stacks(table, self.settings.get("stack", 2))
+        stacks = find_stacks(table, every.get("stack", 2))
         groups = []
         for (update, factor, eps_factor), found in members.items():
             inner = update == "adam" and self.optimizer_name != "adam"
@@ -191,7 +195,7 @@ class Parametrized:
                 f"got {settings}, which need other factors; expected them in "
                 "parametrize(..., settings=...)"
             )
-        groups = self.groups(lr, weight_decay, decay, eps, adamw_lr, adamw_weight_decay)
+        groups = self.groups(lr, weight_decay, decay, eps, adamw_lr, adamw_weight_decay, every)
         chosen: Any = _CLASSES[self.optimizer_name]
         return chosen(groups, lr=lr, **every)
 
