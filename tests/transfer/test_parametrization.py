@@ -173,14 +173,32 @@ def test_independent_decay_is_the_same_at_every_size() -> None:
             g for g in made.optimizer(0.1, weight_decay=0.2).param_groups
             if g.get("geometry") != "adamw"
         ]  # fmt: skip
-        products = [g["lr"] * g["weight_decay"] for g in matrices]
+        products = [g["lr"] * g["weight_decay"] for g in matrices if g["weight_decay"]]
         assert products == pytest.approx([0.1 * 0.2] * len(products))
-    coupled = parametrize(mlp, {"width": 16}, {"width": 64}).groups(0.1, 0.2, decay="coupled")
+    coupled = parametrize(mlp, {"width": 16}, {"width": 64}).groups(
+        0.1, 0.2, decay="coupled", adamw_weight_decay=0.2
+    )
     assert {g["weight_decay"] for g in coupled} == {0.2}
     shrink = {round(g["lr"] * g["weight_decay"], 6) for g in coupled}
     assert shrink == {0.02, 0.005}
     with pytest.raises(ValueError, match='expected "independent"'):
         parametrize(mlp, {"width": 16}, {"width": 64}).groups(0.1, decay="decoupled")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
+def test_biases_and_gains_do_not_decay(optimizer: OptimizerName) -> None:
+    """As in CompleteP's code, and in the optimizers of this package."""
+    made = parametrize(mlp, {"width": 16}, {"width": 64}, optimizer=optimizer)
+    decays = {
+        name: group["weight_decay"]
+        for group in made.groups(0.1, weight_decay=0.2)
+        for name, _ in group["params"]
+    }
+    assert {name for name, decay in decays.items() if not decay} >= {"0.bias", "2.bias", "4.bias"}
+    assert decays["2.weight"] > 0
+    every = made.groups(0.1, weight_decay=0.2, adamw_weight_decay=0.2)
+    assert all(group["weight_decay"] for group in every)
+    assert len({group["name"] for group in every}) == len(every)
 
 
 def test_decay_factors_of_the_papers() -> None:

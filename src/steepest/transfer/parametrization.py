@@ -108,7 +108,8 @@ class Parametrized:
             eps: Adam's epsilon at the base.
             adamw_lr: rate of what is no matrix, for matrix optimizers: 0.15 lr for Muon and TEON,
                 lr for the others unless given.
-            adamw_weight_decay: λ of what is no matrix, for matrix optimizers.
+            adamw_weight_decay: λ of what is no matrix, for matrix optimizers; for SGD and Adam that
+                of vectors (biases, gains, what else acts entry by entry). 0 by default.
             settings: of the optimizer, where they differ from those of `parametrize`: TEON's
                 `stack` and, under `sp`, `scale` are in the groups.
 
@@ -136,19 +137,22 @@ class Parametrized:
             row = rows[role.name]
             if role.parameter.requires_grad:
                 equal = (float(f"{x:.10g}") for x in (row.lr, row.eps))  # but for rounding
-                members[row.update, *equal].append(role)
+                vector = role.role == "vector" and role.view is None
+                apart = vector or row.update != self.optimizer_name
+                shrink = adamw_weight_decay if apart else weight_decay
+                members[row.update, *equal, shrink].append(role)
         if adamw_lr is None:
             scale = every.get("scale", "spectral")
             spectral = self.optimizer_name in ("muon", "teon")
             adamw_lr = float(with_adamw_lr({}, lr, scale)["adamw_lr"] or 0.0) if spectral else lr
         stacks = find_stacks(table, every.get("stack", 2))
         groups = []
-        for (update, factor, eps_factor), found in members.items():
+        for (update, factor, eps_factor, shrink), found in members.items():
             inner = update == "adam" and self.optimizer_name != "adam"
-            rate, shrink = (adamw_lr, adamw_weight_decay) if inner else (lr, weight_decay)
+            rate = adamw_lr if inner else lr
             group: dict[str, Any] = {
                 "params": [(role.name, role.parameter) for role in found],
-                "name": f"{update}, lr x {factor:.10g}, eps x {eps_factor:.10g}",
+                "name": f"{update}, lr x {factor:.10g}, eps x {eps_factor:.10g}, decay {shrink:g}",
                 "lr_factor": factor,
                 "lr": rate * factor,
                 "weight_decay": shrink / factor if decay == "independent" else shrink,
