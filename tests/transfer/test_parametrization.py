@@ -504,3 +504,20 @@ def test_a_query_of_an_inner_size_of_its_own() -> None:
     base, size = {"width": 32, "dim_head": 16}, "1.q_proj.weight"
     assert parametrize(build, base, {"width": 512})[size].multiplier == 1
     assert parametrize(build, base, {"width": 512, "dim_head": 64})[size].multiplier == 0.5
+
+
+def test_lists_side_by_side() -> None:
+    """Norms in a list of their own have no branch that could end in them."""
+
+    def build(depth: int) -> nn.Module:
+        lists = {
+            "norms": (nn.LayerNorm(4) for _ in range(depth)),
+            "layers": (nn.Linear(4, 4) for _ in range(depth)),
+        }
+        return nn.ModuleDict({name: nn.ModuleList(each) for name, each in lists.items()})
+
+    made = parametrize(build, {"depth": 2}, {"depth": 4}, rule="completep", branches=["layers.*"])
+    assert made["layers.3.weight"].multiplier == 0.5
+    assert made["norms.3.weight"].multiplier == 1
+    with pytest.raises(ValueError, match="blocks of Linear"):
+        parametrize(build, {"depth": 2}, {"depth": 4}, rule="completep")

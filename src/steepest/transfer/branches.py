@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
+from torch import nn
+
 from steepest.transfer.changes import uses
 from steepest.transfer.dimensions import Growth, in_list, pattern_of
 from steepest.transfer.multipliers import Folds, add, own_parameters
@@ -76,7 +78,13 @@ def fold_branches(
             )
         before, now = growth.lists[where]
         reason = f"residual branch x ({now}/{before})^-{alpha:g}"
-        add(found, own_parameters(model, path), (now / before) ** -alpha, reason)
+        if not (own := own_parameters(model, path)):
+            raise ValueError(
+                f"got {path}, a {type(model.get_submodule(path)).__name__} without parameters of "
+                "its own, as the end of a branch; expected branches=[...], patterns for the last "
+                "layer of every branch"
+            )
+        add(found, own, (now / before) ** -alpha, reason)
 
 
 def _known_ends(growth: Growth) -> list[str]:
@@ -84,6 +92,8 @@ def _known_ends(growth: Growth) -> list[str]:
     for path, block in model.named_modules():
         where = in_list(path, growth.lists)
         if where is None or pattern_of(path, growth.lists) not in (f"{where}.*", "*"):
+            continue
+        if not _has_matrices(block):  # a list of norms beside those of layers
             continue
         names = {name for name, _ in block.named_modules()}
         known = [each for each in BRANCHES.get(type(block).__name__, ()) if names.issuperset(each)]
@@ -97,7 +107,7 @@ def _known_ends(growth: Growth) -> list[str]:
         found = [*known[0], *(end for end in _CROSS_ATTENTION if end in names)]
         inside = {*_INNER, *(end.split(".")[0] for end in found)}
         for name, child in block.named_children():
-            if name not in inside and any(p.ndim > 1 for p in child.parameters()):
+            if name not in inside and _has_matrices(child):
                 raise ValueError(
                     f"got {path}.{name}, which a {type(block).__name__} is not known to have, so "
                     "that it may be a branch of its own; expected branches=[...], patterns for the "
@@ -105,6 +115,10 @@ def _known_ends(growth: Growth) -> list[str]:
                 )
         ends += [f"{path}.{end}" for end in found]
     return ends
+
+
+def _has_matrices(module: nn.Module) -> bool:
+    return any(p.ndim > 1 for p in module.parameters())
 
 
 def _given_ends(growth: Growth, branches: Sequence[str]) -> list[str]:
@@ -124,8 +138,9 @@ def _given_ends(growth: Growth, branches: Sequence[str]) -> list[str]:
                 "of its own; expected names of modules, such as blocks.*.mlp.down"
             )
         ends += [path for path in match if path not in ends]
-    for where in growth.lists:
-        members = {in_block.split(".")[0] for in_block in _below(growth.target.shapes, where)}
+    matrices = [name for name, shape in growth.target.shapes.items() if len(shape) > 1]
+    for where in growth.lists:  # but for lists of norms beside those of layers
+        members = {in_block.split(".")[0] for in_block in _below(matrices, where)}
         covered = {in_block.split(".")[0] for in_block in _below(ends, where)}
         if missing := sorted(members - covered):
             raise ValueError(
