@@ -139,6 +139,7 @@ class Tabular(nn.Module):
         ),
         (lambda width: nn.Linear(3, 1 + width // 8), {"width": 32}, "from 2 to 5 with"),
         (lambda width: nn.Linear(3, width).weight, {"width": 64}, "expected an nn.Module"),
+        (lambda width: nn.LazyLinear(width), {"width": 64}, "of a lazy module"),
         (
             lambda width: nn.Sequential(
                 *(nn.Linear(8, 8) for _ in range(width // 8)), nn.Linear(8, 1)

@@ -273,7 +273,9 @@ def test_the_tied_head_is_multiplied() -> None:
     assert made["embedding.weight"].lr == 1  # as TP-V Table 8 has it for both ends
     x = torch.randn(2, 64)
     model: Any = made.model
-    torch.testing.assert_close(model.head(x), 0.25 * F.linear(x, model.embedding.weight))
+    expected = 0.25 * F.linear(x, model.embedding.weight)
+    torch.testing.assert_close(model.head(x), expected)
+    torch.testing.assert_close(model.head(input=x), expected)
 
 
 def test_it_compiles() -> None:

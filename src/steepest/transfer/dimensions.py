@@ -131,6 +131,11 @@ def blueprint(build: Build, sizes: Mapping[str, Any], overrides: Overrides | Non
         ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"got a {type(model).__name__} from {call}, expected an nn.Module")
+    if lazy := [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]:
+        raise ValueError(
+            f"got {lazy[0]} without a shape from {call}, of a lazy module; expected layers with "
+            "sizes of their own, such as nn.Linear in place of nn.LazyLinear"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few matrices are no reason to worry here
         return Blueprint(model, all_roles(model, overrides))

@@ -43,9 +43,14 @@ class ScaleInput:
     def __init__(self, factor: float):
         self.factor = factor
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the inputs with the first one scaled."""
-        return (inputs[0] * self.factor, *inputs[1:])
+    def __call__(
+        self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the inputs with the first one scaled, be it given by position or by name."""
+        if inputs:
+            return (inputs[0] * self.factor, *inputs[1:]), named
+        first = next(iter(named))
+        return (), {**named, first: named[first] * self.factor}
 
 
 def tied_heads(model: nn.Module, rule: Rule, grown: Growth) -> dict[str, float]:

@@ -323,7 +323,7 @@ def parametrize(
         )
         readout = tied_heads(model, rule, grown)
     for name, factor in readout.items():
-        model.get_submodule(name).register_forward_pre_hook(ScaleInput(factor))
+        model.get_submodule(name).register_forward_pre_hook(ScaleInput(factor), with_kwargs=True)
     return Parametrized(model, rows, base, target, rule, optimizer, settings, roles, readout)
 
 
