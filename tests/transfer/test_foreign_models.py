@@ -285,3 +285,23 @@ def test_a_norm_that_multiplies_with_one_plus_its_gain() -> None:
     with pytest.raises(ValueError, match=r"q_norm\.weight, a gain of zeros"):
         parametrize(gemma, {"width": 32}, {"width": 64})
     assert parametrize(gemma, {"width": 32}, {"width": 64}, head_size=lambda model: 1)
+
+
+def test_attention_without_a_scale() -> None:
+    """T5 has no 1/sqrt(d), so 1/d relative to the base is all of it; its heads may stay, too."""
+
+    def t5(width: int, size: int = 8) -> nn.Module:
+        config = transformers.T5Config(
+            vocab_size=64, d_model=width, d_kv=size, d_ff=2 * width, num_layers=1, num_heads=4,
+            decoder_start_token_id=0,
+        )  # fmt: skip
+        return transformers.T5ForConditionalGeneration(config)
+
+    def found(target: dict[str, int], **settings: Any) -> set[float]:
+        made = parametrize(t5, {"width": 32, "size": 8}, target, **settings)
+        return {row.multiplier for row in made.rows} - {1.0}
+
+    both = {"width": 128, "size": 32}
+    assert found({"width": 128}) == set()  # heads of size 8 at both
+    assert found(both) == {0.5}
+    assert found(both, head_size=lambda model: model.config.d_kv**2) == {0.25}
