@@ -327,3 +327,18 @@ def test_torch_s_attention_with_biases(more: dict[str, Any]) -> None:
     after = plain(x, 0.5)
     torch.testing.assert_close(folded.model(x), after)
     assert not torch.allclose(before, after)
+
+
+def test_a_norm_of_queries_that_is_switched_off() -> None:
+    """As in timm, where it is the identity."""
+
+    class Attention(SubNormed):
+        def __init__(self, width: int):
+            super().__init__(width, "nowhere")
+            self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+
+    def build(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(8, width), Attention(width), nn.Linear(width, 3))
+
+    made = parametrize(build, {"width": 8}, {"width": 32})
+    assert made["1.qkv.weight"].multiplier == pytest.approx(4**-0.25)

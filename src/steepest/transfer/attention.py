@@ -18,6 +18,10 @@ _FUSED = re.compile(r"(qkv|c_attn$|query_key_value$|in_proj_weight$)", re.IGNORE
 _QUERY_NORM = re.compile(r"^(q|query)_?(norm|layer_?norm|ln)$", re.IGNORECASE)
 _IN_A_NORM = "in the gain of a norm of queries"
 _OF_QUERIES, _OF_BOTH = {"q", "qk", "query"}, {"qk", "k", "key"}  # parts of the name of a norm
+_OF_TORCH = (
+    "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight",
+    "in_proj_bias", "bias_k", "bias_v",
+)  # fmt: skip
 _HEAD_SIZE = ("head_dim", "head_size", "d_head", "d_kv")
 _WIDTH = ("hidden_size", "n_embd", "embed_dim", "d_model", "width")
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads")
@@ -103,7 +107,7 @@ def _fold_fused(
     module = model.get_submodule(attention)
     own = [name, name.removesuffix("weight") + "bias"]
     if isinstance(module, nn.MultiheadAttention):  # also biases of its own as keys and values
-        own = own_parameters(model, attention)
+        own = [_join(attention, n) for n in _OF_TORCH]
     parameters = dict(model.named_parameters(remove_duplicate=False))
     outputs = [
         _join(attention, n)

@@ -47,7 +47,9 @@ def _flat(name: str, value: Any, depth: int = 3) -> dict[str, Any]:
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
     elif not isinstance(value, Mapping):
-        slots = {name: getattr(value, name, None) for name in getattr(value, "__slots__", ())}
+        slots = {
+            name: getattr(value, name, None) for name in getattr(value, "__slots__", None) or ()
+        }
         value = getattr(value, "__dict__", slots)
     parts = [_flat(f"{name}.{key}", each, depth - 1) for key, each in value.items()]
     return {key: each for part in parts for key, each in part.items()}
