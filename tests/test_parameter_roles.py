@@ -747,6 +747,19 @@ def test_a_pattern_behind_another_is_no_error() -> None:
     assert table["hidden.bias"].role == "vector"
 
 
+def test_a_matrix_stored_as_in_and_out() -> None:
+    class Stored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.lm_head = (nn.Parameter(torch.randn(4, 12)) for _ in range(2))
+
+    table = roles(Stored(), {"*": "transposed"})
+    assert [(row.role, str(row.view)) for row in table] == [
+        ("hidden", "(12, 4)"),
+        ("head", "(12, 4)"),
+    ]
+
+
 def test_impossible_overrides() -> None:
     with pytest.raises(ValueError, match=r"got 'matrix' for 'hidden\.weight', expected a Matrix"):
         roles(Language(), {"hidden.weight": "matrix"})  # type: ignore[dict-item]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from steepest.matrix_view import MatrixView
 
 Role = Literal["hidden", "conv", "qkv", "experts", "embedding", "head", "vector"]
+Override = Role | MatrixView | Literal["transposed"]
 _Found = tuple[Role, MatrixView | None, str]  # and the reason
 MATRIX_ROLES: tuple[Role, ...] = ("hidden", "conv", "qkv", "experts")
 
@@ -134,7 +135,7 @@ class RoleTable(Sequence[ParameterRole]):
         return capture.get()
 
 
-def roles(model: nn.Module, overrides: Mapping[str, Role | MatrixView] | None = None) -> RoleTable:
+def roles(model: nn.Module, overrides: Mapping[str, Override] | None = None) -> RoleTable:
     """Find out what each parameter of `model` is.
 
     | role      | what                                                      | update |
@@ -149,8 +150,9 @@ def roles(model: nn.Module, overrides: Mapping[str, Role | MatrixView] | None = 
 
     Args:
         model: any module; `torch.compile`d ones too. Nothing is changed or run.
-        overrides: from a name pattern (`"*.proj.weight"`, as in `fnmatch`) to a role or to a
-            `MatrixView`; the first pattern that matches a parameter decides.
+        overrides: from a name pattern (`"*.proj.weight"`, as in `fnmatch`) to a role, to
+            "transposed" for a matrix stored as (in, out), or to a `MatrixView`; the first pattern
+            that matches a parameter decides.
 
     Raises:
         ValueError: for a pattern that matches no parameter, an unknown role, a view that does not
@@ -170,9 +172,7 @@ def roles(model: nn.Module, overrides: Mapping[str, Role | MatrixView] | None = 
     return table
 
 
-def all_roles(
-    model: nn.Module, overrides: Mapping[str, Role | MatrixView] | None = None
-) -> RoleTable:
+def all_roles(model: nn.Module, overrides: Mapping[str, Override] | None = None) -> RoleTable:
     """Return the same without a warning: for what is no optimizer of matrices."""
     model = cast(nn.Module, getattr(model, "_orig_mod", model))
     overrides = dict(overrides or {})
@@ -184,7 +184,7 @@ def all_roles(
         role, view, reason = _classify(name, parameter, model, heads)
         pattern = next((p for p in overrides if any(fnmatchcase(n, p) for n in names)), None)
         if pattern is not None:
-            role, view = _overridden(name, tuple(parameter.shape), view, overrides[pattern])
+            role, view = _overridden(name, parameter, role, view, overrides[pattern])
             reason = f"override {pattern!r}"
         elif len(names) > 1:
             reason += f"; tied to {', '.join(names[1:])}"
@@ -380,15 +380,20 @@ def _is_embedding_too(model: nn.Module, names: list[str]) -> bool:
 
 
 def _overridden(
-    name: str, shape: tuple[int, ...], view: MatrixView | None, choice: Role | MatrixView
+    name: str, parameter: Tensor, found: Role, view: MatrixView | None, choice: Override
 ) -> tuple[Role, MatrixView | None]:
     """Role and view as the user wants them; a role keeps what is known of the layout."""
+    shape = tuple(parameter.shape)
     if isinstance(choice, MatrixView):
         choice.check(shape)
         return "hidden", choice
+    if choice == "transposed":  # and of the same role, if that is or may be a matrix
+        role: Role = found if found in ("experts", "head") else "hidden"
+        return role, (view or MatrixView.of(shape))._replace(transposed=True, splits=())
     if choice not in get_args(Role):
         raise ValueError(
-            f"got {choice!r} for {name!r}, expected a MatrixView or one of {get_args(Role)}"
+            f'got {choice!r} for {name!r}, expected a MatrixView, "transposed" or one of '
+            f"{get_args(Role)}"
         )
     if choice not in MATRIX_ROLES:
         return choice, view

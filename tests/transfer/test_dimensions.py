@@ -139,6 +139,7 @@ class Tabular(nn.Module):
         ),
         (lambda width: nn.Linear(3, 1 + width // 8), {"width": 32}, "from 2 to 5 with"),
         (lambda width: nn.Linear(3, width).weight, {"width": 64}, "expected an nn.Module"),
+        (lambda width: nn.LazyLinear(width), {"width": 64}, "of a lazy module"),
         (
             lambda width: nn.Sequential(
                 *(nn.Linear(8, 8) for _ in range(width // 8)), nn.Linear(8, 1)
@@ -186,10 +187,144 @@ def test_roles_can_be_overridden() -> None:
             self.matrix = nn.Parameter(torch.randn(7, width))
             self.head = nn.Linear(width, 2)
 
-    plain = parametrize(Stored, {"width": 8}, {"width": 16})
-    assert plain["matrix"].kind == "output"
+    with pytest.raises(ValueError, match=r"got matrix, .* nothing says which axis is the input"):
+        parametrize(Stored, {"width": 8}, {"width": 16})
     view = MatrixView.of((7, 16), transposed=True)
     with pytest.raises(ValueError, match="same number of entries"):  # views have a size
         parametrize(Stored, {"width": 8}, {"width": 16}, roles={"matrix": view})
-    told = parametrize(Stored, {"width": 8}, {"width": 16}, roles={"matrix": "embedding"})
-    assert told["matrix"].kind == "input"
+    for role, kind in (("embedding", "input"), ("transposed", "input"), ("hidden", "output")):
+        told = parametrize(Stored, {"width": 8}, {"width": 16}, roles={"matrix": role})  # type: ignore[dict-item]
+        assert told["matrix"].kind == kind
+
+
+class Head(nn.Module):
+    """One attention head, as many write it."""
+
+    def __init__(self, width: int, size: int):
+        super().__init__()
+        self.key, self.query, self.value = (nn.Linear(width, size, bias=False) for _ in range(3))
+
+
+class HeadByHead(nn.Module):
+    def __init__(self, width: int = 16, heads: int = 2, name: str = "heads"):
+        super().__init__()
+        self.up = nn.Linear(3, width)
+        parts = nn.ModuleList(Head(width, width // heads) for _ in range(heads))
+        self.attention = nn.ModuleDict({name: parts, "proj": nn.Linear(width, width)})
+
+
+@pytest.mark.parametrize("name", ["heads", "parts"])
+@pytest.mark.parametrize("target", [{"width": 64, "heads": 8}, {"heads": 4}])
+def test_a_list_of_heads_is_no_list_of_layers(name: str, target: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="one Linear for all"):
+        growth(
+            lambda width, heads: HeadByHead(width, heads, name),
+            {"width": 16, "heads": 2},
+            {"width": 16, **target},
+            None,
+        )
+
+
+def test_readouts_of_every_layer_are_layers() -> None:
+    def build(width: int, depth: int) -> nn.Module:
+        return nn.ModuleDict(
+            {
+                "blocks": nn.ModuleList(nn.Linear(width, width) for _ in range(depth)),
+                "readouts": nn.ModuleList(nn.Linear(width, 3) for _ in range(depth)),
+            }
+        )
+
+    found = growth(build, {"width": 8, "depth": 2}, {"width": 32, "depth": 4}, None)
+    assert found.sizes["readouts.3.weight"].kind == "output"
+
+
+class Shared(nn.Module):
+    """Depth that shows in no parameter: a block used again, in a list or in a loop."""
+
+    def __init__(self, width: int = 8, depth: int = 2, loop: bool = False):
+        super().__init__()
+        self.up, block = nn.Linear(3, width), nn.Linear(width, width)
+        self.blocks = nn.ModuleList([block] * (1 if loop else depth))
+        self.count = depth
+
+
+@pytest.mark.parametrize(("loop", "message"), [(False, "used 2 times"), (True, "no list of layer")])
+def test_depth_of_shared_blocks_has_no_rule(loop: bool, message: str) -> None:
+    def build(depth: int) -> nn.Module:
+        return Shared(depth=depth, loop=loop)
+
+    with pytest.raises(ValueError, match=message):
+        parametrize(build, {"depth": 2}, {"depth": 8}, rule="completep", branches=["blocks.*"])
+    assert parametrize(build, {"depth": 2}, {"depth": 8})["blocks.0.weight"].multiplier == 1
+
+
+def test_branches_without_depth() -> None:
+    """As in a check over widths, or over the number of heads."""
+    settings: dict[str, Any] = {"rule": "completep", "branches": ["blocks.*.mlp.down"]}
+    for size in ({"width": 32}, {"heads": 4}):
+        assert parametrize(gpt, {"width": 16, "heads": 2}, size, **settings)
+    with pytest.raises(ValueError, match="no list of layers"):
+        parametrize(
+            lambda n: Shared(depth=n, loop=True), {"n": 2}, {"n": 4}, rule="completep", branches=[]
+        )
+
+
+def test_a_size_that_changes_nothing() -> None:
+    def build(width: int, dept: int = 2) -> nn.Module:
+        return nn.Linear(3, width)
+
+    with pytest.raises(ValueError, match="dept=2 and 64, which make the same model"):
+        parametrize(build, {"width": 8, "dept": 2}, {"width": 32, "dept": 64})
+    found = growth(
+        lambda heads: gpt(heads=heads, positions="learned"), {"heads": 2}, {"heads": 4}, None
+    )
+    assert "heads" in found.numbers["heads"]  # shapes stay
+
+
+class Placed(nn.Module):
+    def __init__(self, width: int = 8, tokens: int = 4, **more: Any):
+        super().__init__()
+        self.up = nn.Linear(3, width)
+        self.hidden = nn.Linear(width, width)
+        self.cell = nn.GRUCell(5, width)  # stored as torch stores everything
+        self.w = nn.Parameter(torch.randn(width, 4 * width))  # both axes grow alike
+        self.latents = nn.Parameter(torch.randn(1, tokens, width))
+        for name, shape in more.items():
+            self.register_parameter(name, nn.Parameter(torch.randn(shape)))
+        self.out = nn.Linear(width, 2)
+
+
+def test_what_can_and_what_cannot_be_placed() -> None:
+    kinds = _kinds(Placed, {"width": 8, "tokens": 4}, {"width": 32, "tokens": 8})
+    assert [kinds[n][0] for n in ("w", "latents", "cell.weight_ih")] == ["hidden", "input", "input"]
+    assert _kinds(Placed, {"tokens": 4}, {"tokens": 8})["latents"][0] == "fixed"  # positions
+    base, target = {"width": 8}, {"width": 32}
+
+    def channels_first(width: int) -> nn.Module:
+        return Placed(width, pos_embed=(1, width, 8, 8))
+
+    def named_head(width: int) -> nn.Module:
+        return Placed(width, lm_head=(width, 5))
+
+    with pytest.raises(ValueError, match=r"got pos_embed .* not in its last axis"):
+        parametrize(channels_first, base, target)
+    with pytest.raises(ValueError, match=r"got gain, .* multiplied entry by entry"):
+        parametrize(lambda width: Placed(width, gain=(1, width)), base, target)
+    with pytest.raises(ValueError, match="got lm_head"):
+        parametrize(named_head, base, target)
+    made = parametrize(named_head, base, target, roles={"lm_head": "transposed"})
+    assert made["lm_head"].kind == "output"
+    with pytest.raises(ValueError, match="Bilinear"):
+        parametrize(lambda width: nn.Bilinear(width, width, 1), base, target)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "normalized", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm]
+)
+def test_spectral_norm_is_refused_in_both_forms(normalized: Any) -> None:
+    def build(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, width), normalized(nn.Linear(width, width)))
+
+    with pytest.raises(ValueError, match="normalized or computed"):
+        parametrize(build, {"width": 8}, {"width": 16})

@@ -222,3 +222,123 @@ def test_the_branch_multiplier_is_exact(rule: Any, optimizer: Any) -> None:
             trace.append(loss.item())
         traces.append(trace)
     assert traces[0] == pytest.approx(traces[1], rel=1e-9)
+
+
+class Normed(nn.Module):
+    """Attention with norms of queries and keys, under any names, and logits times a number."""
+
+    def __init__(self, width: int, names: tuple[str, str], logits: float = 1.0):
+        super().__init__()
+        self.num_heads, self.names, self.logits = 2, names, logits
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
+        for name in names:
+            self.add_module(name, nn.RMSNorm(width))
+        self.o_proj = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm_q, norm_k = (self.get_submodule(name) for name in self.names)
+        parts = norm_q(self.q_proj(x)), norm_k(self.k_proj(x)), self.v_proj(x)
+        q, k, v = (each.unflatten(-1, (2, -1)).transpose(-2, -3) for each in parts)
+        weights = (q @ k.mT * self.logits / math.sqrt(q.shape[-1])).softmax(-1)
+        mixed: Tensor = self.o_proj((weights @ v).transpose(-2, -3).flatten(-2))
+        return mixed
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("norm_q", "norm_k"), ("ln_q", "ln_k"), ("q_rmsnorm", "k_rmsnorm"), ("qk_norm", "qk_norm")],
+)
+def test_norms_of_queries_under_any_name(names: tuple[str, str]) -> None:
+    base, target = {"width": 8}, {"width": 32}
+    torch.manual_seed(0)
+    made = parametrize(lambda width: Normed(width, names), base, target)
+    torch.manual_seed(0)
+    explicit = parametrize(
+        lambda width: Normed(width, names, logits=0.5), base, target, head_size=lambda model: 1
+    )
+    assert {row.name for row in made.rows if row.multiplier != 1} == {f"{names[0]}.weight"}
+    x = torch.randn(2, 5, 32)
+    torch.testing.assert_close(made.model(x), explicit.model(x))
+
+
+class SubNormed(nn.Module):
+    """A fused attention with a norm before or after it, or between values and output."""
+
+    def __init__(self, width: int, place: str):
+        super().__init__()
+        self.head_dim = width // 2
+        if place == "before":
+            self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        if place == "between":
+            self.norm = nn.LayerNorm(width)
+        self.proj = nn.Linear(width, width)
+        if place == "after":
+            self.norm = nn.LayerNorm(width)
+
+
+def test_a_norm_between_values_and_output() -> None:
+    def build(width: int, place: str) -> nn.Module:
+        return nn.Sequential(nn.Linear(8, width), SubNormed(width, place), nn.Linear(width, 3))
+
+    for place in ("before", "after"):
+        made = parametrize(lambda width, at=place: build(width, at), {"width": 8}, {"width": 32})
+        assert made["1.proj.weight"].multiplier == pytest.approx(4**0.25)
+    with pytest.raises(ValueError, match=r"the norm 1\.norm after it"):
+        parametrize(lambda width: build(width, "between"), {"width": 8}, {"width": 32})
+
+
+class TorchAttention(nn.Module):
+    """torch's own, with logits times a number: through the query, whose parameters are split."""
+
+    def __init__(self, width: int, **more: Any):
+        super().__init__()
+        self.up = nn.Linear(8, width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True, **more)
+        for name, p in self.attention.named_parameters():
+            if "bias" in name:
+                nn.init.normal_(p)
+
+    def forward(self, x: Tensor, logits: float = 1.0) -> Tensor:
+        own, h = self.attention, self.up(x)
+        keys = x if own.kdim != own.embed_dim else h
+        if logits != 1:  # the same with the query's rows by hand
+            names = {"q_proj_weight" if own.in_proj_weight is None else "in_proj_weight"}
+            with torch.no_grad():
+                for name in names | {"in_proj_bias"}:
+                    getattr(own, name)[: own.embed_dim] *= logits
+        out: Tensor = own(h, keys, keys, need_weights=False)[0]
+        return out
+
+
+@pytest.mark.parametrize("more", [{}, {"kdim": 8, "vdim": 8}, {"add_bias_kv": True}])
+def test_torch_s_attention_with_biases(more: dict[str, Any]) -> None:
+    base, target = {"width": 16}, {"width": 64}
+
+    def build(width: int) -> nn.Module:
+        return TorchAttention(width, **more).double()
+
+    torch.manual_seed(0)
+    folded = parametrize(build, base, target)
+    torch.manual_seed(0)
+    plain: Any = parametrize(build, base, target, head_size=lambda model: 1).model
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    before = plain(x)
+    after = plain(x, 0.5)
+    torch.testing.assert_close(folded.model(x), after)
+    assert not torch.allclose(before, after)
+
+
+def test_a_norm_of_queries_that_is_switched_off() -> None:
+    """As in timm, where it is the identity."""
+
+    class Attention(SubNormed):
+        def __init__(self, width: int):
+            super().__init__(width, "nowhere")
+            self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+
+    def build(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(8, width), Attention(width), nn.Linear(width, 3))
+
+    made = parametrize(build, {"width": 8}, {"width": 32})
+    assert made["1.qkv.weight"].multiplier == pytest.approx(4**-0.25)

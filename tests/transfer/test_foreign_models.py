@@ -233,3 +233,75 @@ def test_gpt2_compiles() -> None:
         compiled(input_ids=batch, use_cache=False).logits,
         made.model(input_ids=batch, use_cache=False).logits,
     )
+
+
+def bert(depth: int) -> nn.Module:
+    config = transformers.BertConfig(
+        num_hidden_layers=depth, hidden_size=32, num_attention_heads=2, intermediate_size=64,
+        vocab_size=64, is_decoder=True, add_cross_attention=True,
+    )  # fmt: skip
+    return transformers.BertModel(config)
+
+
+def gpt2_with_cross_attention(depth: int) -> nn.Module:
+    config = transformers.GPT2Config(
+        n_layer=depth, n_head=2, n_embd=32, vocab_size=64, n_positions=16, add_cross_attention=True
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+@pytest.mark.parametrize(
+    ("build", "end"),
+    [
+        (gpt2_with_cross_attention, "transformer.h.7.crossattention.c_proj.weight"),
+        (bert, "encoder.layer.7.crossattention.output.dense.weight"),
+    ],
+)
+def test_cross_attention_is_a_branch(build: Any, end: str) -> None:
+    made = parametrize(build, {"depth": 2}, {"depth": 8}, rule="completep")
+    assert made[end].multiplier == 0.25
+    assert sum(row.multiplier != 1 for row in made.rows) == 8 * 3 * 2  # weight and bias
+
+
+def test_a_branch_that_a_known_block_does_not_have() -> None:
+    def build(depth: int) -> nn.Module:
+        model: Any = gpt2(32, depth)
+        for block in model.transformer.h:
+            block.adapter = nn.Linear(32, 32)
+        return model
+
+    with pytest.raises(ValueError, match=r"h\.0\.adapter, which a GPT2Block is not known to have"):
+        parametrize(build, {"depth": 2}, {"depth": 8}, rule="completep")
+
+
+def test_a_norm_that_multiplies_with_one_plus_its_gain() -> None:
+    def gemma(width: int) -> nn.Module:
+        config = transformers.Gemma3TextConfig(
+            vocab_size=64, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=1,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=width // 4,
+        )  # fmt: skip
+        return transformers.Gemma3ForCausalLM(config)
+
+    with pytest.raises(ValueError, match=r"q_norm\.weight, a gain of zeros"):
+        parametrize(gemma, {"width": 32}, {"width": 64})
+    assert parametrize(gemma, {"width": 32}, {"width": 64}, head_size=lambda model: 1)
+
+
+def test_attention_without_a_scale() -> None:
+    """T5 has no 1/sqrt(d), so 1/d relative to the base is all of it; its heads may stay, too."""
+
+    def t5(width: int, size: int = 8) -> nn.Module:
+        config = transformers.T5Config(
+            vocab_size=64, d_model=width, d_kv=size, d_ff=2 * width, num_layers=1, num_heads=4,
+            decoder_start_token_id=0,
+        )  # fmt: skip
+        return transformers.T5ForConditionalGeneration(config)
+
+    def found(target: dict[str, int], **settings: Any) -> set[float]:
+        made = parametrize(t5, {"width": 32, "size": 8}, target, **settings)
+        return {row.multiplier for row in made.rows} - {1.0}
+
+    both = {"width": 128, "size": 32}
+    assert found({"width": 128}) == set()  # heads of size 8 at both
+    assert found(both) == {0.5}
+    assert found(both, head_size=lambda model: model.config.d_kv**2) == {0.25}

@@ -173,14 +173,32 @@ def test_independent_decay_is_the_same_at_every_size() -> None:
             g for g in made.optimizer(0.1, weight_decay=0.2).param_groups
             if g.get("geometry") != "adamw"
         ]  # fmt: skip
-        products = [g["lr"] * g["weight_decay"] for g in matrices]
+        products = [g["lr"] * g["weight_decay"] for g in matrices if g["weight_decay"]]
         assert products == pytest.approx([0.1 * 0.2] * len(products))
-    coupled = parametrize(mlp, {"width": 16}, {"width": 64}).groups(0.1, 0.2, decay="coupled")
+    coupled = parametrize(mlp, {"width": 16}, {"width": 64}).groups(
+        0.1, 0.2, decay="coupled", adamw_weight_decay=0.2
+    )
     assert {g["weight_decay"] for g in coupled} == {0.2}
     shrink = {round(g["lr"] * g["weight_decay"], 6) for g in coupled}
     assert shrink == {0.02, 0.005}
     with pytest.raises(ValueError, match='expected "independent"'):
         parametrize(mlp, {"width": 16}, {"width": 64}).groups(0.1, decay="decoupled")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
+def test_biases_and_gains_do_not_decay(optimizer: OptimizerName) -> None:
+    """As in CompleteP's code, and in the optimizers of this package."""
+    made = parametrize(mlp, {"width": 16}, {"width": 64}, optimizer=optimizer)
+    decays = {
+        name: group["weight_decay"]
+        for group in made.groups(0.1, weight_decay=0.2)
+        for name, _ in group["params"]
+    }
+    assert {name for name, decay in decays.items() if not decay} >= {"0.bias", "2.bias", "4.bias"}
+    assert decays["2.weight"] > 0
+    every = made.groups(0.1, weight_decay=0.2, adamw_weight_decay=0.2)
+    assert all(group["weight_decay"] for group in every)
+    assert len({group["name"] for group in every}) == len(every)
 
 
 def test_decay_factors_of_the_papers() -> None:
@@ -255,7 +273,9 @@ def test_the_tied_head_is_multiplied() -> None:
     assert made["embedding.weight"].lr == 1  # as TP-V Table 8 has it for both ends
     x = torch.randn(2, 64)
     model: Any = made.model
-    torch.testing.assert_close(model.head(x), 0.25 * F.linear(x, model.embedding.weight))
+    expected = 0.25 * F.linear(x, model.embedding.weight)
+    torch.testing.assert_close(model.head(x), expected)
+    torch.testing.assert_close(model.head(input=x), expected)
 
 
 def test_it_compiles() -> None:
@@ -314,6 +334,17 @@ def test_settings_that_need_other_factors_belong_to_parametrize() -> None:
 def test_teon_keeps_its_stacks() -> None:
     made = parametrize(gpt, BASE, TARGET, rule="completep", optimizer="teon")
     assert len(made.optimizer(0.02).stacks) == 3 * 4  # type: ignore[attr-defined]
+    assert len(made.optimizer(0.02, stack=4).stacks) == 3 * 2  # type: ignore[attr-defined]
+
+
+def test_the_scale_of_muon_sets_the_rate_of_what_is_no_matrix() -> None:
+    rates = []
+    for given, later in (({"scale": "match-rms-adamw"}, {}), ({}, {"scale": "match-rms-adamw"})):
+        made = parametrize(
+            mlp, {"width": 16}, {"width": 64}, rule="sp", optimizer="muon", settings=given
+        )
+        rates.append([group["lr"] for group in made.optimizer(0.01, **later).param_groups])
+    assert rates[0] == rates[1] == [0.01, 0.01]
 
 
 class Queries(nn.Module):
@@ -361,61 +392,6 @@ def test_stacked_updates_do_not_depend_on_the_width(optimizer: Any) -> None:
 def test_bad_arguments(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parametrize(gpt, **{"base": BASE, "target": TARGET, **settings})
-
-
-def test_unknown_blocks_need_branches() -> None:
-    class Layer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.end = nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def build(depth: int) -> nn.Module:
-        layers = nn.ModuleList(Layer() for _ in range(depth))
-        return nn.ModuleDict({"layers": layers, "head": nn.Linear(4, 1)})
-
-    with pytest.raises(ValueError, match=r"branches=\[...\]"):
-        parametrize(build, {"depth": 2}, {"depth": 4}, rule="completep")
-    made = parametrize(
-        build, {"depth": 2}, {"depth": 4}, rule="completep", branches=["layers.*.end"]
-    )
-    assert made["layers.3.end.weight"].multiplier == 0.5
-    assert made["layers.3.inner.weight"].multiplier == 1
-
-
-def test_an_unknown_head_size_is_an_error() -> None:
-    class Attention(nn.Module):
-        def __init__(self, width: int):
-            super().__init__()
-            self.up = nn.Linear(3, width)
-            self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-            self.out = nn.Linear(width, 3)
-
-    with pytest.raises(ValueError, match="expected head_size="):
-        parametrize(Attention, {"width": 16}, {"width": 64})
-    made = parametrize(
-        Attention, {"width": 16}, {"width": 64}, head_size=lambda model: model.query.in_features
-    )
-    assert made["query.weight"].multiplier == 0.5
-    assert parametrize(Attention, {"width": 16}, {"width": 64}, rule="sp")
-
-    class Counted(Attention):  # the number of heads is enough where the query is a layer
-        heads = 4
-
-    assert parametrize(Counted, {"width": 16}, {"width": 64})["query.weight"].multiplier == 0.5
-
-
-def test_attention_with_unknown_names_is_an_error() -> None:
-    class OwnAttention(nn.Module):
-        def __init__(self, width: int):
-            super().__init__()
-            self.first, self.second, self.third = (nn.Linear(width, width) for _ in range(3))
-
-    def build(width: int) -> nn.Module:
-        return nn.Sequential(nn.Linear(3, width), OwnAttention(width), nn.Linear(width, 2))
-
-    with pytest.raises(ValueError, match="OwnAttention in which no query"):
-        parametrize(build, {"width": 16}, {"width": 64})
-    assert parametrize(build, {"width": 16}, {"width": 64}, head_size=lambda model: 1)
 
 
 def test_it_prints_and_saves(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import steepest
+from steepest.transfer import parametrize
 from steepest.transfer.rules import (
     Factors,
     Size,
@@ -228,3 +230,24 @@ def test_signum_has_the_spectral_norm_of_the_derivation() -> None:
         steepest.Signum([W], lr=1 / fan_in).step()
         norm = torch.linalg.matrix_norm(W.detach(), 2)
         assert float(norm) == pytest.approx(math.sqrt(fan_out / fan_in), rel=1e-4)
+
+
+def test_bare_shampoo_cuts_each_matrix_of_a_fused_one() -> None:
+    """At width 1536 query, key and value have 2 x 2 blocks of at most 1024 each, at 512 one."""
+
+    def build(width: int) -> nn.Module:
+        class Attention(nn.Module):
+            head_dim = 16
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.qkv = nn.Linear(width, 3 * width)
+                self.proj = nn.Linear(width, width)
+
+        return nn.Sequential(nn.Linear(8, width), Attention(), nn.Linear(width, 3))
+
+    settings = {"graft": "none"}
+    made = parametrize(
+        build, {"width": 512}, {"width": 1536}, optimizer="shampoo", settings=settings
+    )
+    assert made["1.qkv.weight"].lr == made["1.proj.weight"].lr == 1 / 4

@@ -11,20 +11,20 @@ import math
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from steepest.matrix_view import MatrixView
-from steepest.parameter_roles import ParameterRole, Role, RoleTable, all_roles
-from steepest.transfer.rules import Kind, Size
+from steepest.parameter_roles import Override, ParameterRole, RoleTable, all_roles
+from steepest.transfer.changes import changed, module_names, settings, tensor_shapes
+from steepest.transfer.placement import check_embeddings, size_of
+from steepest.transfer.rules import Size
 
 Build = Callable[..., nn.Module]
-Overrides = Mapping[str, Role | MatrixView]
-_NORMALIZED = re.compile(r"(^|[.])parametrizations[.]|(^|[.])weight_[gv]$")  # torch.nn.utils
+Overrides = Mapping[str, Override]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class Growth:
             in a list of layers that grows.
         lists: the module lists whose lengths differ, with the lengths `(base, target)`.
         deepening: the sizes that change nothing but such lengths.
+        changed: the sizes that differ.
+        numbers: the sizes that change neither shapes nor modules, but numbers that modules keep,
+            such as the number of heads; with the names of these.
     """
 
     base: Blueprint
@@ -63,6 +66,8 @@ class Growth:
     counterparts: dict[str, list[str]]
     lists: dict[str, tuple[int, int]]
     deepening: tuple[str, ...]
+    numbers: dict[str, set[str]]
+    changed: frozenset[str]
 
 
 def growth(
@@ -77,24 +82,39 @@ def growth(
     """
     first = last = blueprint(build, base, overrides)
     sizes, waiting, deepening = dict(base), [], []
-    changed = [key for key in base if base[key] != target[key]]
-    for key in changed:
+    deepened: set[str] = set()
+    alone: dict[str, set[str]] = {}
+    differ = [key for key in base if base[key] != target[key]]
+    for key in differ:
         sizes[key] = target[key]
         waiting.append(key)
         try:
             after = blueprint(build, sizes, overrides)
         except ValueError:  # perhaps only together with the next: heads that divide the width
-            if key == changed[-1]:
+            if key == differ[-1]:
                 raise
             continue
         _check_axes(last, after, {each: _ratio(each, base, target) for each in waiting})
+        if numbers := _only_numbers(last, after, waiting, base, target):
+            alone |= dict.fromkeys(waiting, numbers)
         if _only_deepens(last, after):
             deepening += waiting
+            deepened |= set(growing_lists(last.shapes, after.shapes))
         last, waiting = after, []
     lists = growing_lists(first.shapes, last.shapes)
     counterparts = {name: counterparts_of(name, first, lists) for name in last.shapes}
-    found = {row.name: _size(row, first, counterparts[row.name], lists) for row in last.table}
-    return Growth(first, last, found, counterparts, lists, tuple(deepening))
+    found = {}
+    for row in last.table:
+        where = in_list(row.name, lists)
+        blocks = 1.0 if where is None else lists[where][1] / lists[where][0]
+        module = last.model.get_submodule(row.name.rpartition(".")[0])
+        found[row.name] = size_of(row, first[counterparts[row.name][0]], module, blocks)
+    check_embeddings(last.table, {n: first[c[0]] for n, c in counterparts.items()}, found)
+    grown = Growth(
+        first, last, found, counterparts, lists, tuple(deepening), alone, frozenset(differ)
+    )
+    _check_lists(grown, deepened)
+    return grown
 
 
 def blueprint(build: Build, sizes: Mapping[str, Any], overrides: Overrides | None) -> Blueprint:
@@ -111,6 +131,11 @@ def blueprint(build: Build, sizes: Mapping[str, Any], overrides: Overrides | Non
         ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"got a {type(model).__name__} from {call}, expected an nn.Module")
+    if lazy := [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]:
+        raise ValueError(
+            f"got {lazy[0]} without a shape from {call}, of a lazy module; expected layers with "
+            "sizes of their own, such as nn.Linear in place of nn.LazyLinear"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few matrices are no reason to worry here
         return Blueprint(model, all_roles(model, overrides))
@@ -129,12 +154,32 @@ def growing_lists(base: Iterable[str], target: Iterable[str]) -> dict[str, tuple
         if name in before and before[name] != after[name]
     }
     for name, (few, many) in lists.items():
+        got = f"got {name} with {few} members at the base and {many} at the target, expected"
         if "expert" in name.lower():
             raise ValueError(
-                f"got {name} with {few} members at the base and {many} at the target, expected as "
-                "many experts; only growth of the number of layers is covered by a published rule"
+                f"{got} as many experts; only growth of the number of layers is covered by a "
+                "published rule"
+            )
+        if re.search(r"(^|[._])heads?$", name):
+            raise ValueError(
+                f"{got} as many; a head is a part of a layer and no layer: use one Linear for all "
+                "attention heads, and cut its output into heads"
             )
     return lists
+
+
+def _check_lists(growth: Growth, deepened: set[str]) -> None:
+    """Raise for lists of parts of a layer, which become more while no output of theirs grows."""
+    for where in set(growth.lists) - deepened:
+        members = [s for name, s in growth.sizes.items() if in_list(name, {where: None})]
+        grows = any(s.fan_in != 1 or s.fan_out != 1 for s in members)
+        if grows and all((s.fan_out - 1) * (s.blocks - 1) <= 0 for s in members):
+            few, many = growth.lists[where]
+            raise ValueError(
+                f"got {where} with {few} members at the base and {many} at the target, whose "
+                "outputs do not grow, so that they are parts of a layer and no layers; expected "
+                "one Linear for all of them (all attention heads), whose output is cut into parts"
+            )
 
 
 def _members(names: Iterable[str]) -> dict[str, set[str]]:
@@ -184,6 +229,28 @@ def counterparts_of(name: str, base: Blueprint, lists: Mapping[str, Any]) -> lis
     return [each for each in found if shapes[each] == shapes[found[-1]]]
 
 
+def _only_numbers(
+    before: Blueprint,
+    after: Blueprint,
+    keys: Sequence[str],
+    base: Mapping[str, Any],
+    target: Mapping[str, Any],
+) -> set[str]:
+    """Names of the numbers that modules keep and that change, if nothing else does."""
+    old, new = before.model, after.model
+    if tensor_shapes(old) != tensor_shapes(new) or module_names(old) != module_names(new):
+        return set()
+    found = changed(settings(old), settings(new))
+    if not found:
+        sizes = " and ".join(f"{key}={base[key]!r} and {target[key]!r}" for key in keys)
+        raise ValueError(
+            f"got {sizes}, which make the same model; expected sizes that change a shape, the "
+            "number of modules or a number that a module keeps (self.heads = heads). Layers that "
+            "are counted in a loop belong in an nn.ModuleList"
+        )
+    return {name.rpartition(".")[2] for name in found}
+
+
 def _only_deepens(before: Blueprint, after: Blueprint) -> bool:
     lists = growing_lists(before.shapes, after.shapes)
     old = {pattern_of(name, lists): shape for name, shape in before.shapes.items()}
@@ -222,66 +289,3 @@ def _check_axes(before: Blueprint, after: Blueprint, ratios: Mapping[str, float]
                     f"got axis {axis} of {name} growing from {m} to {n} with {sizes}, expected "
                     "growth in proportion or none; make it a multiple of the size, or keep it fixed"
                 )
-
-
-def _size(
-    row: ParameterRole, base: Blueprint, counterparts: list[str], lists: Mapping[str, Any]
-) -> Size:
-    """Fans of a parameter of the target, and by how much they grow."""
-    old = base[counterparts[0]]
-    if old.role != row.role:
-        raise ValueError(
-            f"got {row.name} as {row.role} ({row.reason}) at the target and as {old.role} "
-            f"({old.reason}) at the base; expected the same, or `roles=` to say what it is. Layers "
-            "that are counted belong in an nn.ModuleList of their own"
-        )
-    _check_parts(row, old)
-    fans, base_fans = _fans(row), _fans(old)
-    fan_in, fan_out = (n / m for n, m in zip(fans, base_fans, strict=True))
-    inputs, outputs = fan_in != 1, fan_out != 1
-    kind: Kind = "fixed"
-    if inputs or outputs:
-        kind = "hidden" if inputs and outputs else "output" if inputs else "input"
-        kind = "vector" if fans[0] == 1 and row.role == "vector" else kind
-    if kind != "fixed" and _NORMALIZED.search(row.name):
-        raise ValueError(
-            f"got {row.name}, part of a weight that is normalized or computed, and grows; "
-            "expected plain weights, as no published rule covers these; use the layer without it"
-        )
-    where = in_list(row.name, lists)
-    blocks = 1.0 if where is None else lists[where][1] / lists[where][0]
-    return Size(kind, fans, base_fans, fan_in, fan_out, blocks)
-
-
-def _fans(row: ParameterRole) -> tuple[int, int]:
-    """`(in, out)`; what is looked up or acts entry by entry has one input."""
-    shape, view = tuple(row.parameter.shape), row.view
-    if row.role == "embedding":
-        return 1, shape[-1]
-    if view is None:
-        return 1, max(1, math.prod(shape))
-    # The groups of a convolution side by side; experts are matrices of their own.
-    return view.inputs, view.outputs * (1 if row.role == "experts" else view.batch)
-
-
-def _check_parts(row: ParameterRole, old: ParameterRole) -> None:
-    """Raise for experts that become more, and for fused matrices that grow differently."""
-    new, before = row.view, old.view
-    if new is None or before is None:
-        return
-    if row.role == "experts" and new.batch != before.batch:
-        raise ValueError(
-            f"got axis 0 of {row.name}, which counts its {before.batch} matrices at the base and "
-            f"{new.batch} at the target; expected their number to stay, as no published rule "
-            "covers more experts"
-        )
-    if not new.splits:
-        return
-    parts = [n / m for (n, _), (m, _) in zip(new.sizes(), before.sizes(), strict=True)]
-    if max(parts) > 1.05 * min(parts):
-        each = ", ".join(f"{ratio:.4g}" for ratio in parts)
-        raise ValueError(
-            f"got the output axis of {row.name}, whose {len(parts)} matrices grow by {each}; "
-            "expected one ratio, since a parameter has one learning rate; let them grow alike, or "
-            "keep them in parameters of their own"
-        )

@@ -60,14 +60,13 @@ def initialize(
         model: the target, as the user's own code initialized it.
         rms: of the base, see `reference_rms`.
         factors: on it, with the multipliers inside.
-        multipliers: what is folded into each parameter, which constants get too.
+        multipliers: what is folded into each parameter, all that constants and frozen parameters
+            get: they keep the user's own initialization, and the function is that of the table.
 
-    Frozen parameters and buffers stay as they are.
+    Buffers stay as they are.
     """
     for name, p in model.named_parameters():
-        if not p.requires_grad:
-            continue
-        if name in rms and not is_constant(p):
+        if p.requires_grad and name in rms and not is_constant(p):
             p.mul_(rms[name] * factors[name] / mean_square(p) ** 0.5)
         elif multipliers[name] != 1:
             p.mul_(multipliers[name])

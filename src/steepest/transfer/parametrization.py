@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,16 +22,11 @@ from steepest.optim.teon import find_stacks
 from steepest.parameter_roles import ParameterRole, all_roles
 from steepest.printing import as_text
 from steepest.transfer import initialization
-from steepest.transfer.dimensions import Build, Growth, Overrides, growth
-from steepest.transfer.folding import Folds, HeadSize, ScaleInput, folds, tied_heads
-from steepest.transfer.rules import (
-    Factors,
-    OptimizerName,
-    Rule,
-    Update,
-    factors_of,
-    update_of,
-)
+from steepest.transfer.attention import HeadSize, check_gains
+from steepest.transfer.dimensions import Build, Overrides, growth
+from steepest.transfer.folding import ScaleInput, folds, tied_heads
+from steepest.transfer.parameter_factors import ParameterFactors, factors_of_parameter
+from steepest.transfer.rules import OptimizerName, Rule, update_of
 
 Decay = Literal["independent", "coupled"]
 _CLASSES: dict[str, type[Optimizer]] = {
@@ -51,43 +45,6 @@ _CLASSES: dict[str, type[Optimizer]] = {
 _OF_GROUPS = {
     "lr", "weight_decay", "decay", "graft_eps", "adamw_lr", "adamw_eps", "adamw_weight_decay",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ParameterFactors:
-    """What one parameter gets, relative to the base model.
-
-    Attributes:
-        name, shape: of the parameter.
-        kind: which fans grow: "input" (out alone), "hidden" (both), "output" (in alone), "vector",
-            "fixed" (none).
-        update: whose update it gets; "adam" for what is no matrix under a matrix optimizer.
-        fan_in, fan_out, blocks: the ratios by which fans and the number of blocks grow.
-        multiplier: what is folded into the weight; inside the other factors.
-        output: what the output of its layer is multiplied with by that.
-        init: factor on the standard deviation of the initialization.
-        lr: factor on the learning rate.
-        eps: factor on Adam's epsilon.
-        weight_decay: factor that keeps learning rate times weight decay.
-        source: the published table, or "derived here".
-        why: what it is, and what is folded into it.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-    update: str
-    fan_in: float
-    fan_out: float
-    blocks: float
-    multiplier: float
-    output: float
-    init: float
-    lr: float
-    eps: float
-    weight_decay: float
-    source: str
-    why: str
 
 
 class Parametrized:
@@ -138,6 +95,7 @@ class Parametrized:
         eps: float = 1e-8,
         adamw_lr: float | None = None,
         adamw_weight_decay: float = 0.0,
+        settings: Mapping[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
         """Return parameter groups with the rates multiplied in, one for each set of factors.
 
@@ -150,7 +108,10 @@ class Parametrized:
             eps: Adam's epsilon at the base.
             adamw_lr: rate of what is no matrix, for matrix optimizers: 0.15 lr for Muon and TEON,
                 lr for the others unless given.
-            adamw_weight_decay: λ of what is no matrix, for matrix optimizers.
+            adamw_weight_decay: λ of what is no matrix, for matrix optimizers; for SGD and Adam that
+                of vectors (biases, gains, what else acts entry by entry). 0 by default.
+            settings: of the optimizer, where they differ from those of `parametrize`: TEON's
+                `stack` and, under `sp`, `scale` are in the groups.
 
         Schedulers that multiply the rate (`LambdaLR`, as in Hugging Face's Trainer) keep the
         factors; those that set it to one number for all groups (`OneCycleLR`, `CyclicLR`, a loop
@@ -163,6 +124,7 @@ class Parametrized:
         """
         if decay not in get_args(Decay):
             raise ValueError(f'got decay={decay!r}, expected "independent" or "coupled"')
+        every = {**self.settings, **(settings or {})}
         rows = {row.name: row for row in self.rows}
         table = all_roles(self.model, self._overrides)
         members: dict[tuple[Any, ...], list[ParameterRole]] = defaultdict(list)
@@ -175,19 +137,22 @@ class Parametrized:
             row = rows[role.name]
             if role.parameter.requires_grad:
                 equal = (float(f"{x:.10g}") for x in (row.lr, row.eps))  # but for rounding
-                members[row.update, *equal].append(role)
+                vector = role.role == "vector" and role.view is None
+                apart = vector or row.update != self.optimizer_name
+                shrink = adamw_weight_decay if apart else weight_decay
+                members[row.update, *equal, shrink].append(role)
         if adamw_lr is None:
-            scale = self.settings.get("scale", "spectral")
+            scale = every.get("scale", "spectral")
             spectral = self.optimizer_name in ("muon", "teon")
             adamw_lr = float(with_adamw_lr({}, lr, scale)["adamw_lr"] or 0.0) if spectral else lr
-        stacks = find_stacks(table, self.settings.get("stack", 2))
+        stacks = find_stacks(table, every.get("stack", 2))
         groups = []
-        for (update, factor, eps_factor), found in members.items():
+        for (update, factor, eps_factor, shrink), found in members.items():
             inner = update == "adam" and self.optimizer_name != "adam"
-            rate, shrink = (adamw_lr, adamw_weight_decay) if inner else (lr, weight_decay)
+            rate = adamw_lr if inner else lr
             group: dict[str, Any] = {
                 "params": [(role.name, role.parameter) for role in found],
-                "name": f"{update}, lr x {factor:.10g}, eps x {eps_factor:.10g}",
+                "name": f"{update}, lr x {factor:.10g}, eps x {eps_factor:.10g}, decay {shrink:g}",
                 "lr_factor": factor,
                 "lr": rate * factor,
                 "weight_decay": shrink / factor if decay == "independent" else shrink,
@@ -234,7 +199,7 @@ class Parametrized:
                 f"got {settings}, which need other factors; expected them in "
                 "parametrize(..., settings=...)"
             )
-        groups = self.groups(lr, weight_decay, decay, eps, adamw_lr, adamw_weight_decay)
+        groups = self.groups(lr, weight_decay, decay, eps, adamw_lr, adamw_weight_decay, every)
         chosen: Any = _CLASSES[self.optimizer_name]
         return chosen(groups, lr=lr, **every)
 
@@ -311,8 +276,8 @@ def parametrize(
         optimizer: which one will train it; the factors depend on it.
         settings: of that optimizer. Those that change the length of an update, such as `graft` and
             `scale`, change the factors.
-        roles: overrides for `steepest.roles`, such as `{"*.gate.weight": "hidden"}`; roles, not
-            views, which have one size.
+        roles: overrides for `steepest.roles`, such as `{"*.gate.weight": "hidden"}`, and
+            "transposed" for parameters used as x @ W; not views, which have one size.
         branches: for rules with depth, patterns for the last module of each residual branch; known
             for the blocks of GPT-2, LLaMA and ViT and of this package.
         head_size: from the model to the size of its attention heads, where the attention module and
@@ -346,18 +311,19 @@ def parametrize(
     target = {**base, **target}
     grown = growth(build, base, target, roles)
     folded = folds(grown, rule, branches, head_size)
-    rows = [_row(rule, update, role, grown, folded) for role in grown.target.table]
+    rows = [factors_of_parameter(rule, update, role, grown, folded) for role in grown.target.table]
     model = build(**target)
     readout = {}
     if target != dict(base):
         sizes = initialization.base_sizes(grown, base, target, rule)
         rms = initialization.reference_rms(build, sizes, grown)
+        check_gains(model, folded)
         initialization.initialize(
             model, rms, {row.name: row.init for row in rows}, {r.name: r.multiplier for r in rows}
         )
         readout = tied_heads(model, rule, grown)
     for name, factor in readout.items():
-        model.get_submodule(name).register_forward_pre_hook(ScaleInput(factor))
+        model.get_submodule(name).register_forward_pre_hook(ScaleInput(factor), with_kwargs=True)
     return Parametrized(model, rows, base, target, rule, optimizer, settings, roles, readout)
 
 
@@ -369,34 +335,3 @@ def _check_settings(optimizer: str, settings: Mapping[str, Any]) -> None:
             "parameter; expected lr, weight_decay, decay, eps (Adam's, also of grafting), adamw_lr "
             "and adamw_weight_decay as arguments of `groups` or `optimizer`"
         )
-
-
-def _row(
-    rule: Rule, update: Update, role: ParameterRole, grown: Growth, folded: Folds
-) -> ParameterFactors:
-    everything = update.name in ("sgd", "adam")
-    if not everything and not role.is_matrix:
-        update = Update("adam", "adam")
-    size, own = grown.sizes[role.name], folded.get(role.name, [])
-    multiplier = math.prod(fold.multiplier for fold in own)
-    factors: Factors = factors_of(rule, update, size, role.role == "embedding")
-    factors = factors.fold(multiplier, update.degree)
-    depth = f", blocks x {size.blocks:.4g}" if size.blocks != 1 else ""
-    why = "; ".join([role.role + depth, *(fold.reason for fold in own)])
-    return ParameterFactors(
-        role.name,
-        tuple(role.parameter.shape),
-        size.kind,
-        update.name,
-        size.fan_in,
-        size.fan_out,
-        size.blocks,
-        multiplier,
-        math.prod(fold.multiplier for fold in own if fold.of_output),
-        factors.init,
-        factors.lr,
-        factors.eps if update.has_epsilon else 1.0,
-        1 / factors.lr,
-        factors.source,
-        why,
-    )

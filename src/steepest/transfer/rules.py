@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
+from steepest.matrix_view import MatrixView
+
 Rule = Literal["sp", "ntp", "mup", "depth-mup", "completep", "spectral"]
 OptimizerName = Literal["sgd", "adam", "signum", "muon", "teon", "shampoo", "kl-shampoo", "soap"]
 Kind = Literal["input", "hidden", "output", "vector", "fixed"]
@@ -136,6 +138,7 @@ class Size:
         base_fans: the same at the base.
         fan_in, fan_out: the ratios by which its fans grow.
         blocks: the ratio by which the number of residual blocks grows, 1 outside of them.
+        views: which matrices the parameter is, at the target and at the base, if that is known.
     """
 
     kind: Kind
@@ -144,6 +147,7 @@ class Size:
     fan_in: float
     fan_out: float
     blocks: float = 1.0
+    views: tuple[MatrixView, MatrixView] | None = None
 
 
 @dataclass(frozen=True)
@@ -266,14 +270,18 @@ def _rate(update: Update, size: Size) -> tuple[float, str]:
     if update.column:
         row = RATE[update.column]
         return row.of(size.kind, size.fan_in, size.fan_out), row.source
-    blocks = _blocks(size.fans, update.block) / _blocks(size.base_fans, update.block)
+    views = size.views or tuple(
+        MatrixView(1, fan_out, fan_in) for fan_in, fan_out in (size.fans, size.base_fans)
+    )
+    now, then = (_blocks(view, update.block) for view in views)
+    blocks = now / then
     e = update.exponent
     return (size.fan_out / size.fan_in) ** (1 - e) * blocks**-e, "QIU Table 1"
 
 
-def _blocks(fans: tuple[int, int], block: int | None) -> int:
-    """How many blocks a matrix is cut into."""
-    return math.prod(1 if block is None else -(-n // block) for n in fans)
+def _blocks(view: MatrixView, block: int | None) -> float:
+    """How many blocks a matrix is cut into, on average over those of a parameter."""
+    return len(view.sizes(block)) / len(view.sizes())
 
 
 def spectral_std(fan_in: int, fan_out: int) -> float:
