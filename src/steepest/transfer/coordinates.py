@@ -103,9 +103,9 @@ class CoordinateCheck:
     def verdict(self) -> str:
         """One sentence: passed or not, and the layer at fault."""
         worst = self.worst
-        where = f"{worst.layer} after {worst.step} steps: slope {worst.slope:+.2f}"
+        where = f"{worst.layer} after {worst.step} steps: slope {worst.slope:+.3f}"
         if not math.isnan(worst.error):
-            where += f" ± {worst.error:.2f} (standard error, {self.seeds} seeds)"
+            where += f" ± {worst.error:.3f} (standard error, {self.seeds} seeds)"
         if self.skipped:
             where += f"; not compared, as it is not always called alike: {', '.join(self.skipped)}"
         if self.passed:
