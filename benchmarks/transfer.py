@@ -8,12 +8,12 @@ under muP and by more than 2x under NTP; the movement of the tangent kernel has 
 under muP and below -0.4 under NTP. Controls are expected to fail. Settled after first runs, which
 docs/transfer.md tells of: the problems and their lengths, the rate of the coordinate check on
 attention, and that the carried rate is the better one of the grid's and the interpolated. The rate
-that smaller sizes advise, the GPT for Adam and Signum, and width 64 were added when the rest was
+that smaller sizes advise, width 64, and the GPT with large batches were added when the rest was
 known.
 
 Rates: a neural language model (four bytes in, the next one out, as in Bengio et al., 2003) on
-embedded text, all optimizers; a GPT for TEON, which stacks what attention has, and for Adam and
-Signum, which drift on the other. Depth: a residual network on the same text. Curvature: 8 x 8
+embedded text; a GPT for TEON, which stacks what attention has, and, with large batches and on a
+grid alone, for all others. Depth: a residual network on the same text. Curvature: 8 x 8
 digits, full batch. Everything resumes from --runs.
 """
 
@@ -49,7 +49,6 @@ FIRST: dict[str, tuple[float, dict[str, Any]]] = {  # where to look first, and w
 ON_GPT = {
     "adam": 0.005,
     "signum": 0.004,
-    "teon": 0.05,
     "sgd": 0.5,
     "muon": 0.05,
     "soap": 0.01,
