@@ -394,7 +394,7 @@ def test_blocks_have_slots_of_their_own():
 
 
 @pytest.mark.parametrize("at_a_time", [1, 2 * 25, 2**20], ids=["one", "two", "all"])
-@pytest.mark.parametrize("optimizer", [Shampoo, KLShampoo])
+@every_optimizer
 def test_blocks_that_are_renewed_together_have_the_roots_of_each_alone(
     optimizer, at_a_time, monkeypatch
 ):

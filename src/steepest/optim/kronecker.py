@@ -134,10 +134,10 @@ def renew_roots(group: Mapping[str, Any], states: Sequence[MatrixState], side: S
     for start in range(0, len(states), count):
         some = states[start : start + count]
         factors = stack([state[side] for state in some])
-        large = factors.diagonal(dim1=-2, dim2=-1).amax(-1) >= 1e2 * torch.finfo(factors.dtype).tiny
-        if not large.all():
-            some = [state for state, fits in zip(some, large.tolist(), strict=True) if fits]
-            factors = factors[large]
+        small = factors.diagonal(dim1=-2, dim2=-1).amax(-1) < 1e2 * torch.finfo(factors.dtype).tiny
+        if small.any():  # NaN is not, and an error below
+            some = [state for state, no in zip(some, small.tolist(), strict=True) if not no]
+            factors = factors[~small]
         if not some:
             continue
         if group["bias_correction"]:

@@ -57,6 +57,8 @@ class SOAP(KroneckerDescent):
         interval: steps between renewals of a basis.
         max_side: a side longer than this has no factor and keeps the basis of the weights; `None`
             for no limit.
+        block: larger matrices are cut into equal blocks of at most this many rows and columns,
+            which have bases of their own; `None` (default) to cut nothing.
         scale: shape factor s, see `update_scale`; "none" by default.
         settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
             that are no matrices is `lr` unless given.
@@ -75,6 +77,7 @@ class SOAP(KroneckerDescent):
         sides: Sides = "both",
         interval: int = 10,
         max_side: int | None = 1024,
+        block: int | None = None,
         scale: Scale = "none",
         **settings: Unpack[Settings],
     ):
@@ -87,6 +90,7 @@ class SOAP(KroneckerDescent):
             "sides": sides,
             "interval": interval,
             "max_side": max_side,
+            "block": block,
             "scale": scale,
         }
         super().__init__(params, own, **settings)
