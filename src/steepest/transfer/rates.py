@@ -226,6 +226,7 @@ def rate_transfer(
             within 12 octaves, the rates make no difference, or a loss is below zero or, before any
             step, not finite.
 
+    >>> import torch
     >>> from torch import nn
     >>> def build(width):
     ...     return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 1))
