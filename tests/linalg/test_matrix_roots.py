@@ -126,3 +126,22 @@ def test_eigenvectors_of_what_is_not_finite_are_not_followed(value: float) -> No
     A[2, 3] = A[3, 2] = value
     with pytest.raises(FloatingPointError, match="NaN or infinite entries"):
         follow_eigenvectors(A, torch.eye(5))
+
+
+def test_several_are_followed_as_each_alone() -> None:
+    """Also where some of them need reflections, as of low rank, and others do not."""
+    A = torch.cat([positive(7), positive(7, rank=2), torch.zeros(1, 7, 7), positive(7, low=0.5)])
+    Q = torch.linalg.qr(torch.randn(4, 7, 7, dtype=torch.float64)).Q
+    together = follow_eigenvectors(A.view(2, 2, 7, 7), Q.view(2, 2, 7, 7)).view(4, 7, 7)
+    for i, new in enumerate(together):
+        alone = follow_eigenvectors(A[i], Q[i])
+        kept = 2 if i == 1 else 0 if i == 2 else 7  # what lies in a null space is arbitrary
+        assert torch.allclose(new[:, :kept], alone[:, :kept], rtol=0, atol=1e-10)
+        assert torch.allclose(new.mT @ new, torch.eye(7, dtype=torch.float64), atol=1e-12)
+
+
+def test_one_of_several_that_is_not_finite_is_an_error() -> None:
+    A = torch.eye(5).repeat(3, 1, 1)
+    A[1, 2, 3] = A[1, 3, 2] = torch.nan
+    with pytest.raises(FloatingPointError, match="NaN or infinite entries"):
+        follow_eigenvectors(A, torch.eye(5).repeat(3, 1, 1))

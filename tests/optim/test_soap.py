@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from steepest import SOAP, Signum
+from steepest.optim import kronecker
 
 NUMBERS = {
     1: [
@@ -48,6 +49,9 @@ NUMBERS = {
         [0.24243934, 0.14367389, 0.19073486, -0.38046302],
     ],
 }
+
+
+EVERY_SLOT = [(i, side) for i in range(4) for side in ("left", "right")]
 
 
 def closed_form(t):
@@ -276,3 +280,28 @@ def test_its_first_step_is_signs_as_adams_is():
     step(soap, W, randn(4, 3))
     step(signum, V, randn(4, 3))
     torch.testing.assert_close(W, V, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+@pytest.mark.parametrize("at_a_time", [1, 2 * 25, 2**20], ids=["one", "two", "all"])
+def test_blocks_that_are_renewed_together_step_as_each_alone(at_a_time, interval, monkeypatch):
+    monkeypatch.setattr(kronecker, "_ENTRIES_RENEWED", at_a_time)
+    # with one slot in the interval, so that blocks of a matrix and matrices alone have the same
+    monkeypatch.setattr(kronecker, "_slots", lambda *_: dict.fromkeys(EVERY_SLOT, 0))
+    blocks, whole = [zeros(5, 5) for _ in range(4)], zeros(10, 10)
+    alone = [SOAP([block], lr=0.1, interval=interval) for block in blocks]
+    together = SOAP([whole], lr=0.1, block=5, interval=interval)
+    scales = torch.tensor([1e2, 0.0, 1e-3, 1.0], dtype=torch.float64).view(2, 1, 2, 1)
+    for t in range(9):
+        whole.grad = (randn(2, 5, 2, 5, seed=t) * scales).reshape(10, 10)
+        together.step()
+        parts = whole.grad.view(2, 5, 2, 5).transpose(1, 2).reshape(4, 5, 5)
+        for block, own, G in zip(blocks, alone, parts, strict=True):
+            step(own, block, G)
+    stepped = whole.detach().view(2, 5, 2, 5).transpose(1, 2).reshape(4, 5, 5)
+    for i, block in enumerate(blocks):
+        torch.testing.assert_close(stepped[i], block.detach(), rtol=0, atol=1e-9)
+        for side in ("left", "right"):
+            root = together.state[whole][f"{side}_root.{i}"]
+            assert root.untyped_storage().nbytes() == root.numel() * root.element_size()
+    assert float(whole.detach().abs().max()) > 0.1

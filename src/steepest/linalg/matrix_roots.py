@@ -99,8 +99,8 @@ def follow_eigenvectors(A: Tensor, Q: Tensor) -> Tensor:
     orthogonal factor of A Q. That is the refresh of SOAP (Vyas et al., arXiv 2409.11321).
 
     Args:
-        A: symmetric positive semidefinite `(n, n)`.
-        Q: orthogonal `(n, n)`.
+        A: symmetric positive semidefinite `(..., n, n)`.
+        Q: orthogonal `(..., n, n)`.
 
     Raises:
         FloatingPointError: for non-finite entries.
@@ -112,24 +112,29 @@ def follow_eigenvectors(A: Tensor, Q: Tensor) -> Tensor:
     """
     with fast_products():
         AQ = A @ Q
-        order = (Q * AQ).sum(0).argsort(descending=True, stable=True)
-        return _orthonormalized(AQ[:, order])
+        order = (Q * AQ).sum(-2).argsort(dim=-1, descending=True, stable=True)
+        B = AQ.gather(-1, order.unsqueeze(-2).expand_as(AQ))
+        return _orthonormalized(B.flatten(0, -3) if B.ndim > 2 else B[None]).view_as(B)
 
 
 def _orthonormalized(B: Tensor) -> Tensor:
-    """The orthogonal factor of B = Q R with a positive diagonal of R."""
-    B = B / torch.linalg.vector_norm(B, dim=0).clamp(min=torch.finfo(B.dtype).tiny)
+    """The orthogonal factors of B = Q R, `(matrices, n, n)`, with positive diagonals of R."""
+    B = B / torch.linalg.vector_norm(B, dim=-2, keepdim=True).clamp(min=torch.finfo(B.dtype).tiny)
     # By Cholesky of the Gram matrix: products, where Householder reflections are not.
     R, failed = torch.linalg.cholesky_ex(B.mT @ B, upper=True)
-    if not failed:
-        Q = torch.linalg.solve_triangular(R, B, upper=True, left=False)
-        error = Q.mT @ Q
-        error.diagonal().sub_(1.0)
-        if error.abs().max() <= 100 * torch.finfo(B.dtype).eps:
-            return Q
+    Q = torch.linalg.solve_triangular(R, B, upper=True, left=False)
+    error = Q.mT @ Q
+    error.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+    good = (failed == 0) & (error.abs().amax((-2, -1)) <= 100 * torch.finfo(B.dtype).eps)
+    if not good.all():
+        Q[~good] = _by_reflections(B[~good])
+    return Q
+
+
+def _by_reflections(B: Tensor) -> Tensor:
     Q, R = torch.linalg.qr(B)
     if not bool(Q.isfinite().all()):
         raise FloatingPointError(
             "got a matrix with NaN or infinite entries, expected finite ones to follow eigenvectors"
         )
-    return Q * torch.where(R.diagonal() < 0, -1.0, 1.0).to(B)
+    return Q * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(B).unsqueeze(-2)

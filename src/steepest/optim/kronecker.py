@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from steepest.optim.steepest_descent import SteepestDescent
 Side = Literal["left", "right"]
 Sides = Literal["both", "left", "right"]
 Graft = Literal["adam", "muon", "none"]
+_Any = TypeVar("_Any")
 SECOND_MOMENT = "exp_avg_sq"
 _ENTRIES_RENEWED = 2**20  # at a time: small factors share the cost of a call, large ones need not
 NEVER = -1  # the step in which a side was renewed that never was
@@ -128,11 +129,17 @@ def _slots(
     return slots
 
 
+def at_a_time(several: Sequence[_Any], n: int) -> Iterator[Sequence[_Any]]:
+    """Yield as many as are renewed together, of factors of side n."""
+    count = max(1, _ENTRIES_RENEWED // n**2)
+    for start in range(0, len(several), count):
+        yield several[start : start + count]
+
+
 def renew_roots(group: Mapping[str, Any], states: Sequence[MatrixState], side: Side) -> None:
     """Root <- (factor / (1 - β₂ᵗ) + ε)^-p; nothing where a factor is too small for its type."""
-    count = max(1, _ENTRIES_RENEWED // states[0][side].numel()) if states else 1
-    for start in range(0, len(states), count):
-        some = states[start : start + count]
+    n = len(states[0][side]) if states else 1
+    for some in at_a_time(states, n):
         factors = stack([state[side] for state in some])
         small = factors.diagonal(dim1=-2, dim2=-1).amax(-1) < 1e2 * torch.finfo(factors.dtype).tiny
         if small.any():  # NaN is not, and an error below

@@ -17,6 +17,7 @@ from steepest.optim.kronecker import (
     KroneckerDescent,
     Side,
     Sides,
+    at_a_time,
     average,
     corrections,
     count_step,
@@ -26,7 +27,7 @@ from steepest.optim.kronecker import (
     stacked,
     unbiased,
 )
-from steepest.optim.matrices import Batch, MatrixState, stack
+from steepest.optim.matrices import Batch, stack
 from steepest.optim.scales import Scale
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import MOMENTUM, Parameters, remembered
@@ -118,29 +119,36 @@ class SOAP(KroneckerDescent):
         D = _rotated(D, {side: Q.mT for side, Q in bases.items()})
         for side in sides:
             average(group, batch, side, G)
-            for i, state in due(group, batch, side):
-                own = {key: each[i] for key, each in batch.memory.items()}
-                renew_basis(group, state, side, own)
+            renew_bases(group, batch, side)
         return D
 
 
-def renew_basis(
-    group: Mapping[str, Any], state: MatrixState, side: Side, memory: Mapping[str, Tensor]
-) -> None:
-    """Follow the eigenvectors of a factor, and take momentum and second moment along."""
-    old = state[f"{side}_root"]
-    if state[f"{side}_renewed"] == NEVER:
-        Q = eigendecomposition(state[side])[1].flip(-1)
-    else:
-        Q = follow_eigenvectors(state[side], old)
-    turn = old.mT @ Q
-    # Entries taken as uncorrelated: variances turn with the squares.
-    for key, T in ((MOMENTUM, turn), (SECOND_MOMENT, turn.square())):
-        if key in memory:
-            X = memory[key]
-            X.copy_(T.mT.to(X.dtype) @ X if side == "left" else X @ T.to(X.dtype))
-    state[f"{side}_root"] = Q.contiguous()
-    state[f"{side}_renewed"] = torch.tensor(group["step_count"])
+def renew_bases(group: Mapping[str, Any], batch: Batch, side: Side) -> None:
+    """Follow the eigenvectors of factors, and take momentum and second moment along."""
+    turns = [i for i, _ in due(group, batch, side)]
+    fresh = [i for i in turns if batch.states[i][f"{side}_renewed"] == NEVER]
+    known = [i for i in turns if i not in fresh]
+    n = batch.G[0].shape[0 if side == "left" else 1]
+    for some in (*at_a_time(fresh, n), *at_a_time(known, n)):
+        states = [batch.states[i] for i in some]
+        factors = stack([state[side] for state in states])
+        old = stack([state[f"{side}_root"] for state in states])
+        if some[0] in fresh:
+            Q = eigendecomposition(factors)[1].flip(-1)
+        else:
+            Q = follow_eigenvectors(factors, old)
+        turn = old.mT @ Q
+        # Entries taken as uncorrelated: variances turn with the squares.
+        for key, T in ((MOMENTUM, turn), (SECOND_MOMENT, turn.square())):
+            if key in batch.memory:
+                kept = [batch.memory[key][i] for i in some]
+                X = stack(kept)
+                X = T.mT.to(X.dtype) @ X if side == "left" else X @ T.to(X.dtype)
+                torch._foreach_copy_(kept, list(X.unbind(0)))
+        for state, basis in zip(states, Q.unbind(0), strict=True):
+            # a view would keep, and save, all of the batch
+            state[f"{side}_root"] = basis.clone(memory_format=torch.contiguous_format)
+            state[f"{side}_renewed"] = torch.tensor(group["step_count"])
 
 
 def _rotated(X: Tensor, bases: dict[Side, Tensor]) -> Tensor:
