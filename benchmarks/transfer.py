@@ -104,12 +104,13 @@ def studies() -> dict[str, Study]:
     rates(  # TEON stacks what attention has
         "width, gpt, teon", nets.gpt, widths, nets.sequences, 0.05, optimizer="teon", steps=100
     )
-    for optimizer, lr in ON_GPT.items():  # a run of width 512 takes minutes, so on a grid alone
-        how = BLOCK if optimizer.endswith("shampoo") else {}
-        rates(
-            f"gpt, {optimizer}", nets.gpt, widths, nets.many_sequences, lr, optimizer=optimizer,
-            steps=300, grid_only=True, **how,
-        )  # fmt: skip
+    on_gpt = partial(  # a run of width 512 takes minutes, so on a grid alone
+        rates, build=nets.gpt, along=widths, batches=nets.many_sequences, steps=300, grid_only=True
+    )
+    for optimizer, (_, how) in FIRST.items():
+        own = BLOCK if optimizer == "soap" else how
+        on_gpt(f"gpt, {optimizer}", lr=ON_GPT[optimizer], optimizer=optimizer, **own)
+    on_gpt("gpt, whole matrices, soap", lr=ON_GPT["soap"], optimizer="soap")
     for optimizer, lr in (("sgd", 0.5), ("adam", 0.01), ("muon", 0.05)):
         for rule in ("completep", "depth-mup"):
             rates(
