@@ -322,6 +322,20 @@ def test_krylov_is_exact_where_it_is_exhausted(rank: int) -> None:
     assert float(stable_rank(A, "krylov", 6).max()) <= max(rank, 0) * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("n", [2, 5, 20, 100])
+@pytest.mark.parametrize("iterations", [2, 10, 30])
+def test_krylov_is_exact_for_few_different_singular_values(
+    dtype: torch.dtype, n: int, iterations: int
+) -> None:
+    """The iterates have as many directions; one found twice would count twice."""
+    Q = torch.linalg.qr(torch.randn(20, n, n, dtype=torch.float64)).Q.to(dtype)
+    two = Q @ torch.diag(torch.arange(1.0, n + 1) > n // 2).to(dtype) * 3 - Q
+    for A in (Q, Q[:, : n // 2], torch.eye(n, dtype=dtype), two):
+        exact = spectral_norm(A)
+        torch.testing.assert_close(spectral_norm(A, "krylov", iterations), exact, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("name", ["gaussian", *SPECTRA])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
