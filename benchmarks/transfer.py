@@ -37,6 +37,7 @@ from steepest.transfer import coordinate_check, parametrize, rate_transfer, supe
 from steepest.transfer.runs import Finished, named
 
 BLOCK: dict[str, Any] = {"settings": {"block": 32}}
+NORM_ONE: dict[str, Any] = {"settings": {"graft": "spectral", "scale": "spectral"}}
 FIRST: dict[str, tuple[float, dict[str, Any]]] = {  # where to look first, and what is set
     "sgd": (0.5, {}),
     "adam": (0.02, {}),
@@ -111,6 +112,7 @@ def studies() -> dict[str, Study]:
         own = BLOCK if optimizer == "soap" else how
         on_gpt(f"gpt, {optimizer}", lr=ON_GPT[optimizer], optimizer=optimizer, **own)
     on_gpt("gpt, whole matrices, soap", lr=ON_GPT["soap"], optimizer="soap")
+    on_gpt("gpt, norm one, soap", lr=0.05, optimizer="soap", **NORM_ONE)
     for optimizer, lr in (("sgd", 0.5), ("adam", 0.01), ("muon", 0.05)):
         for rule in ("completep", "depth-mup"):
             rates(

@@ -371,6 +371,13 @@ GRAFTED: dict[str, Build] = {
     "shampoo from muon": lambda p, lr: steepest.Shampoo(p, lr, graft="muon", scale="spectral"),
     "heavy ball from muon": lambda p, lr: steepest.Shampoo(p, lr, graft="muon", heavy_ball=True),
     "heavy ball from adam": lambda p, lr: steepest.Shampoo(p, lr, graft="adam", heavy_ball=True),
+    "shampoo, norm 1": lambda p, lr: steepest.Shampoo(
+        p, lr, graft="spectral", scale="spectral", block=None
+    ),
+    "heavy ball, norm 1": lambda p, lr: steepest.Shampoo(
+        p, lr, graft="spectral", heavy_ball=True, block=None
+    ),
+    "soap, norm 1": lambda p, lr: steepest.SOAP(p, lr, graft="spectral", scale="spectral"),
     "kl-shampoo from adam": lambda p, lr: steepest.KLShampoo(p, lr, graft="adam"),
     "kl-shampoo from muon, blocks": lambda p, lr: steepest.KLShampoo(p, lr, graft="muon", block=2),
 }
@@ -385,7 +392,7 @@ def test_grafting_is_the_factor_of_the_present_momentum(name: str) -> None:
     [group] = optimizer.param_groups
     twin = copy.deepcopy(optimizer)
     momenta = [state["momentum_buffer"] for state in twin.state.values()]
-    M = torch.cat([m.flatten() for m in momenta])
+    M = torch.cat([_in_weights(group, state).flatten() for state in twin.state.values()])
     for m in momenta:
         m /= group["momentum"]  # which the step takes off again
     own = _step_for(Frozen(twin), torch.ones(18, dtype=torch.float64), forget=False)
@@ -401,6 +408,13 @@ def test_grafting_is_the_factor_of_the_present_momentum(name: str) -> None:
         expected[block.unsqueeze(1), block] = factor * part
     value = float(torch.linalg.eigvals(expected @ model.H).real.max()) / 0.1
     assert _row(model, optimizer).value == pytest.approx(value, rel=1e-7)
+
+
+def _in_weights(group: dict[str, Any], state: dict[str, Any]) -> Tensor:
+    """The momentum, which SOAP keeps in its basis."""
+    M: Tensor = state["momentum_buffer"]
+    soap = group["geometry"] == "soap"
+    return state["left_root.0"] @ M @ state["right_root.0"].mT if soap else M.clone()
 
 
 def _blocks(group: dict[str, Any]) -> list[Tensor]:

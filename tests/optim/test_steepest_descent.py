@@ -879,7 +879,7 @@ OPTIONS = {
     TEON: [{}],
     Shampoo: [{"block": 8, "interval": 3}, {"sides": "left", "graft": "muon"}],
     KLShampoo: [{"block": 8, "interval": 3}, {"sequential": True, "graft": "none"}],
-    SOAP: [{"max_side": 20, "interval": 3}, {"sides": "right"}],
+    SOAP: [{"max_side": 20, "interval": 3}, {"sides": "right", "graft": "spectral"}],
 }
 every_option = pytest.mark.parametrize(
     ("optimizer", "options"),
@@ -1159,7 +1159,10 @@ OWN_SETTINGS = {
         ({"method": "you", "steps": 6}, "got steps=6"),
         ({"method": "svd", "steps": 3}, "got steps=3"),
     ],
-    (SOAP,): [({"max_side": 0}, "got max_side=0, expected a whole number of at least 1")],
+    (SOAP,): [
+        ({"max_side": 0}, "got max_side=0, expected a whole number of at least 1"),
+        ({"graft": "adam"}, 'got graft=\'adam\', expected "spectral" or "none"'),
+    ],
     (Shampoo, KLShampoo): [
         ({"block": 0}, "got block=0, expected a whole number of at least 1"),
         ({"graft": "sgd"}, "got graft='sgd'"),
@@ -1175,6 +1178,7 @@ OWN_SETTINGS = {
     KRONECKER: [
         ({"beta2": 1.0}, "got beta2=1.0, expected 0 or more and less than 1"),
         ({"eps": -1e-8}, "got eps=-1e-08"),
+        ({"block": 1, "graft": "spectral"}, 'got graft="spectral" and block=1 for a parameter of'),
         ({"interval": 0}, "got interval=0, expected a whole number of at least 1"),
         ({"interval": 2.5}, "got interval=2.5"),
     ],

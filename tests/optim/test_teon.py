@@ -164,6 +164,13 @@ def test_several_stacks_of_one_shape_and_matrices_without_a_stack_go_together():
     exactly(torch.stack([-W.detach() for W in params]), expected)
 
 
+def test_a_table_says_the_same_of_adamw_for_any_scale():
+    for scale in ("spectral", "match-rms-adamw"):
+        optimizer = Muon(nn.Linear(4, 3), lr=0.02, scale=scale, adamw_lr=0.01)
+        [row] = [line for line in str(optimizer).splitlines() if "bias" in line]
+        assert row.split("│")[-2].strip() == "0.002"
+
+
 def test_what_a_table_says_is_what_a_stack_does():
     G, lr = randn(2, 8, 8), 0.5
     for settings in ({}, {"compensate": True}, {"mode": 2}, {"scale": "match-rms-adamw"}):

@@ -321,6 +321,13 @@ def test_settings_that_need_other_factors_belong_to_parametrize() -> None:
         made.optimizer(0.01, graft_eps=1e-6)
     with pytest.raises(ValueError, match="'eps'"):
         parametrize(mlp, {"width": 16}, {"width": 64}, settings={"eps": 1e-6})
+    norm_one = {"graft": "spectral", "scale": "spectral"}
+    with pytest.raises(ValueError, match=r"settings=\.\.\."):
+        made.optimizer(0.01, **norm_one)
+    soap = parametrize(mlp, {"width": 16}, {"width": 64}, optimizer="soap", settings=norm_one)
+    matrices, *others = soap.optimizer(0.1).param_groups
+    assert matrices["lr"] == 0.1
+    assert [g["lr"] / g["lr_factor"] for g in others] == pytest.approx([0.015] * len(others))
     graft_eps = made.optimizer(0.01, eps=1e-6).param_groups[0]["graft_eps"]
     assert graft_eps == pytest.approx(1e-6 / 4)  # entries of its gradient are 1/out as large
     control = {"scale": "match-rms-adamw"}  # the negative control: one rate, as it is

@@ -27,7 +27,7 @@ def is_preconditioned(optimizer: Optimizer, group: Group) -> bool:
     if type(optimizer) in (SGD, Adam, AdamW) or geometry in ("adamw", "soap"):
         return True
     return geometry in ("shampoo", "kl-shampoo") and not (
-        group["graft"] == "muon" and _begins(optimizer, group)
+        group["graft"] in ("muon", "spectral") and _begins(optimizer, group)
     )
 
 
@@ -215,13 +215,17 @@ def _matrix_root(group: Group, matrix: Mapping[str, Any], share: float) -> Opera
         return torch.zeros_like
     correction = 1 - group["momentum"] ** t
     factor = share * update_scale(group["scale"], *matrix["size"]) / correction
-    left, right = matrix.get("left_root"), matrix.get("right_root")
+    left, right, M = matrix.get("left_root"), matrix.get("right_root"), matrix[MOMENTUM]
+    M = M * (1 - group["momentum"]) if group["heavy_ball"] else M
+    length = factor * correction  # of a direction of length 1, whatever that of M
     if group["geometry"] == "soap":
         V = matrix[SECOND_MOMENT]
-        middle = _entrywise(factor * math.sqrt(1 - group["beta2"] ** t) / (V.sqrt() + group["eps"]))
+        adam = factor * math.sqrt(1 - group["beta2"] ** t) / (V.sqrt() + group["eps"])
+        if group["graft"] == "spectral":  # M is in the basis, which changes no norm
+            adam = adam * _ratio(length, adam * M, 2)
+        middle = _entrywise(adam)
         back, forth = (None if Q is None else Q.mT for Q in (left, right))
         return lambda X: _between(left, middle(_between(back, X, right)), forth)
-    M = matrix[MOMENTUM]
     if group["graft"] == "none":
         return _two_sided(left, right, factor)
     if group["graft"] == "adam":
@@ -230,11 +234,16 @@ def _matrix_root(group: Group, matrix: Mapping[str, Any], share: float) -> Opera
         if not _is_ready(matrix, group, M.shape):
             return _entrywise(adam)
         length = torch.linalg.matrix_norm(adam * M).item()
-    else:  # as long as Muon's direction, whatever the length of M
-        length = factor * correction * math.sqrt(M.numel() / max(matrix["size"]))
-        M = M * (1 - group["momentum"]) if group["heavy_ball"] else M
-    norm = torch.linalg.matrix_norm(_between(left, M, right)).item()
-    return _two_sided(left, right, length / norm if norm else 0.0)
+    elif group["graft"] == "muon":
+        length *= math.sqrt(M.numel() / max(matrix["size"]))
+    order = 2 if group["graft"] == "spectral" else "fro"
+    return _two_sided(left, right, _ratio(length, _between(left, M, right), order))
+
+
+def _ratio(length: float, D: Tensor, order: Any) -> float:
+    """The length over the norm of D, or zero for a zero D."""
+    norm = torch.linalg.matrix_norm(D, ord=order).item()
+    return length / norm if norm else 0.0
 
 
 def _entrywise(inverse: Tensor) -> Operator:

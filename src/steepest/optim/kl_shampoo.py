@@ -46,16 +46,16 @@ class KLShampoo(KroneckerDescent):
 
     Args:
         params: a model, a role table, parameters or groups; see `SteepestDescent`.
-        lr: length of the step, in units of Adam's, times s; as for Muon with `graft="muon"`.
+        lr: as for `Shampoo`.
         momentum: β, in [0, 1).
         beta2: β₂, in [0, 1).
         sequential: whether L takes the new R.
         eps, relative_eps, bias_correction, interval, block: as for `Shampoo`.
-        graft: the length of D: "adam" (default), "muon" for sqrt(min(out, in)), or "none", where
-            the entries of D are about as large as those of Adam's update.
+        graft: the length of D: "adam" (default), "muon" for sqrt(min(out, in)), "spectral" for a
+            spectral norm of 1, or "none", where the entries of D are about as large as those of
+            Adam's update.
         graft_beta2, graft_eps, scale: as for `Shampoo`.
-        settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
-            that are no matrices is `lr` unless given.
+        settings: as for `Shampoo`.
 
     >>> W = torch.nn.Parameter(torch.zeros(2, 2))
     >>> W.grad = torch.diag(torch.tensor([3.0, 0.1]))

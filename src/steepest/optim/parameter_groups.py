@@ -21,7 +21,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "rounding": get_args(Rounding),
     "length": ("constant", "dual"),
     "sides": ("both", "left", "right"),
-    "graft": ("adam", "muon", "none"),
+    "graft": ("adam", "muon", "spectral", "none"),
     "mode": (1, 2),
 }
 
@@ -69,7 +69,8 @@ def complete(group: dict[str, Any], geometries: tuple[str, ...]) -> None:
     for key in ("interval", "block", "max_side"):
         if group.get(key) is not None and not (isinstance(group[key], int) and group[key] >= 1):
             raise ValueError(f"got {key}={group[key]!r}, expected a whole number of at least 1")
-    for key, values in _CHOICES.items():
+    choices = _CHOICES | ({"graft": ("spectral", "none")} if group["geometry"] == "soap" else {})
+    for key, values in choices.items():
         if key in group:
             _one_of(group, key, values)
     if not 0.0 < group.get("exponent", 1.0) < math.inf:
@@ -117,6 +118,20 @@ def complete(group: dict[str, Any], geometries: tuple[str, ...]) -> None:
     group["views"] = [
         _view(p, view, group["geometry"]) for p, view in zip(group["params"], views, strict=True)
     ]
+    if group.get("graft") == "spectral":
+        _check_uncut(group)
+
+
+def _check_uncut(group: Mapping[str, Any]) -> None:
+    """Raise if a matrix is cut: spectral norms of its blocks do not make its own."""
+    for p, view in zip(group["params"], group["views"], strict=True):
+        view = MatrixView(*view)
+        if view.sizes(group["block"]) != view.sizes():
+            raise ValueError(
+                f'got graft="spectral" and block={group["block"]} for a parameter of shape '
+                f"{tuple(p.shape)}, expected whole matrices, whose spectral norm it sets; pass "
+                "block=None"
+            )
 
 
 def check_stacks(group: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from steepest.optim.kronecker import (
     count_step,
     due,
     full,
+    of_spectral_norm_one,
     sides_of,
     stacked,
     unbiased,
@@ -50,7 +51,7 @@ class SOAP(KroneckerDescent):
 
     Args:
         params: a model, a role table, parameters or groups; see `SteepestDescent`.
-        lr: Adam's rate, times s.
+        lr: Adam's rate, times s; the spectral norm of the step with `graft="spectral"`, times s.
         momentum: β, in [0, 1).
         beta2: β₂, in [0, 1).
         eps: ε of Adam.
@@ -60,9 +61,12 @@ class SOAP(KroneckerDescent):
             for no limit.
         block: larger matrices are cut into equal blocks of at most this many rows and columns,
             which have bases of their own; `None` (default) to cut nothing.
+        graft: "spectral" to divide D by its spectral norm, so that rates transfer over widths with
+            `scale="spectral"` and whole matrices (Qiu et al., arXiv 2512.05620); "none" (default)
+            to take it as it is.
         scale: shape factor s, see `update_scale`; "none" by default.
         settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
-            that are no matrices is `lr` unless given.
+            that are no matrices is `lr` unless given, and 0.15 `lr` with `graft="spectral"`.
     """
 
     geometries = ("soap", "adamw")
@@ -79,6 +83,7 @@ class SOAP(KroneckerDescent):
         interval: int = 10,
         max_side: int | None = 1024,
         block: int | None = None,
+        graft: Literal["spectral", "none"] = "none",
         scale: Scale = "none",
         **settings: Unpack[Settings],
     ):
@@ -92,6 +97,7 @@ class SOAP(KroneckerDescent):
             "interval": interval,
             "max_side": max_side,
             "block": block,
+            "graft": graft,
             "scale": scale,
         }
         super().__init__(params, own, **settings)
@@ -120,7 +126,7 @@ class SOAP(KroneckerDescent):
         for side in sides:
             average(group, batch, side, G)
             renew_bases(group, batch, side)
-        return D
+        return of_spectral_norm_one(D) if group["graft"] == "spectral" else D
 
 
 def renew_bases(group: Mapping[str, Any], batch: Batch, side: Side) -> None:

@@ -34,7 +34,11 @@ def expected_rms(
     if group["geometry"] == "sign":
         return lr
     scale = update_scale(group["scale"], outputs, inputs)
-    if group["geometry"] in ("adamw", "soap") or group.get("graft") == "adam":
+    if group["geometry"] == "adamw":
+        return lr * _ADAM_RMS
+    if group.get("graft") == "spectral":
+        return None
+    if group["geometry"] == "soap" or group.get("graft") == "adam":
         return lr * scale * _ADAM_RMS
     if group.get("graft") == "none" or group.get("length", "constant") != "constant":
         return None

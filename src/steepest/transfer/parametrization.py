@@ -106,8 +106,8 @@ class Parametrized:
                 any size; "coupled": the group's own rate times λ, which vanishes with the width
                 under muP.
             eps: Adam's epsilon at the base.
-            adamw_lr: rate of what is no matrix, for matrix optimizers: 0.15 lr for Muon and TEON,
-                lr for the others unless given.
+            adamw_lr: rate of what is no matrix, for matrix optimizers: 0.15 lr for Muon, TEON and
+                what is grafted from Muon or "spectral", lr for the others unless given.
             adamw_weight_decay: λ of what is no matrix, for matrix optimizers; for SGD and Adam that
                 of vectors (biases, gains, what else acts entry by entry). 0 by default.
             settings: of the optimizer, where they differ from those of `parametrize`: TEON's
@@ -144,6 +144,7 @@ class Parametrized:
         if adamw_lr is None:
             scale = every.get("scale", "spectral")
             spectral = self.optimizer_name in ("muon", "teon")
+            spectral = spectral or every.get("graft") in ("muon", "spectral")
             adamw_lr = float(with_adamw_lr({}, lr, scale)["adamw_lr"] or 0.0) if spectral else lr
         stacks = find_stacks(table, every.get("stack", 2))
         groups = []

@@ -87,7 +87,11 @@ RATE = {
     "shampoo/muon":    Row(ONE,              ONE,        ONE,    "derived here: grafting"),
     "kl-shampoo/adam": Row(ONE,              PER_IN,     PER_IN, "derived here: KL-Shampoo"),
     "kl-shampoo/muon": Row(ONE,              ONE,        ONE,    "derived here: grafting"),
-    "soap":            Row(ONE,              PER_IN,     PER_IN, "derived here: SOAP"),
+    "soap/none":       Row(ONE,              PER_IN,     PER_IN, "derived here: SOAP"),
+    # Its own length, divided by its spectral norm.
+    "shampoo/spectral":    Row(ONE,          ONE,        ONE,    "QIU: spectral normalization"),
+    "kl-shampoo/spectral": Row(ONE,          ONE,        ONE,    "QIU: spectral normalization"),
+    "soap/spectral":       Row(ONE,          ONE,        ONE,    "QIU: spectral normalization"),
 }  # fmt: skip
 
 # Epsilon of Adam, or of the Adam that a length is taken from, under muP: entries of gradients.
@@ -125,7 +129,7 @@ class Update(NamedTuple):
     @property
     def has_epsilon(self) -> bool:
         """Whether Adam's epsilon is in it, which meets entries of gradients."""
-        return self.column in ("adam", "soap") or self.column.endswith("/adam")
+        return self.name in ("adam", "soap") or self.column.endswith("/adam")
 
 
 @dataclass(frozen=True)
@@ -200,11 +204,11 @@ def update_of(optimizer: str, settings: Mapping[str, Any], rule: str) -> Update:
     if optimizer in ("muon", "teon"):
         _need(settings, "scale", "spectral", "spectral", optimizer, free)
         return Update(optimizer, optimizer)
+    graft = settings.get("graft", "none" if optimizer == "soap" else "adam")
+    scale = "spectral" if graft in ("muon", "spectral") else "none"
+    _need(settings, "scale", "none", scale, optimizer, free)
     if optimizer == "soap":
-        _need(settings, "scale", "none", "none", optimizer, free)
-        return Update(optimizer, optimizer)
-    graft = settings.get("graft", "adam")
-    _need(settings, "scale", "none", "spectral" if graft == "muon" else "none", optimizer, free)
+        return Update(optimizer, f"{optimizer}/{graft}")
     _need(settings, "relative_eps", True, True, optimizer, free)
     if graft != "none":
         return Update(optimizer, f"{optimizer}/{graft}")
