@@ -4,9 +4,10 @@ from steepest.transfer.advice import Advice, advise
 from steepest.transfer.check import Axis, TransferCheck, check_transfer
 from steepest.transfer.consistency import SizeCurve, SuperConsistency, super_consistency
 from steepest.transfer.coordinates import CoordinateCheck, LayerSlope, coordinate_check
+from steepest.transfer.optima import Horizon, RateTransfer, SizeOptimum
 from steepest.transfer.parameter_factors import ParameterFactors
 from steepest.transfer.parametrization import Parametrized, parametrize
-from steepest.transfer.rates import Horizon, RateTransfer, SizeOptimum, rate_transfer
+from steepest.transfer.rates import rate_transfer
 
 __all__ = [
     "Advice",

@@ -13,7 +13,7 @@ from steepest.transfer.coordinates import axis_of
 from steepest.transfer.runs import written
 
 if TYPE_CHECKING:
-    from steepest.transfer.rates import RateTransfer
+    from steepest.transfer.optima import RateTransfer
 
 CONFIDENCE = 0.8
 

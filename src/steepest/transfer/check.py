@@ -22,7 +22,8 @@ from steepest.transfer.coordinates import (
 )
 from steepest.transfer.dimensions import Build, growth
 from steepest.transfer.folding import folds
-from steepest.transfer.rates import DRIFT, RateTransfer, rate_transfer
+from steepest.transfer.optima import DRIFT, RateTransfer
+from steepest.transfer.rates import rate_transfer
 from steepest.transfer.rules import ALPHA, OptimizerName, Rule
 
 HORIZON = 0.5
