@@ -37,7 +37,9 @@ from steepest.transfer import coordinate_check, parametrize, rate_transfer, supe
 from steepest.transfer.runs import Finished, named
 
 BLOCK: dict[str, Any] = {"settings": {"block": 32}}
-NORM_ONE: dict[str, Any] = {"settings": {"graft": "spectral", "scale": "spectral"}}
+NORM_ONE: dict[str, Any] = {
+    "settings": {"max_side": None, "normalize": "spectral", "scale": "spectral"}
+}
 FIRST: dict[str, tuple[float, dict[str, Any]]] = {  # where to look first, and what is set
     "sgd": (0.5, {}),
     "adam": (0.02, {}),

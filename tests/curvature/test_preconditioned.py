@@ -371,13 +371,10 @@ GRAFTED: dict[str, Build] = {
     "shampoo from muon": lambda p, lr: steepest.Shampoo(p, lr, graft="muon", scale="spectral"),
     "heavy ball from muon": lambda p, lr: steepest.Shampoo(p, lr, graft="muon", heavy_ball=True),
     "heavy ball from adam": lambda p, lr: steepest.Shampoo(p, lr, graft="adam", heavy_ball=True),
-    "shampoo, norm 1": lambda p, lr: steepest.Shampoo(
-        p, lr, graft="spectral", scale="spectral", block=None
+    "soap, norm 1": lambda p, lr: steepest.SOAP(p, lr, normalize="spectral", scale="spectral"),
+    "soap, norm 1, heavy ball": lambda p, lr: steepest.SOAP(
+        p, lr, normalize="spectral", heavy_ball=True
     ),
-    "heavy ball, norm 1": lambda p, lr: steepest.Shampoo(
-        p, lr, graft="spectral", heavy_ball=True, block=None
-    ),
-    "soap, norm 1": lambda p, lr: steepest.SOAP(p, lr, graft="spectral", scale="spectral"),
     "kl-shampoo from adam": lambda p, lr: steepest.KLShampoo(p, lr, graft="adam"),
     "kl-shampoo from muon, blocks": lambda p, lr: steepest.KLShampoo(p, lr, graft="muon", block=2),
 }
@@ -398,7 +395,7 @@ def test_grafting_is_the_factor_of_the_present_momentum(name: str) -> None:
     own = _step_for(Frozen(twin), torch.ones(18, dtype=torch.float64), forget=False)
     M = (1 - group["momentum"]) * M if group["heavy_ball"] else M
     plain = copy.deepcopy(optimizer)
-    plain.param_groups[0]["graft"] = "none"
+    plain.param_groups[0].update(graft="none", normalize="none")
     Q = _inverse(plain) / (1 - group["momentum"])
     expected = torch.zeros(18, 18, dtype=torch.float64)
     for block in _blocks(group):

@@ -40,14 +40,12 @@ OPTIONS = {
     "kl-shampoo, interval 1": (KLShampoo, {"interval": 1}),
     "kl-shampoo, sequential, blocks": (KLShampoo, {"sequential": True, "interval": 3, "block": 5}),
     "kl-shampoo, as muon": (KLShampoo, {"graft": "muon", "interval": 3}),
-    "shampoo, norm 1": (Shampoo, {"graft": "spectral", "scale": "spectral", "interval": 3}),
-    "kl-shampoo, norm 1": (KLShampoo, {"graft": "spectral", "interval": 3}),
-    "soap, norm 1": (SOAP, {"graft": "spectral", "interval": 3}),
     "kl-shampoo, not grafted": (KLShampoo, {"graft": "none", "interval": 3}),
     "soap": (SOAP, {}),
     "soap, interval 1": (SOAP, {"interval": 1}),
     "soap, heavy ball": (SOAP, {"heavy_ball": True, "interval": 3}),
     "soap, left": (SOAP, {"sides": "left", "interval": 3}),
+    "soap, norm 1": (SOAP, {"normalize": "spectral", "scale": "spectral", "interval": 3}),
     "soap, short sides": (SOAP, {"max_side": 10, "interval": 3}),
 }
 KRONECKER = (Shampoo, KLShampoo, SOAP)
@@ -267,7 +265,7 @@ def test_gradients_of_any_size_are_taken_or_refused(name, size):
 WITHOUT_UNITS = [
     name
     for name, (optimizer, settings) in OPTIONS.items()
-    if optimizer not in KRONECKER or settings.get("graft") in ("muon", "spectral")
+    if optimizer not in KRONECKER or "muon" in settings.values() or "normalize" in settings
 ]
 
 
@@ -276,7 +274,7 @@ WITHOUT_UNITS = [
 def test_updates_without_units_do_not_depend_on_the_scale(name, size):
     optimizer = made(name, zeros(ROWS, COLUMNS))
     least = (ROWS * COLUMNS) ** -0.5 / 2  # of a direction of spectral norm 1
-    if optimizer.param_groups[0].get("graft") != "spectral":
+    if optimizer.param_groups[0].get("normalize") != "spectral":
         least = promised(optimizer) / 50
     assert min(updates(optimizer, gaussian(15, size))) > least
 

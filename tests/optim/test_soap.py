@@ -243,6 +243,47 @@ def test_the_basis_it_keeps_is_that_of_the_factors():
         assert B.diagonal()[:5].tolist() == sorted(B.diagonal()[:5].tolist(), reverse=True)
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (9, 4), (4, 9), (7, 1)], ids=str)
+@pytest.mark.parametrize("own", [{}, {"sides": "right"}, {"max_side": 6}, {"interval": 1}], ids=str)
+def test_with_normalization_steps_have_the_spectral_norm_of_the_scale(shape, own):
+    W, V = zeros(*shape), zeros(*shape)
+    tested = SOAP([W], 0.1, normalize="spectral", scale="spectral", **own)
+    bare = SOAP([V], 1.0, **own)
+    for t in range(25):
+        G = randn(*shape, seed=t) * 10.0 ** (t % 3)
+        before = W.detach().clone(), V.detach().clone()
+        step(tested, W, G)
+        step(bare, V, G)
+        D, E = W.detach() - before[0], V.detach() - before[1]
+        norm = float(torch.linalg.matrix_norm(D, 2))
+        assert norm == pytest.approx(0.1 * (shape[0] / shape[1]) ** 0.5, rel=1e-3), t
+        assert float((D * E).sum() / D.norm() / E.norm()) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_of_several_matrices_each_is_normalized_and_an_idle_one_stays():
+    params = [zeros(9, 6) for _ in range(5)]
+    tested = SOAP(params, 1.0, interval=2, normalize="spectral")
+    for t in range(6):
+        before = [W.detach().clone() for W in params]
+        for i, W in enumerate(params):
+            W.grad = randn(9, 6, seed=10 * t + i) * 100.0**i if i != t % 5 else torch.zeros_like(W)
+        tested.step()
+        moved = [
+            float(torch.linalg.matrix_norm(W.detach() - old, 2))
+            for W, old in zip(params, before, strict=True)
+        ]
+        assert moved.pop(t % 5) == 0.0
+        assert moved == pytest.approx([1.0] * 4, rel=1e-3)
+
+
+def test_with_normalization_what_is_no_matrix_gets_the_rate_that_muon_gives_it():
+    model = nn.Linear(4, 3)
+    for own, lr in (({}, 0.1), ({"normalize": "spectral"}, 0.015)):
+        assert [group["lr"] for group in SOAP(model, 0.1, **own).param_groups] == [0.1, lr]
+    given = SOAP(model, 0.1, normalize="spectral", adamw_lr=0.3)
+    assert given.param_groups[1]["lr"] == 0.3
+
+
 def test_the_momentum_is_turned_with_the_basis():
     """In the basis of the weights the momentum is the average of gradients, whatever the bases."""
     W, M = zeros(6, 4), torch.zeros(6, 4, dtype=torch.float64)

@@ -879,7 +879,7 @@ OPTIONS = {
     TEON: [{}],
     Shampoo: [{"block": 8, "interval": 3}, {"sides": "left", "graft": "muon"}],
     KLShampoo: [{"block": 8, "interval": 3}, {"sequential": True, "graft": "none"}],
-    SOAP: [{"max_side": 20, "interval": 3}, {"sides": "right", "graft": "spectral"}],
+    SOAP: [{"max_side": 20, "interval": 3}, {"sides": "right", "normalize": "spectral"}],
 }
 every_option = pytest.mark.parametrize(
     ("optimizer", "options"),
@@ -1161,7 +1161,11 @@ OWN_SETTINGS = {
     ],
     (SOAP,): [
         ({"max_side": 0}, "got max_side=0, expected a whole number of at least 1"),
-        ({"graft": "adam"}, 'got graft=\'adam\', expected "spectral" or "none"'),
+        ({"normalize": "rms"}, 'got normalize=\'rms\', expected "spectral" or "none"'),
+        (
+            {"block": 1, "normalize": "spectral"},
+            'got normalize="spectral" and block=1 for a parameter of shape',
+        ),
     ],
     (Shampoo, KLShampoo): [
         ({"block": 0}, "got block=0, expected a whole number of at least 1"),
@@ -1178,7 +1182,6 @@ OWN_SETTINGS = {
     KRONECKER: [
         ({"beta2": 1.0}, "got beta2=1.0, expected 0 or more and less than 1"),
         ({"eps": -1e-8}, "got eps=-1e-08"),
-        ({"block": 1, "graft": "spectral"}, 'got graft="spectral" and block=1 for a parameter of'),
         ({"interval": 0}, "got interval=0, expected a whole number of at least 1"),
         ({"interval": 2.5}, "got interval=2.5"),
     ],

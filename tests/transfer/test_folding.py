@@ -49,8 +49,7 @@ class Multiplied(nn.Module):
         ("shampoo", {}, {"graft_eps": 1e-3, "interval": 2}),
         ("kl-shampoo", {}, {"graft_eps": 1e-3, "interval": 2}),
         ("soap", {}, {"eps": 1e-3, "interval": 2}),
-        ("soap", {"graft": "spectral"}, {"eps": 1e-3, "interval": 2}),
-        ("shampoo", {"graft": "spectral"}, {"interval": 2}),
+        ("soap", {"normalize": "spectral"}, {"eps": 1e-3, "interval": 2}),
     ],
 )
 def test_a_folded_multiplier_is_the_same_function(

@@ -321,9 +321,10 @@ def test_settings_that_need_other_factors_belong_to_parametrize() -> None:
         made.optimizer(0.01, graft_eps=1e-6)
     with pytest.raises(ValueError, match="'eps'"):
         parametrize(mlp, {"width": 16}, {"width": 64}, settings={"eps": 1e-6})
-    norm_one = {"graft": "spectral", "scale": "spectral"}
+    norm_one = {"normalize": "spectral", "scale": "spectral"}
+    bare = parametrize(mlp, {"width": 16}, {"width": 64}, optimizer="soap")
     with pytest.raises(ValueError, match=r"settings=\.\.\."):
-        made.optimizer(0.01, **norm_one)
+        bare.optimizer(0.01, **norm_one)
     soap = parametrize(mlp, {"width": 16}, {"width": 64}, optimizer="soap", settings=norm_one)
     matrices, *others = soap.optimizer(0.1).param_groups
     assert matrices["lr"] == 0.1

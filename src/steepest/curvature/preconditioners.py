@@ -27,7 +27,7 @@ def is_preconditioned(optimizer: Optimizer, group: Group) -> bool:
     if type(optimizer) in (SGD, Adam, AdamW) or geometry in ("adamw", "soap"):
         return True
     return geometry in ("shampoo", "kl-shampoo") and not (
-        group["graft"] in ("muon", "spectral") and _begins(optimizer, group)
+        group["graft"] == "muon" and _begins(optimizer, group)
     )
 
 
@@ -221,7 +221,7 @@ def _matrix_root(group: Group, matrix: Mapping[str, Any], share: float) -> Opera
     if group["geometry"] == "soap":
         V = matrix[SECOND_MOMENT]
         adam = factor * math.sqrt(1 - group["beta2"] ** t) / (V.sqrt() + group["eps"])
-        if group["graft"] == "spectral":  # M is in the basis, which changes no norm
+        if group["normalize"] == "spectral":  # M is in the basis, which changes no norm
             adam = adam * _ratio(length, adam * M, 2)
         middle = _entrywise(adam)
         back, forth = (None if Q is None else Q.mT for Q in (left, right))
@@ -234,10 +234,9 @@ def _matrix_root(group: Group, matrix: Mapping[str, Any], share: float) -> Opera
         if not _is_ready(matrix, group, M.shape):
             return _entrywise(adam)
         length = torch.linalg.matrix_norm(adam * M).item()
-    elif group["graft"] == "muon":
+    else:
         length *= math.sqrt(M.numel() / max(matrix["size"]))
-    order = 2 if group["graft"] == "spectral" else "fro"
-    return _two_sided(left, right, _ratio(length, _between(left, M, right), order))
+    return _two_sided(left, right, _ratio(length, _between(left, M, right), "fro"))
 
 
 def _ratio(length: float, D: Tensor, order: Any) -> float:

@@ -51,9 +51,8 @@ class KLShampoo(KroneckerDescent):
         beta2: β₂, in [0, 1).
         sequential: whether L takes the new R.
         eps, relative_eps, bias_correction, interval, block: as for `Shampoo`.
-        graft: the length of D: "adam" (default), "muon" for sqrt(min(out, in)), "spectral" for a
-            spectral norm of 1, or "none", where the entries of D are about as large as those of
-            Adam's update.
+        graft: the length of D: "adam" (default), "muon" for sqrt(min(out, in)), or "none", where
+            the entries of D are about as large as those of Adam's update.
         graft_beta2, graft_eps, scale: as for `Shampoo`.
         settings: as for `Shampoo`.
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from steepest.geometry import Spectral
-from steepest.linalg.matrix_norms import spectral_norm
 from steepest.linalg.matrix_roots import inverse_root
 from steepest.linalg.products import fast_products, product, symmetric_product
 from steepest.matrix_view import MatrixView
@@ -28,7 +27,7 @@ from steepest.optim.steepest_descent import Parameters, SteepestDescent
 
 Side = Literal["left", "right"]
 Sides = Literal["both", "left", "right"]
-Graft = Literal["adam", "muon", "spectral", "none"]
+Graft = Literal["adam", "muon", "none"]
 _Any = TypeVar("_Any")
 SECOND_MOMENT = "exp_avg_sq"
 _ENTRIES_RENEWED = 2**20  # at a time: small factors share the cost of a call, large ones need not
@@ -39,7 +38,7 @@ class KroneckerDescent(SteepestDescent):
     """A step with a factor for each side of a matrix; the subclasses say what is made of them."""
 
     def __init__(self, params: Parameters, defaults: dict[str, Any], **settings: Unpack[Settings]):
-        if defaults["graft"] in ("muon", "spectral"):  # whose rates are not AdamW's
+        if defaults.get("graft") == "muon" or defaults.get("normalize") == "spectral":
             settings = with_adamw_lr(settings, defaults["lr"], defaults["scale"])
         super().__init__(params, defaults, **settings)
 
@@ -185,8 +184,7 @@ def stacked(batch: Batch, key: str) -> Tensor:
 def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor) -> Tensor:
     """Root of L times N times root of R, with another length if there is grafting.
 
-    Before its first renewal a matrix takes the direction whose length it will take; Muon's, where
-    the spectral norm is to be 1.
+    Before its first renewal a matrix takes the direction whose length it will take.
     """
     sides = sides_of(group, N.shape[1:])
     D = N if group["graft"] == "none" else _normalized(N)
@@ -204,21 +202,13 @@ def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor) -> Tensor:
         share = D[0].numel() / (batch.outputs * batch.inputs)  # of a block in the whole matrix
         rank = min(batch.outputs, batch.inputs)
         length = torch.full_like(D[:, :1, :1], math.sqrt(rank * share))
-    elif group["graft"] == "none":
+        if early:
+            D[early] = Spectral("auto").direction(N[early])
+    else:
         return D
-    if early and group["graft"] != "adam":
-        D[early] = Spectral("auto").direction(N[early])
     D = _normalized(D)  # after a jump of the gradients' scale its square could overflow
-    if group["graft"] == "spectral":
-        return of_spectral_norm_one(D)
     norm = torch.linalg.matrix_norm(D, keepdim=True)
     return D * torch.where(norm > 0, length / torch.where(norm > 0, norm, 1.0), 0.0)
-
-
-def of_spectral_norm_one(D: Tensor) -> Tensor:
-    """Each matrix over its spectral norm, to three digits in training; zero stays zero."""
-    norm = spectral_norm(D, "krylov", iterations=10)[:, None, None]
-    return D / torch.where(norm > 0, norm, 1.0)
 
 
 def _normalized(X: Tensor) -> Tensor:

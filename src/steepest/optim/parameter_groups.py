@@ -21,7 +21,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "rounding": get_args(Rounding),
     "length": ("constant", "dual"),
     "sides": ("both", "left", "right"),
-    "graft": ("adam", "muon", "spectral", "none"),
+    "graft": ("adam", "muon", "none"),
+    "normalize": ("spectral", "none"),
     "mode": (1, 2),
 }
 
@@ -69,8 +70,7 @@ def complete(group: dict[str, Any], geometries: tuple[str, ...]) -> None:
     for key in ("interval", "block", "max_side"):
         if group.get(key) is not None and not (isinstance(group[key], int) and group[key] >= 1):
             raise ValueError(f"got {key}={group[key]!r}, expected a whole number of at least 1")
-    choices = _CHOICES | ({"graft": ("spectral", "none")} if group["geometry"] == "soap" else {})
-    for key, values in choices.items():
+    for key, values in _CHOICES.items():
         if key in group:
             _one_of(group, key, values)
     if not 0.0 < group.get("exponent", 1.0) < math.inf:
@@ -118,7 +118,7 @@ def complete(group: dict[str, Any], geometries: tuple[str, ...]) -> None:
     group["views"] = [
         _view(p, view, group["geometry"]) for p, view in zip(group["params"], views, strict=True)
     ]
-    if group.get("graft") == "spectral":
+    if group.get("normalize") == "spectral":
         _check_uncut(group)
 
 
@@ -128,7 +128,7 @@ def _check_uncut(group: Mapping[str, Any]) -> None:
         view = MatrixView(*view)
         if view.sizes(group["block"]) != view.sizes():
             raise ValueError(
-                f'got graft="spectral" and block={group["block"]} for a parameter of shape '
+                f'got normalize="spectral" and block={group["block"]} for a parameter of shape '
                 f"{tuple(p.shape)}, expected whole matrices, whose spectral norm it sets; pass "
                 "block=None"
             )

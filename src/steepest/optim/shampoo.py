@@ -54,8 +54,7 @@ class Shampoo(KroneckerDescent):
 
     Args:
         params: a model, a role table, parameters or groups; see `SteepestDescent`.
-        lr: length of the step, in units of Adam's, times s; as for Muon with `graft="muon"`, and
-            its spectral norm with "spectral".
+        lr: length of the step, in units of Adam's, times s; as for Muon with `graft="muon"`.
         momentum: β, in [0, 1).
         beta2: β₂, in [0, 1).
         exponent: p; 1/2 (default), the better one in that paper, or 1/4, the original.
@@ -67,14 +66,13 @@ class Shampoo(KroneckerDescent):
         interval: steps between renewals of the roots.
         block: larger matrices are cut into equal blocks of at most this many rows and columns,
             which have factors of their own; `None` to cut nothing.
-        graft: the length of D: "adam" (default), "muon" for sqrt(min(out, in)), "spectral" for a
-            spectral norm of 1 (Qiu et al., arXiv 2512.05620), which takes whole matrices, or
-            "none". Without, and p = 1/2, it goes with the inverse of the gradient's scale.
+        graft: the length of D: "adam" (default), "muon" for sqrt(min(out, in)), or "none". Without,
+            and p = 1/2, it goes with the inverse of the gradient's scale.
         graft_beta2, graft_eps: β₂ and ε of that Adam.
         scale: shape factor s, see `update_scale`; "none" by default.
         settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
-            that are no matrices is `lr` unless given, and Muon's 0.15 `lr` where lengths are not
-            Adam's.
+            that are no matrices is `lr` unless given, and 0.15 `lr` with
+            `graft="muon"`, as for Muon.
 
     >>> W = torch.nn.Parameter(torch.zeros(2, 2))
     >>> W.grad = torch.diag(torch.tensor([3.0, 0.1]))

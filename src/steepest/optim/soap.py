@@ -9,6 +9,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor
 
+from steepest.linalg.matrix_norms import spectral_norm
 from steepest.linalg.matrix_roots import eigendecomposition, follow_eigenvectors
 from steepest.linalg.products import product
 from steepest.optim.kronecker import (
@@ -23,7 +24,6 @@ from steepest.optim.kronecker import (
     count_step,
     due,
     full,
-    of_spectral_norm_one,
     sides_of,
     stacked,
     unbiased,
@@ -51,7 +51,7 @@ class SOAP(KroneckerDescent):
 
     Args:
         params: a model, a role table, parameters or groups; see `SteepestDescent`.
-        lr: Adam's rate, times s; the spectral norm of the step with `graft="spectral"`, times s.
+        lr: Adam's rate, times s; with `normalize="spectral"`, lr s is the spectral norm.
         momentum: β, in [0, 1).
         beta2: β₂, in [0, 1).
         eps: ε of Adam.
@@ -61,12 +61,13 @@ class SOAP(KroneckerDescent):
             for no limit.
         block: larger matrices are cut into equal blocks of at most this many rows and columns,
             which have bases of their own; `None` (default) to cut nothing.
-        graft: "spectral" to divide D by its spectral norm, so that rates transfer over widths with
-            `scale="spectral"` and whole matrices (Qiu et al., arXiv 2512.05620); "none" (default)
-            to take it as it is.
+        normalize: "spectral" to divide D by its spectral norm, so that rates transfer over widths
+            with `scale="spectral"` and `max_side=None` (Qiu et al., arXiv 2512.05620); for matrices
+            that are not cut. "none" (default) to take D as it is.
         scale: shape factor s, see `update_scale`; "none" by default.
         settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
-            that are no matrices is `lr` unless given, and 0.15 `lr` with `graft="spectral"`.
+            that are no matrices is `lr` unless given, and 0.15 `lr` with
+            `normalize="spectral"`, as for Muon.
     """
 
     geometries = ("soap", "adamw")
@@ -83,7 +84,7 @@ class SOAP(KroneckerDescent):
         interval: int = 10,
         max_side: int | None = 1024,
         block: int | None = None,
-        graft: Literal["spectral", "none"] = "none",
+        normalize: Literal["spectral", "none"] = "none",
         scale: Scale = "none",
         **settings: Unpack[Settings],
     ):
@@ -97,7 +98,7 @@ class SOAP(KroneckerDescent):
             "interval": interval,
             "max_side": max_side,
             "block": block,
-            "graft": graft,
+            "normalize": normalize,
             "scale": scale,
         }
         super().__init__(params, own, **settings)
@@ -126,7 +127,7 @@ class SOAP(KroneckerDescent):
         for side in sides:
             average(group, batch, side, G)
             renew_bases(group, batch, side)
-        return of_spectral_norm_one(D) if group["graft"] == "spectral" else D
+        return _of_spectral_norm_one(D) if group["normalize"] == "spectral" else D
 
 
 def renew_bases(group: Mapping[str, Any], batch: Batch, side: Side) -> None:
@@ -155,6 +156,12 @@ def renew_bases(group: Mapping[str, Any], batch: Batch, side: Side) -> None:
             # a view would keep, and save, all of the batch
             state[f"{side}_root"] = basis.clone(memory_format=torch.contiguous_format)
             state[f"{side}_renewed"] = torch.tensor(group["step_count"])
+
+
+def _of_spectral_norm_one(D: Tensor) -> Tensor:
+    """Each matrix over its spectral norm, to three digits in training; zero stays zero."""
+    norm = spectral_norm(D, "krylov", iterations=10)[:, None, None]
+    return D / torch.where(norm > 0, norm, 1.0)
 
 
 def _rotated(X: Tensor, bases: dict[Side, Tensor]) -> Tensor:

@@ -36,11 +36,11 @@ def expected_rms(
     scale = update_scale(group["scale"], outputs, inputs)
     if group["geometry"] == "adamw":
         return lr * _ADAM_RMS
-    if group.get("graft") == "spectral":
+    if group.get("graft") == "none" or group.get("normalize") == "spectral":
         return None
     if group["geometry"] == "soap" or group.get("graft") == "adam":
         return lr * scale * _ADAM_RMS
-    if group.get("graft") == "none" or group.get("length", "constant") != "constant":
+    if group.get("length", "constant") != "constant":
         return None
     rank = float(min(outputs, inputs))
     if stack > 1 and not group["compensate"]:

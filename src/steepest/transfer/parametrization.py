@@ -107,7 +107,7 @@ class Parametrized:
                 under muP.
             eps: Adam's epsilon at the base.
             adamw_lr: rate of what is no matrix, for matrix optimizers: 0.15 lr for Muon, TEON and
-                what is grafted from Muon or "spectral", lr for the others unless given.
+                what has Muon's length or a spectral norm of 1, lr for the others unless given.
             adamw_weight_decay: λ of what is no matrix, for matrix optimizers; for SGD and Adam that
                 of vectors (biases, gains, what else acts entry by entry). 0 by default.
             settings: of the optimizer, where they differ from those of `parametrize`: TEON's
@@ -144,7 +144,7 @@ class Parametrized:
         if adamw_lr is None:
             scale = every.get("scale", "spectral")
             spectral = self.optimizer_name in ("muon", "teon")
-            spectral = spectral or every.get("graft") in ("muon", "spectral")
+            spectral |= every.get("graft") == "muon" or every.get("normalize") == "spectral"
             adamw_lr = float(with_adamw_lr({}, lr, scale)["adamw_lr"] or 0.0) if spectral else lr
         stacks = find_stacks(table, every.get("stack", 2))
         groups = []
@@ -275,8 +275,8 @@ def parametrize(
             which add depth to it; "spectral", muP with an initialization of spectral norm
             sqrt(out/in); "sp" (one rate) and "ntp", the controls.
         optimizer: which one will train it; the factors depend on it.
-        settings: of that optimizer. Those that change the length of an update, such as `graft` and
-            `scale`, change the factors.
+        settings: of that optimizer. Those that change the length of an update, such as `graft`,
+            `normalize` and `scale`, change the factors.
         roles: overrides for `steepest.roles`, such as `{"*.gate.weight": "hidden"}`, and
             "transposed" for parameters used as x @ W; not views, which have one size.
         branches: for rules with depth, patterns for the last module of each residual branch; known

@@ -87,11 +87,9 @@ RATE = {
     "shampoo/muon":    Row(ONE,              ONE,        ONE,    "derived here: grafting"),
     "kl-shampoo/adam": Row(ONE,              PER_IN,     PER_IN, "derived here: KL-Shampoo"),
     "kl-shampoo/muon": Row(ONE,              ONE,        ONE,    "derived here: grafting"),
-    "soap/none":       Row(ONE,              PER_IN,     PER_IN, "derived here: SOAP"),
-    # Its own length, divided by its spectral norm.
-    "shampoo/spectral":    Row(ONE,          ONE,        ONE,    "QIU: spectral normalization"),
-    "kl-shampoo/spectral": Row(ONE,          ONE,        ONE,    "QIU: spectral normalization"),
-    "soap/spectral":       Row(ONE,          ONE,        ONE,    "QIU: spectral normalization"),
+    "soap":            Row(ONE,              PER_IN,     PER_IN, "derived here: SOAP"),
+    # With normalize="spectral".
+    "soap/spectral":   Row(ONE,              ONE,        ONE,    "QIU: spectral normalization"),
 }  # fmt: skip
 
 # Epsilon of Adam, or of the Adam that a length is taken from, under muP: entries of gradients.
@@ -204,11 +202,12 @@ def update_of(optimizer: str, settings: Mapping[str, Any], rule: str) -> Update:
     if optimizer in ("muon", "teon"):
         _need(settings, "scale", "spectral", "spectral", optimizer, free)
         return Update(optimizer, optimizer)
-    graft = settings.get("graft", "none" if optimizer == "soap" else "adam")
-    scale = "spectral" if graft in ("muon", "spectral") else "none"
-    _need(settings, "scale", "none", scale, optimizer, free)
     if optimizer == "soap":
-        return Update(optimizer, f"{optimizer}/{graft}")
+        normalized = settings.get("normalize") == "spectral"
+        _need(settings, "scale", "none", "spectral" if normalized else "none", optimizer, free)
+        return Update(optimizer, "soap/spectral" if normalized else "soap")
+    graft = settings.get("graft", "adam")
+    _need(settings, "scale", "none", "spectral" if graft == "muon" else "none", optimizer, free)
     _need(settings, "relative_eps", True, True, optimizer, free)
     if graft != "none":
         return Update(optimizer, f"{optimizer}/{graft}")
@@ -229,9 +228,10 @@ def _need(
 ) -> None:
     got = settings.get(key, default)
     if not free and got != wanted:
-        graft = f" with graft={settings['graft']!r}" if "graft" in settings else ""
+        given = (x for x in ("graft", "normalize") if x in settings)
+        other = "".join(f" with {x}={settings[x]!r}" for x in given)
         raise ValueError(
-            f"got {key}={got!r} for {name}{graft}, for which the table has no learning rate; "
+            f"got {key}={got!r} for {name}{other}, for which the table has no learning rate; "
             f"expected settings={{{key!r}: {wanted!r}}}"
         )
 
