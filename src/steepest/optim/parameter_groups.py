@@ -69,7 +69,10 @@ def complete(group: dict[str, Any], geometries: tuple[str, ...]) -> None:
             raise ValueError(f"got {key}={group[key]}, expected 0 or more and less than 1")
     for key in ("interval", "block", "max_side"):
         if group.get(key) is not None and not (isinstance(group[key], int) and group[key] >= 1):
-            raise ValueError(f"got {key}={group[key]!r}, expected a whole number of at least 1")
+            no_limit = "" if key == "interval" else ", or None for no limit"
+            raise ValueError(
+                f"got {key}={group[key]!r}, expected a whole number of at least 1{no_limit}"
+            )
     for key, values in _CHOICES.items():
         if key in group:
             _one_of(group, key, values)
