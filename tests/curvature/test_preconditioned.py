@@ -440,6 +440,19 @@ def test_grafting_without_momentum_takes_the_gradient() -> None:
     assert _row(model, optimizer).value == pytest.approx(expected, rel=1e-7)
 
 
+def test_normalization_without_momentum_takes_the_gradient() -> None:
+    model = _model().at(_random(18, seed=3))
+    optimizer = steepest.SOAP(model.params, 0.1, momentum=0.0, normalize="spectral")
+    _warm_up(optimizer, 32)
+    plain = copy.deepcopy(optimizer)
+    plain.param_groups[0]["normalize"] = "none"
+    Q, G = _inverse(plain), model.H @ model.theta()
+    for rows, shape in ((slice(12), (3, 4)), (slice(12, 18), (2, 3))):
+        Q[rows] /= torch.linalg.matrix_norm((Q[rows, rows] @ G[rows]).view(shape), 2)
+    expected = float(torch.linalg.eigvals(Q @ model.H).real.max())
+    assert _row(model, optimizer).value == pytest.approx(expected, rel=1e-7)
+
+
 def test_before_its_roots_shampoo_is_adam() -> None:
     model = _model()
     shampoo = steepest.Shampoo(model.params, 0.1, interval=1000, graft_beta2=0.99)

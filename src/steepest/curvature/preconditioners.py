@@ -221,10 +221,11 @@ def _matrix_root(group: Group, matrix: Mapping[str, Any], share: float) -> Opera
     if group["geometry"] == "soap":
         V = matrix[SECOND_MOMENT]
         adam = factor * math.sqrt(1 - group["beta2"] ** t) / (V.sqrt() + group["eps"])
-        if group["normalize"] == "spectral":  # M is in the basis, which changes no norm
+        back, forth = (None if Q is None else Q.mT for Q in (left, right))
+        if group["normalize"] == "spectral":  # the momentum is in the basis, which changes no norm
+            M = M if group["momentum"] else _between(back, M, right)
             adam = adam * _ratio(length, adam * M, 2)
         middle = _entrywise(adam)
-        back, forth = (None if Q is None else Q.mT for Q in (left, right))
         return lambda X: _between(left, middle(_between(back, X, right)), forth)
     if group["graft"] == "none":
         return _two_sided(left, right, factor)

@@ -129,7 +129,7 @@ def _check_uncut(group: Mapping[str, Any]) -> None:
     """Raise if a matrix is cut: spectral norms of its blocks do not make its own."""
     for p, view in zip(group["params"], group["views"], strict=True):
         view = MatrixView(*view)
-        if view.sizes(group["block"]) != view.sizes():
+        if view.sizes(group.get("block")) != view.sizes():
             raise ValueError(
                 f'got normalize="spectral" and block={group["block"]} for a parameter of shape '
                 f"{tuple(p.shape)}, expected whole matrices, whose spectral norm it sets; pass "
