@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -320,6 +321,17 @@ def test_krylov_is_exact_where_it_is_exhausted(rank: int) -> None:
     A = torch.randn(5, 200, rank) @ torch.randn(5, rank, 150)
     assert torch.allclose(spectral_norm(A, "krylov", 6), spectral_norm(A), rtol=1e-5)
     assert float(stable_rank(A, "krylov", 6).max()) <= max(rank, 0) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("method", ["power", "krylov"])
+@pytest.mark.parametrize("exponent", range(-30, 31, 3))
+def test_estimates_do_not_depend_on_the_scale_of_float32(
+    method: Literal["power", "krylov"], exponent: int
+) -> None:
+    for A in (torch.randn(40, 30), torch.linalg.qr(torch.randn(20, 20)).Q):
+        expected = float(spectral_norm(A, method, 10))
+        found = float(spectral_norm(A * 10.0**exponent, method, 10) / 10.0**exponent)
+        assert found == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

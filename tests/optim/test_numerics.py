@@ -16,6 +16,7 @@ from torch import nn
 
 from steepest import SOAP, TEON, KLShampoo, Muon, Shampoo, SignSGD, Signum, SpectralDescent
 from steepest.optim import matrices
+from steepest.optim.scales import update_scale
 from steepest.parameter_roles import roles
 
 OPTIONS = {
@@ -70,6 +71,9 @@ def promised(optimizer):
     gradient, and for one that never changes; with its two factors of decay up to 1.5 in between.
     """
     group = optimizer.param_groups[0]
+    if group.get("normalize") == "spectral":
+        shape = group["params"][0].shape  # all singular values 1, at most
+        return 1.01 * group["lr"] * update_scale(group["scale"], *shape) / max(shape) ** 0.5
     said = str(optimizer).splitlines()[-2].split("│")[-2].strip()
     if said == "?":
         return math.inf
@@ -276,7 +280,9 @@ def test_updates_without_units_do_not_depend_on_the_scale(name, size):
     least = (ROWS * COLUMNS) ** -0.5 / 2  # of a direction of spectral norm 1
     if optimizer.param_groups[0].get("normalize") != "spectral":
         least = promised(optimizer) / 50
-    assert min(updates(optimizer, gaussian(15, size))) > least
+    lengths = updates(optimizer, gaussian(15, size))
+    assert min(lengths) > least
+    assert max(lengths) <= promised(optimizer)
 
 
 @every_option

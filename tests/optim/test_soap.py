@@ -260,6 +260,22 @@ def test_with_normalization_steps_have_the_spectral_norm_of_the_scale(shape, own
         assert float((D * E).sum() / D.norm() / E.norm()) == pytest.approx(1.0, abs=1e-12)
 
 
+def test_noise_as_large_as_a_layer_is_normalized_to_three_percent():
+    """The slowest case: no singular value stands out."""
+    W = zeros(256, 1024, dtype=torch.float32)
+    step(SOAP([W], 1.0, normalize="spectral"), W, randn(256, 1024).float())
+    assert 1 - 1e-5 <= float(torch.linalg.matrix_norm(W.detach(), 2)) <= 1.03
+
+
+def test_a_direction_that_is_none_is_no_step_of_this_matrix():
+    V, W = zeros(3, 3), zeros(4, 4)
+    optimizer = SOAP([V, W], 0.1, normalize="spectral", eps=0.0, interval=1)
+    V.grad, W.grad = randn(3, 3), randn(4, 4) * torch.tensor([[1.0], [0], [0], [0]])
+    with pytest.raises(FloatingPointError, match=r"eps=0.*up to 1 of 2 matrices"):
+        optimizer.step()
+    assert torch.equal(W.detach(), torch.zeros_like(W))
+
+
 def test_of_several_matrices_each_is_normalized_and_an_idle_one_stays():
     params = [zeros(9, 6) for _ in range(5)]
     tested = SOAP(params, 1.0, interval=2, normalize="spectral")

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from steepest.linalg.polar_factor import polar
 
-_SAFE = 1e12  # of matrices with norms from 1 / _SAFE to _SAFE squares neither overflow nor vanish
+_SAFE = 1e6  # of matrices with norms from 1 / _SAFE to _SAFE fourth powers, the squares of what
+# iterations by AᵀA give, neither overflow nor vanish
 
 
 def spectral_norm(

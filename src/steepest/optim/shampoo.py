@@ -71,8 +71,8 @@ class Shampoo(KroneckerDescent):
         graft_beta2, graft_eps: β₂ and ε of that Adam.
         scale: shape factor s, see `update_scale`; "none" by default.
         settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
-            that are no matrices is `lr` unless given, and 0.15 `lr` with
-            `graft="muon"`, as for Muon.
+            that are no matrices is `lr` unless given, and as for Muon, 0.15 `lr`
+            mostly, with `graft="muon"`.
 
     >>> W = torch.nn.Parameter(torch.zeros(2, 2))
     >>> W.grad = torch.diag(torch.tensor([3.0, 0.1]))

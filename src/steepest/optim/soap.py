@@ -66,8 +66,8 @@ class SOAP(KroneckerDescent):
             that are not cut. "none" (default) to take D as it is.
         scale: shape factor s, see `update_scale`; "none" by default.
         settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
-            that are no matrices is `lr` unless given, and 0.15 `lr` with
-            `normalize="spectral"`, as for Muon.
+            that are no matrices is `lr` unless given, and as for Muon, 0.15 `lr`
+            mostly, with `normalize="spectral"`.
     """
 
     geometries = ("soap", "adamw")
@@ -160,7 +160,13 @@ def renew_bases(group: Mapping[str, Any], batch: Batch, side: Side) -> None:
 
 def _of_spectral_norm_one(D: Tensor) -> Tensor:
     """Each matrix over its spectral norm, to three digits in training; zero stays zero."""
-    norm = spectral_norm(D, "krylov", iterations=10)[:, None, None]
+    try:
+        norm = spectral_norm(D, "krylov", iterations=10)[:, None, None]
+    except ValueError as error:
+        raise FloatingPointError(
+            "got NaN or infinite entries in the direction of SOAP, expected finite ones; with "
+            "eps=0, entries without a gradient are zero over zero"
+        ) from error
     return D / torch.where(norm > 0, norm, 1.0)
 
 

@@ -111,7 +111,8 @@ class Parametrized:
             adamw_weight_decay: λ of what is no matrix, for matrix optimizers; for SGD and Adam that
                 of vectors (biases, gains, what else acts entry by entry). 0 by default.
             settings: of the optimizer, where they differ from those of `parametrize`: TEON's
-                `stack` and, under `sp`, `scale` are in the groups.
+                `stack` and, under `sp`, `scale` are in the groups. All others, such as `normalize`
+                or `block`, go to the optimizer itself, as `optimizer` does.
 
         Schedulers that multiply the rate (`LambdaLR`, as in Hugging Face's Trainer) keep the
         factors; those that set it to one number for all groups (`OneCycleLR`, `CyclicLR`, a loop
