@@ -9,7 +9,8 @@ under muP and below -0.4 under NTP. Controls are expected to fail. Settled after
 docs/transfer.md tells of: the problems and their lengths, the rate of the coordinate check on
 attention, and that the carried rate is the better one of the grid's and the interpolated. The rate
 that smaller sizes advise, width 64, and the GPT with large batches were added when the rest was
-known; SOAP with steps of spectral norm 1, when without them it had failed on that GPT.
+known; SOAP with steps of spectral norm 1, when without them it had failed on that GPT, and all of
+its sides, when with `max_side=1024` that had failed too.
 
 Rates: a neural language model (four bytes in, the next one out, as in Bengio et al., 2003) on
 embedded text; a GPT for TEON, which stacks what attention has, and, with large batches and on a
