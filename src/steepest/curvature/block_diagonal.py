@@ -19,6 +19,7 @@ from steepest.curvature.loss_function import Loss
 from steepest.curvature.operators import Hessian
 from steepest.linalg.krylov import gaussian
 from steepest.linalg.probes import Estimate
+from steepest.random_numbers import copied_generator
 
 _FEW = 8
 """Blocks with a product each; more share products, under random signs."""
@@ -80,7 +81,7 @@ def blockwise_diagonal(
         tolerance: standard error of each share to stop at.
         max_products: where each estimate stops in any case; at least 24, or 48 for
             eight blocks, which are the dearest.
-        generator: of the probes.
+        generator: of the probes; by default a copy of torch's.
 
     Raises:
         ValueError: for what `Hessian` refuses, parameters that are no matrices, too few products,
@@ -96,6 +97,7 @@ def blockwise_diagonal(
     """
     if not 0 < tolerance < 1:
         raise ValueError(f"got tolerance={tolerance}, expected a standard error between 0 and 1")
+    generator = generator or copied_generator()
     members = places(model, parameters)
     H = Hessian(model, loss, batch, list(dict.fromkeys(each.name for each in members)), **how)
     across = _share(H, members, False, tolerance, max_products, generator)

@@ -1,31 +1,28 @@
-"""The loss as a function of chosen parameters that can be differentiated twice.
-
-Networks get in the way of second derivatives: fused attention kernels have none, dropout makes
-the loss random, batch norm couples the examples, compiled code and recurrent kernels of cuDNN know
-first derivatives only. Here all that is put aside for the call, and put back.
-"""
+"""The loss as a function of chosen parameters that can be differentiated twice."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import reduce
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from steepest.curvature.evaluation import BatchNorm, evaluation
+from steepest.random_numbers import generators_kept
+
 Loss = Callable[[Any, Any], Tensor]
-BatchNorm = Literal["eval", "batch"]
+_SAME = 1e-4
+"""How far apart, relatively, two evaluations may be: kernels of GPUs sum in any order."""
 
 
 class Batches:
@@ -46,7 +43,7 @@ class Batches:
     """
 
     def __init__(self, batches: Iterable[Any], size: Callable[[Any], float] | None = None):
-        self.batches = list(batches)
+        self.batches = listed(batches)
         if not self.batches:
             raise ValueError("got no batches, expected at least one; a generator can be read once")
         sizes = [float((size or _size)(batch)) for batch in self.batches]
@@ -86,6 +83,14 @@ def _size(batch: Any) -> float:
     )
 
 
+def listed(batches: Iterable[Any]) -> list[Any]:
+    """Return the batches; a `DataLoader` draws its order from generators that stay as they were."""
+    if not isinstance(batches, torch.utils.data.DataLoader):
+        return list(batches)
+    with generators_kept():
+        return list(batches)
+
+
 class LossFunction:
     """`loss(model, batch)` as a function of copies of some parameters.
 
@@ -95,8 +100,9 @@ class LossFunction:
         model: any module, also compiled; unchanged.
         loss: `loss(model, batch) -> scalar`.
         parameters: names, or patterns such as "blocks.*.weight"; by default all that are trained.
-        batch_norm: "eval" uses running statistics, "batch" those of the batch, without updating
-            any. Dropout is off either way.
+        batch_norm: for normalization with running statistics: "eval" uses these, "batch" those of
+            the batch, without updating any. Dropout is off either way; all other modules keep
+            their mode. The same batch sees the same random numbers at every evaluation.
         dtype: of the computation; by default the parameters', float32 where they are of half
             precision. Buffers and floating point tensors of the batch follow.
 
@@ -130,9 +136,11 @@ class LossFunction:
             for name, p in given.items()
         }
         self.parameters = {name: copies[name].requires_grad_() for name in names}
-        buffers = {name: self._cast(b).clone() for name, b in self.model.named_buffers()}
-        self._state = {f"model.{name}": t for name, t in {**copies, **buffers}.items()}
+        buffers = self.model.named_buffers()
+        self._weights = {f"model.{name}": t for name, t in copies.items()}
+        self._buffers = {f"model.{name}": self._cast(b).clone() for name, b in buffers}
         self._called = _Called(self.model, loss)
+        self._repeats = False  # whether two evaluations were held against each other
 
     def _cast(self, value: Any) -> Any:
         floating = isinstance(value, Tensor) and value.is_floating_point()
@@ -142,13 +150,36 @@ class LossFunction:
         """Return the loss, with its graph.
 
         Raises:
-            ValueError: for a loss that is no scalar, or does not depend on the parameters.
+            ValueError: for a loss that is no scalar, does not depend on the parameters, or is not
+                the same twice.
             FloatingPointError: for a loss that is NaN or infinite.
         """
-        with self._differentiable():
-            value = checked(
-                functional_call(self._called, self._state, (tree_map(self._cast, batch),))
+        return self._repeated(batch)
+
+    def _repeated(self, batch: Any, see: Callable[..., Any] | None = None) -> Tensor:
+        """The loss, the first time evaluated twice; the last time `see` is a hook of the model."""
+        once = None if self._repeats else self._evaluated(batch).item()
+        hook = None if see is None else self.model.register_forward_hook(see)
+        try:
+            value = self._evaluated(batch)
+        finally:
+            if hook is not None:
+                hook.remove()
+        if once is not None and not math.isclose(once, value.item(), rel_tol=_SAME):
+            raise ValueError(
+                f"got a loss of {once:.6g} and then of {value.item():.6g} for the same batch and "
+                "weights, expected the same: it draws from a generator of its own, or changes what "
+                "it reads; draw from the global generators of torch, NumPy or Python, or from a "
+                "torch.Generator, which are held fixed here"
             )
+        self._repeats = True
+        return value
+
+    def _evaluated(self, batch: Any) -> Tensor:
+        buffers = {name: b.clone() for name, b in self._buffers.items()}  # training updates some
+        with evaluation(self.model, batch, self._batch_norm):
+            state = {**self._weights, **buffers}
+            value = checked(functional_call(self._called, state, (tree_map(self._cast, batch),)))
             if not value.isfinite():
                 raise FloatingPointError(f"got a loss of {value.item()}, expected a finite one")
             return value.reshape(())
@@ -169,11 +200,7 @@ class LossFunction:
             calls.append((_tensors_of(output), _tensors_of(seen)))
             return seen
 
-        hook = self.model.register_forward_hook(see)
-        try:
-            loss = self(batch)
-        finally:
-            hook.remove()
+        loss = self._repeated(batch, see)
         if len(calls) != 1:
             raise ValueError(
                 f"got a loss that calls the model {len(calls)} times, expected once: Gauss-Newton "
@@ -192,41 +219,6 @@ class LossFunction:
                 "expected one; let the model return them as one, or its outputs as .logits"
             )
         return (taken or outputs)[0], loss  # none: the loss was computed inside the model
-
-    @contextmanager
-    def _differentiable(self) -> Iterator[None]:
-        fast_attention = torch.backends.mha.get_fastpath_enabled()
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(sdpa_kernel([SDPBackend.MATH]))
-            if any(isinstance(module, nn.RNNBase) for module in self.model.modules()):
-                _set(stack, torch.backends.cudnn, "enabled", False)
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(_PlainWeightNorm())
-            stack.enter_context(
-                torch.autograd.graph.disable_saved_tensors_hooks(
-                    "got activation checkpointing, which would compute again in products, with "
-                    "weights and modes of that time; switch it off for this call"
-                )
-            )
-            stack.callback(torch.backends.mha.set_fastpath_enabled, fast_attention)
-            torch.backends.mha.set_fastpath_enabled(False)
-            for module in self.model.modules():
-                batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-                _set(stack, module, "training", batch_norm and self._batch_norm == "batch")
-                if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-                    _set(stack, module, "sparse", False)
-            yield
-
-
-class _PlainWeightNorm(TorchFunctionMode):
-    """Weight norm without its kernel, whose second derivative takes norms for constants (2.13)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._weight_norm:
-            v, g, dim = args
-            return v * (g / torch.norm_except_dim(v, 2, dim))
-        return func(*args, **(kwargs or {}))
 
 
 class _Called(nn.Module):
@@ -265,12 +257,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
         return unwrapped(model.module)
     compiled = getattr(model, "_orig_mod", None)
     return unwrapped(compiled) if isinstance(compiled, nn.Module) else model
-
-
-def _set(stack: ExitStack, owner: Any, name: str, value: bool) -> None:
-    """Set an attribute until the stack is left."""
-    stack.callback(setattr, owner, name, getattr(owner, name))
-    setattr(owner, name, value)
 
 
 def chosen_parameters(model: nn.Module, wanted: Sequence[str] | str | None) -> list[str]:

@@ -19,6 +19,7 @@ from steepest.curvature.hessian_blocks import HessianBlock, parameter_hessians, 
 from steepest.curvature.loss_function import Loss
 from steepest.geometry import Geometry, LayerwiseSpectral, Spectral
 from steepest.linalg.krylov import eigenpairs, start_near
+from steepest.random_numbers import copied_generator
 
 EXACT = Spectral("svd")
 """Polynomials leave singular values above 1, and bounds would be none."""
@@ -112,7 +113,7 @@ def muon_conditions(
             projections, grouped convolutions and experts give a row for each of their matrices.
         tolerance: relative error of L, and the relative gain at which the search for L_* ends.
         max_products: where the search for L, and each of the two for L_*, stops in any case.
-        generator: of the start of the search for L.
+        generator: of the start of the search for L; by default a copy of torch's.
 
     Raises:
         ValueError: for what `Hessian` refuses, parameters that are no matrices, models without.
@@ -126,6 +127,7 @@ def muon_conditions(
     (9.0, 10.0, 1.111)
     """
     check(tolerance, max_products)
+    generator = generator or copied_generator()
     rows = []
     geometry = LayerwiseSpectral(EXACT)
     members = places(model, parameters)

@@ -13,6 +13,7 @@ from steepest.curvature.loss_function import Loss
 from steepest.curvature.operators import NTK
 from steepest.linalg.krylov import Eigenpairs, eigenpairs, gaussian
 from steepest.linalg.probes import Estimate, trace
+from steepest.random_numbers import copied_generator
 
 _DENSE_ROWS, _DENSE_ENTRIES = 64, 2**28
 """A kernel is formed up to here: so many gradients cost what the products of a search do, and the
@@ -71,7 +72,7 @@ def ntk_spectrum(
         count: how many eigenvalues; all where there are fewer.
         tolerance: relative error of each eigenvalue. That of the trace is 0.05.
         max_products: where both stop in any case; by default as `eigenpairs`.
-        generator: of start and probes.
+        generator: of start and probes; by default a copy of torch's.
 
     Raises:
         ValueError: for what `NTK` refuses, and counts below 1.
@@ -84,6 +85,7 @@ def ntk_spectrum(
     """
     if count < 1:
         raise ValueError(f"got count={count}, expected 1 or more eigenvalues")
+    generator = generator or copied_generator()
     kernel = NTK(model, loss, batch, parameters, **how)
     size = kernel.shape[0]
     count = min(count, size)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from steepest.curvature.evaluation import BatchNorm
 from steepest.curvature.jacobian import Jacobian, flat, gradients, pulled_back, split
 from steepest.curvature.loss_function import (
     Batches,
-    BatchNorm,
     Loss,
     LossFunction,
     chosen_parameters,
@@ -41,12 +41,14 @@ class CurvatureOperator(ABC):
         loss: `loss(model, batch) -> scalar`, the mean over examples.
         batch: one batch as `loss` takes it, or `Batches`, or a `DataLoader`.
         parameters: names or patterns of those that the map is about; all trained ones by default.
-        batch_norm: "eval" (running statistics) or "batch" (those of the batch). Dropout is off.
+        batch_norm: "eval" (running statistics) or "batch" (those of the batch). Dropout is off, all
+            other modules keep their mode, and the same batch sees the same random numbers always.
         dtype: of the computation.
         keep_graphs: whether graphs are kept between products.
 
     Raises:
-        ValueError: for losses without a graph, models without parameters, frozen parameters.
+        ValueError: for losses without a graph or that differ when they are evaluated twice, models
+            without parameters, frozen parameters.
         FloatingPointError: for a loss that is not finite.
     """
 

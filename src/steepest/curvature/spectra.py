@@ -15,6 +15,7 @@ from steepest.curvature.loss_function import Loss
 from steepest.curvature.operators import GaussNewton, Hessian
 from steepest.linalg.krylov import Eigenpairs, End, Operator, eigenpairs, start_near
 from steepest.linalg.probes import Estimate, SpectralDensity, spectral_density, trace
+from steepest.random_numbers import copied_generator
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def sharpness(
         start: an earlier result, or a direction `(n,)`, to need fewer products; by default the
             gradient, which lies mostly along the largest eigenvalues. Both with some noise.
         max_products: where to stop in any case.
-        generator: of the noise.
+        generator: of the noise; by default a copy of torch's.
 
     Raises:
         ValueError: for what `Hessian` refuses, and a start of another size.
@@ -73,6 +74,7 @@ def sharpness(
     >>> round(found.value, 4)
     9.0
     """
+    generator = generator or copied_generator()
     H = Hessian(model, loss, batch, parameters, **how)
     guess = start.vector if isinstance(start, Sharpness) else start
     if guess is not None and guess.shape != H.shape[1:]:
@@ -132,11 +134,12 @@ def hessian_spectrum(
         count: eigenvalues at each end.
         tolerance: relative error of each.
         probes, steps: random vectors, and products from each, for density and nuclear norm.
-        generator: of starts and probes.
+        generator: of starts and probes; by default a copy of torch's.
 
     Raises:
         ValueError, FloatingPointError: as `Hessian`.
     """
+    generator = generator or copied_generator()
     H = Hessian(model, loss, batch, parameters, **how)
     n = H.shape[0]
     count = min(count, n // 2) or 1
@@ -167,7 +170,7 @@ def effective_rank(
     Args:
         model, loss, batch, parameters, how: as for `Hessian`.
         probes, steps: random vectors, and products from each, for the nuclear norm.
-        generator: of starts and probes.
+        generator: of starts and probes; by default a copy of torch's.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> x = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
@@ -175,6 +178,7 @@ def effective_rank(
     >>> abs(r.value - 1.25) < 4 * r.error
     True
     """
+    generator = generator or copied_generator()
     H = Hessian(model, loss, batch, parameters, **how)
     top = eigenpairs(H, start_near(H.gradient(), generator), which="magnitude", tolerance=0.01)
     density = spectral_density(H, H.vector(), probes, steps, generator)
@@ -228,11 +232,12 @@ def gauss_newton_split(
         model, loss, batch, parameters, how: as for `GaussNewton`.
         tolerance: relative error of eigenvalues.
         trace_tolerance: relative standard error of traces.
-        generator: of starts and probes.
+        generator: of starts and probes; by default a copy of torch's.
 
     Raises:
         ValueError, FloatingPointError: as `GaussNewton`.
     """
+    generator = generator or copied_generator()
     H = Hessian(model, loss, batch, parameters, **how)
     G = GaussNewton(model, loss, batch, parameters, **how)
 

@@ -29,6 +29,7 @@ from steepest.linalg import spectral_norm
 from steepest.matrix_view import MatrixView
 from steepest.parameter_roles import all_roles
 from steepest.printing import as_text
+from steepest.random_numbers import generators_kept, seeded
 
 EXACT = 256  # rows or columns up to which spectral norms take all singular values
 SAME = 0.05  # up to this difference, half the gradient gives the same update
@@ -120,7 +121,7 @@ def audit(
         model: any module, also compiled.
         optimizer: any optimizer of torch, of this package or of others, or several of them; with
             the state that they have.
-        loss: `loss(model, batch) -> scalar`; called without dropout.
+        loss: `loss(model, batch) -> scalar`; called without dropout, all else in its mode.
         batches: of which the first is taken.
         clip_norm: the norm that your loop clips gradients to, if it does.
 
@@ -148,7 +149,7 @@ def audit(
     table = all_roles(model)
     if meta := [row.name for row in table if row.parameter.is_meta]:
         raise ValueError(f"got {meta[0]} on the meta device, expected a model filled with weights")
-    with torch.random.fork_rng({p.device.index for p in model.parameters() if p.is_cuda}):
+    with generators_kept():
         gradients, norm = _gradients(model, loss, batches)
         updates = _updates(optimizers, gradients)
         halves = _updates(optimizers, gradients, scale=0.5)
@@ -243,7 +244,8 @@ def _updates(
     for p, mine in pairs.items():
         mine.grad = (gradients[p] * scale).to(mine) if p in gradients else None
     for copied in copies:
-        copied.step()
+        with seeded(0):  # the same random numbers in each of the steps that are compared
+            copied.step()
     return {p: _wide(mine) - _wide(p) for p, mine in pairs.items()}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from steepest.curvature.loss_function import Loss, unwrapped
+from steepest.curvature.loss_function import Loss, listed, unwrapped
 from steepest.diagnosis.descent import Descent, Layer, Step, descents, log_ratio
 from steepest.diagnosis.diagnosis import Diagnosis, Level, MatrixDiagnosis, Prediction, Verdict
 from steepest.diagnosis.evidence import (
@@ -86,7 +86,7 @@ def diagnose(
     >>> [row.matrix for row in found], 1 <= found["2.weight"].stable_rank <= 5
     (['0.weight', '2.weight'], True)
     """
-    given = list(batches)
+    given = listed(batches)
     if level not in FEWEST:
         raise ValueError(f"got level={level!r}, expected one of {', '.join(FEWEST)}")
     if len(given) < FEWEST[level]:

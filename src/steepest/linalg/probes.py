@@ -114,16 +114,21 @@ def trace(
     In the span of a Lanczos process it is exact. What lies outside, B, is sampled by random probes,
     projected anew whenever the process goes on, which it does as long as more of them are missing
     than it has made steps. It ends when the standard error is at most `tolerance` times the trace.
-    For one probe ω on a sphere of radius √n that is √2 ‖B - (tr B / n) I‖_F, and |Bω|² is ‖B‖_F²
-    in the mean: so the error is known from the first two, where their spread would take more.
     Hutch++ (Meyer et al., 2021, arXiv 2010.09649) has the same two parts, but draws new probes for
     a new subspace.
+
+    For k probes ω on a sphere of radius √n the standard error is √(2 / k) ‖B - (tr B / n) I‖_F, and
+    |Bω|² is ‖B‖_F² in the mean. Few probes know that mean badly: of one large eigenvalue they have
+    a χ² of k degrees, and where it is small by chance, so is the trace that they find. The error is
+    therefore that of Student's t, with k - 2 in place of k: right for one eigenvalue, too large by
+    √(k / (k - 2)) for many. And an error that a step of the process makes small enough is held
+    against one more probe, since the step may have left what the probes at hand do not see.
 
     Args:
         operator: the symmetric map of `(n,)`.
         like: `(n,)`, for device and precision.
         tolerance: relative standard error to stop at.
-        max_products: where to stop in any case; 2 at least; n for n up to 24,
+        max_products: where to stop in any case; 3 at least; n for n up to 24,
             which gives the exact trace.
         generator: of the probes.
         start: `(n,)`, where the process starts; a direction along large eigenvalues saves a product
@@ -139,7 +144,7 @@ def trace(
     (True, True)
     """
     n = like.numel()
-    first = 0 if n <= 24 else 2  # probes first; small operators go without
+    first = 0 if n <= 24 else 3  # probes first; small operators go without
     if max_products < (least := first or n):
         raise ValueError(f"got max_products={max_products}, expected {least} or more")
     process = Lanczos(operator, gaussian(like, generator) if start is None else start, generator)
@@ -147,9 +152,11 @@ def trace(
     images: list[Tensor] = []
     value, error = math.nan, math.inf
     missing = math.inf  # probes until the error is as small as asked for, if nothing else is done
+    small = False  # whether it is
     while (products := process.products + len(probes)) < max_products:
         missing = min(missing, max_products - products)
-        if len(probes) < first or (first and missing <= max(process.size, 1)):
+        probing = len(probes) < first or (first > 0 and (small or missing <= max(process.size, 1)))
+        if probing:
             w, Q = gaussian(like, generator), process.basis
             probes.append(w - Q.T @ (Q @ w))
             images.append(operator(probes[-1]).clone())
@@ -174,13 +181,14 @@ def trace(
             outside = size * sums.mean().item()
             value = T.trace().item() + outside
             spread = 2 * size / (size + 2) * (size * squares.mean().item() - outside**2 / size)
-            error = math.sqrt(max(spread, 0.0) / len(probes))
+            error = math.sqrt(max(spread, 0.0) / (len(probes) - 2))
             floor = 10 * torch.finfo(like.dtype).eps * float(T.abs().max()) if len(T) else 0
             allowed = max(tolerance * abs(value), floor)
-            if error <= allowed:
+            small = error <= allowed
+            if small and (probing or error <= floor):
                 return Estimate(value, error, products + 1, True)
-            missing = len(probes) * ((error / allowed) ** 2 - 1) if allowed else math.inf
-    return Estimate(value, error, products, False)
+            missing = (len(probes) - 2) * ((error / allowed) ** 2 - 1) if allowed else math.inf
+    return Estimate(value, error, products, small)
 
 
 def _outside(

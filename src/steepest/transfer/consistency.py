@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from steepest.curvature import NTK, Stability, ntk_drift, preconditioned_sharpness
+from steepest.curvature.loss_function import LossFunction
 from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.printing import as_text
 from steepest.transfer.coordinates import BlownUp, Loss, axis_of, log_slope
@@ -295,8 +296,7 @@ def _followed(
         found["steps"].append(taken)
         found["ratios"].append(largest.ratio * group["initial_lr"] / group["lr"])
         found["measure"] = largest.measure
-        with torch.no_grad():
-            found["losses"].append(loss(made.model, batches(0)).item())
+        found["losses"].append(LossFunction(made.model, loss)(batches(0)).item())
     if taken < steps:
         raise BlownUp(
             f"got a run at {written(made.target)} that blew up after {taken} steps at lr={lr:g}, "
