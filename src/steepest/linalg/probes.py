@@ -187,7 +187,7 @@ def trace(
             small = error <= allowed
             if small and (probing or error <= floor):
                 return Estimate(value, error, products + 1, True)
-            missing = (len(probes) - 2) * ((error / allowed) ** 2 - 1) if allowed else math.inf
+            missing = len(probes) * ((error / allowed) ** 2 - 1) if allowed else math.inf
     return Estimate(value, error, products, small)
 
 
