@@ -390,7 +390,13 @@ def test_shares_of_hessians_known_in_closed_form() -> None:
         return 0.5 * sum(each.weight.sum(0) for each in model[::2]).square().sum()
 
     found = blockwise_diagonal(
-        model, alike, torch.zeros(1), ["*.weight"], tolerance=0.01, max_products=2000
+        model,
+        alike,
+        torch.zeros(1),
+        ["*.weight"],
+        tolerance=0.01,
+        max_products=2000,
+        generator=torch.Generator().manual_seed(0),
     )
     both = found.across_matrices  # rows of 4 and 12: (4² + 12²) of 16²
     assert abs(both.share.value - 0.625) < 3 * both.share.error + 1e-9 < 0.04
@@ -402,7 +408,7 @@ def test_shares_of_hessians_known_in_closed_form() -> None:
 
 @pytest.mark.parametrize(
     ("rows", "most", "least", "taken"),
-    [(5, 39, 30, 35), (9, 31, 24, 28)],
+    [(5, 49, 40, 45), (9, 39, 32, 36)],
     ids=["a product each", "by signs"],
 )
 def test_shares_stop_where_they_are_told(rows: int, most: int, least: int, taken: int) -> None:

@@ -25,8 +25,13 @@ _FEW = 8
 """Blocks with a product each; more share products, under random signs."""
 _SIGNS = 4
 """Draws of signs for a probe: of 2 to 8, the least error for as many products."""
-_PROBES = 6
-"""At least, for a standard error that is off by less than a third."""
+_PROBES = 8
+"""At least; with 6 the error was off by more than 2.5 times itself in up to 10% of runs."""
+_PATIENCE = 1.4
+"""By which factor the number of probes grows between two looks at whether the error is small.
+
+A look after every probe picks errors that are small by chance: up to 9% of runs, here up to 5%.
+"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def blockwise_diagonal(
         model, loss, batch, how: as for `Hessian`.
         parameters: names or patterns; by default the matrices of `steepest.roles`.
         tolerance: standard error of each share to stop at.
-        max_products: where each estimate stops in any case; at least 24, or 48 for
+        max_products: where each estimate stops in any case; at least 32, or 64 for
             eight blocks, which are the dearest.
         generator: of the probes; by default a copy of torch's.
 
@@ -135,11 +140,16 @@ def _share(
         )
     samples: list[tuple[float, float]] = []
     value, error = math.nan, math.inf
-    while cost * (len(samples) + 1) <= max_products and error > tolerance:
+    look = _PROBES
+    while cost * (len(samples) + 1) <= max_products:
         z = gaussian(H.vector(), generator)
         samples.append(_alone(H, z, block) if alone else _together(H, z, block, generator))
         if len(samples) >= _PROBES:
             value, error = _ratio(samples)
+        if len(samples) == look:
+            if error <= tolerance:
+                break
+            look = math.ceil(_PATIENCE * look)
     estimate = Estimate(value, error, cost * len(samples), error <= tolerance)
     return DiagonalShare(estimate, even, count)
 

@@ -83,7 +83,7 @@ def _prepare(stack: ExitStack, module: nn.Module, batch_norm: BatchNorm) -> None
     elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
         _set(stack, module, "sparse", False)
     for name in _CHECKPOINTING:
-        if getattr(module, name, False) is True:
+        if vars(module).get(name) is True:
             _set(stack, module, name, False)
 
 
