@@ -1,10 +1,10 @@
 """How a loss is evaluated: as training evaluates it, but twice differentiable and without chance.
 
-Networks get in the way of second derivatives: fused attention kernels have none, dropout makes
-the loss random, batch norm couples the examples, compiled code and recurrent kernels of cuDNN know
-first derivatives only. All that is put aside for an evaluation, and put back. What is neither
-dropout nor normalization with running statistics keeps its mode. Random numbers of the loss come
-from a seed that depends on the batch alone.
+Networks get in the way of second derivatives. Fused attention kernels have none, compiled code and
+recurrent kernels of cuDNN know first derivatives only. Dropout makes the loss random, batch norm
+couples the examples. All that is put aside for an evaluation, and put back. What is neither dropout
+nor normalization with running statistics keeps its mode. Random numbers of the loss come from a
+seed that depends on the batch alone.
 """
 
 from __future__ import annotations

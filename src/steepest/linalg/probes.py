@@ -117,12 +117,12 @@ def trace(
     Hutch++ (Meyer et al., 2021, arXiv 2010.09649) has the same two parts, but draws new probes for
     a new subspace.
 
-    For k probes ω on a sphere of radius √n the standard error is √(2 / k) ‖B - (tr B / n) I‖_F, and
-    |Bω|² is ‖B‖_F² in the mean. Few probes know that mean badly: of one large eigenvalue they have
-    a χ² of k degrees, and where it is small by chance, so is the trace that they find. The error is
-    therefore that of Student's t, with k - 2 in place of k: right for one eigenvalue, too large by
-    √(k / (k - 2)) for many. And an error that a step of the process makes small enough is held
-    against one more probe, since the step may have left what the probes at hand do not see.
+    For k probes ω on a sphere of radius √n the standard error is √(2 / k) ‖B - (tr B / n) I‖_F.
+    The mean of |Bω|² is ‖B‖_F². Few probes know that mean badly: of one large eigenvalue they have
+    a χ² of k degrees. Where it is small by chance, the trace that they find is small too. So the
+    error is that of Student's t, with k - 2 in place of k. It is right for one eigenvalue, and too
+    large by √(k / (k - 2)) for many. A step of the process can leave what the probes at hand do not
+    see. An error that such a step makes small enough is therefore held against one more probe.
 
     Args:
         operator: the symmetric map of `(n,)`.
