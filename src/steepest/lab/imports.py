@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steepest.lab.errors import InputError
+from steepest.lab.user_code import UserCodeError, guarded, sentences_for_errors, user_code_error
 
 
 def imported(path: str) -> Any:
     """Return what `package.module:name` stands for; the current folder is looked into first.
+
+    A function is `guarded`, so that its errors are known as the user's.
 
     Raises:
         InputError: for a path that is none, and for what goes wrong in importing it.
@@ -26,17 +29,16 @@ def imported(path: str) -> Any:
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        found: Any = importlib.import_module(module)
+        found: Any = guarded(f"importing {module}", importlib.import_module)(module)
     except Exception as error:
-        raise InputError(
-            f"got {path!r}, but importing {module} failed: {type(error).__name__}: {error}"
-        ) from error
+        theirs = user_code_error(error) or UserCodeError("")
+        raise UserCodeError(f"got {path!r}, but {theirs}", theirs.traceback) from error
     for part in name.split("."):
         if not hasattr(found, part):
             names = ", ".join(key for key in vars(found) if not key.startswith("_"))
             raise InputError(f"got {path!r}, but {module} has no {part}; it has {names}")
         found = getattr(found, part)
-    return found
+    return guarded(path, found) if callable(found) and not isinstance(found, nn.Module) else found
 
 
 def imported_model(path: str) -> nn.Module:
@@ -68,16 +70,23 @@ def imported_batches(path: str, count: int) -> list[Any]:
             f"got {path!r}, which gives a {type(found).__name__}; expected an iterable of batches, "
             "or a function that returns one"
         )
-    return list(itertools.islice(found, count))
+    with sentences_for_errors():
+        return guarded(path, list)(itertools.islice(found, count))
 
 
 def _called(path: str, function: Any, what: str) -> Any:
+    if not callable(function):
+        raise InputError(
+            f"got {path!r}, which gives a {type(function).__name__}; expected {what}, or a "
+            f"function that takes no arguments and returns {what}"
+        )
     try:
         return function()
     except Exception as error:
-        raise InputError(
-            f"got {type(error).__name__} from {path}() ({error}); expected {what}, or a function "
-            f"that takes no arguments and returns {what}"
+        theirs = user_code_error(error) or UserCodeError(str(error))
+        raise UserCodeError(
+            f"{theirs}; expected {what}, or a function that takes no arguments and returns {what}",
+            theirs.traceback,
         ) from error
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from steepest.lab.errors import InputError
 from steepest.lab.files import write_json
 from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
+from steepest.lab.user_code import sentences_for_errors
 from steepest.transfer import TransferCheck, check_transfer
 from steepest.transfer.rules import OptimizerName, Rule
 
@@ -56,16 +57,19 @@ def transfer_study(
     base = _size(sizes[0])
     largest = None if target is None else _size(target)
     how = {"settings": dict(map(_option, options)), "branches": list(branches)}
-    with sentences_for_os_errors(out), opened(out, settings):
-        try:
+    with sentences_for_os_errors(out), opened(out, settings) as check_folder:
+
+        def progressed(phase: str, said: str, done: float) -> None:
+            check_folder()
+            on_run(phase, said, done)
+
+        with sentences_for_errors():
             found = check_transfer(
                 build, asked, _Batches(batches), loss, base=base, target=largest, lr=lr, rule=rule,
                 optimizer=optimizer, steps=len(batches), seeds=seeds, grid_only=grid_only,
-                path=out / "runs.jsonl", on_run=on_run,
+                path=out / "runs.jsonl", on_run=progressed,
                 **{key: value for key, value in how.items() if value},
             )  # fmt: skip
-        except (ValueError, TypeError, FloatingPointError) as error:
-            raise InputError(str(error)) from error
         summary = {
             "kind": "transfer",
             "title": f"Does the learning rate of {settings['build']} transfer?",
