@@ -19,7 +19,7 @@ from rich.progress import TaskID
 from steepest.diagnosis import Level
 from steepest.lab.arguments import parsed
 from steepest.lab.errors import InputError
-from steepest.lab.imports import default_loss, imported, imported_batches, imported_model
+from steepest.lab.imports import default_loss, imported_batches, imported_function, imported_model
 from steepest.lab.interruption import SENTENCE, Terminated, interruptible
 from steepest.lab.studies.diagnosis_study import diagnosis_study
 from steepest.lab.studies.edge_of_stability import EdgeConfig, edge_of_stability
@@ -286,7 +286,8 @@ def _diagnose(command: Diagnose) -> None:
             given,
             level=command.level,
             parameters=command.parameters or None,
-            optimizer=None if command.optimizer is None else imported(command.optimizer),
+            optimizer=command.optimizer
+            and imported_function(command.optimizer, "optimizer(model), which returns yours"),
             clip=command.clip,
             monitored=command.monitored,
             out=out,
@@ -310,7 +311,7 @@ def _diagnose(command: Diagnose) -> None:
 
 def _transfer(command: Transfer) -> None:
     report = _report_room()
-    build = imported(command.build)
+    build = imported_function(command.build, "build(width=...), which returns the model")
     given = imported_batches(command.batches, command.steps)
     if len(given) < command.steps:
         raise InputError(
@@ -379,7 +380,9 @@ def _report(command: Report) -> None:
 
 
 def _loss(path: str | None) -> Any:
-    return guarded("the default loss", default_loss) if path is None else imported(path)
+    if path is None:
+        return guarded("the default loss", default_loss)
+    return imported_function(path, "loss(model, batch), which returns a scalar")
 
 
 def _page(report: Any, summary: dict[str, Any], out: Path) -> Path:

@@ -88,7 +88,7 @@ def test_train_prints_its_result_and_goes_on_without_being_asked(
 
 BAD: list[tuple[list[str], str]] = [
     (["train", "--optimzer", "muon"], "--optimizer"),  # did you mean
-    (["train", "--optimizer", "mun"], "invalid choice 'mun'"),
+    (["train", "--optimizer", "mun"], "got 'mun' (did you mean muon?)"),
     (["study", "--optimizers", "adamw", "mun"], "mun"),
     (["train", "--steps", "many"], "steps"),
     (["train", "--steps", "0"], "got steps=0, expected at least 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -17,10 +18,10 @@ from steepest import __version__
 from steepest.lab.errors import InputError
 
 TYPES: dict[Any, tuple[str, str]] = {
-    int: ("N", "a whole number"),
+    int: ("N", "a whole number below 2**63"),
     float: ("NUMBER", "a number"),
     str: ("TEXT", "text"),
-    Path: ("PATH", "a path"),
+    Path: ("PATH", "the path of a file or folder"),
 }
 """How help calls the values of a type, and how errors do."""
 
@@ -175,7 +176,12 @@ def _in_plain_words(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 def _reader(kind: Any) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
-            return kind(text)
+            if b"\0" in os.fsencode(text) or (kind is Path and not text):
+                raise ValueError
+            value = kind(text)
+            if kind is int and abs(value) >= 2**63:
+                raise ValueError
+            return value
         except ValueError as error:
             raise ValueError(f"got {text!r}, expected {TYPES[kind][1]}") from error
 

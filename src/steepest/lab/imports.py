@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import itertools
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from steepest.lab.arguments import did_you_mean
 from steepest.lab.errors import InputError
 from steepest.lab.user_code import UserCodeError, guarded, sentences_for_errors, user_code_error
 
@@ -33,12 +35,34 @@ def imported(path: str) -> Any:
     except Exception as error:
         theirs = user_code_error(error) or UserCodeError("")
         raise UserCodeError(f"got {path!r}, but {theirs}", theirs.traceback) from error
+    at = module
     for part in name.split("."):
         if not hasattr(found, part):
-            names = ", ".join(key for key in vars(found) if not key.startswith("_"))
-            raise InputError(f"got {path!r}, but {module} has no {part}; it has {names}")
-        found = getattr(found, part)
+            names = [
+                key
+                for key in dir(found)
+                if not key.startswith("_") and not isinstance(getattr(found, key), ModuleType)
+            ]
+            has = f"; it has {', '.join(names[:20])}" if names else ""
+            raise InputError(
+                f"got {path!r}, but {at} has no {part}{did_you_mean(part, names)}{has}"
+            )
+        found, at = getattr(found, part), f"{at}.{part}"
     return guarded(path, found) if callable(found) and not isinstance(found, nn.Module) else found
+
+
+def imported_function(path: str, example: str) -> Callable[..., Any]:
+    """Return the function at an import path; the example says how it is called.
+
+    Raises:
+        InputError: as `imported`, and for what cannot be called.
+    """
+    found = imported(path)
+    if not callable(found):
+        raise InputError(
+            f"got {path!r}, which is a {type(found).__name__}; expected a function, {example}"
+        )
+    return found
 
 
 def imported_model(path: str) -> nn.Module:
@@ -63,6 +87,8 @@ def imported_batches(path: str, count: int) -> list[Any]:
     Raises:
         InputError: as `imported`, and for what is neither.
     """
+    if count < 1:
+        raise InputError(f"got {count} batches to take, expected at least 1")
     found = imported(path)
     found = _called(path, found, "batches") if callable(found) else found
     if not isinstance(found, Iterable):
@@ -84,10 +110,12 @@ def _called(path: str, function: Any, what: str) -> Any:
         return function()
     except Exception as error:
         theirs = user_code_error(error) or UserCodeError(str(error))
-        raise UserCodeError(
-            f"{theirs}; expected {what}, or a function that takes no arguments and returns {what}",
-            theirs.traceback,
-        ) from error
+        if not theirs.traceback:  # it was called in another way than it wants
+            raise InputError(
+                f"{theirs}; expected {what}, or a function that takes no arguments and returns "
+                f"{what}"
+            ) from error
+        raise theirs from error
 
 
 def default_loss(model: Any, batch: Any) -> Tensor:

@@ -18,6 +18,7 @@ _OURS = os.path.dirname(os.path.abspath(steepest.__file__)) + os.sep
 _INSTALLED = tuple(
     sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
+_CALLS_OF_MODULES = os.path.join("torch", "nn", "modules", "module.py")
 
 
 class UserCodeError(InputError):
@@ -62,10 +63,10 @@ def guarded(path: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def user_code_error(error: BaseException) -> UserCodeError | None:
     """Return what to tell the user if their own code raised this or what it comes from."""
-    if isinstance(error, UserCodeError):
-        return error
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, UserCodeError):
+            return cause
         if (told := _told(cause)) is not None:
             path, frames = told
             place, lines = _place(frames, path, cause)
@@ -88,6 +89,8 @@ def sentences_for_errors() -> Iterator[None]:
         refusals = (ValueError, TypeError, FloatingPointError, NotImplementedError)
         if isinstance(error, refusals):
             raise InputError(str(error)) from error
+        if isinstance(error, RuntimeError) and not _is_ours(_frames(error)[-1][0]):
+            raise InputError(f"torch cannot do this with your model and loss: {error}") from error
         raise
 
 
@@ -117,8 +120,11 @@ def _place(frames: list[tuple[FrameType, int]], path: str, error: BaseException)
     if not last:
         return "", ""
     [(frame, line)] = last
+    first = next(i for i, (frame, _) in enumerate(frames) if _is_users(frame, path))
     shown = traceback.StackSummary.extract(
-        (frame, line) for frame, line in frames if not _is_ours(frame)
+        (frame, line)
+        for frame, line in frames[first:]
+        if not _is_ours(frame) and not frame.f_code.co_filename.endswith(_CALLS_OF_MODULES)
     )
     lines = "".join([*shown.format(), lines])
     return f", at {frame.f_code.co_filename}, line {line}, in {frame.f_code.co_name}", lines

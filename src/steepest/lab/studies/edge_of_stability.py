@@ -108,8 +108,9 @@ class EdgeConfig:
     """Runs at a time; by default one for each core."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "steps", "every", "width", "examples"):
-            if getattr(self, name) < 1:
+        for name in ("seeds", "steps", "every", "width", "examples", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise InputError(f"got {name}={getattr(self, name)}, expected at least 1")
         if self.steps < LAST * self.every:
             raise InputError(
@@ -199,9 +200,8 @@ def squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 def _run(config: EdgeConfig, out: Path, run: Key, send: Callable[[Any], None]) -> None:
     torch.set_num_threads(1)
-    result = trained(config, *run)
     with sentences_for_os_errors(out):
-        write_json(_place(out, *run), result)
+        write_json(_place(out, *run), trained(config, *run))
 
 
 def trained(config: EdgeConfig, name: MethodName, rate: float, seed: int) -> dict[str, Any]:

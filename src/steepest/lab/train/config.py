@@ -11,6 +11,8 @@ from steepest.lab.models import GPTConfig
 from steepest.lab.train.optimizers import FAMILIES, OptimizerName
 from steepest.lab.train.schedule import Schedule
 
+MOST_THREADS = 4096
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -75,6 +77,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"got {name}={value}, expected at least 1")
+        if (self.threads or 1) > MOST_THREADS:
+            raise InputError(f"got threads={self.threads}, expected at most {MOST_THREADS}")
         if self.warmup is not None and not 0 <= self.warmup < self.steps:
             raise InputError(
                 f"got warmup={self.warmup} of {self.steps} steps, expected at least 0 and fewer "

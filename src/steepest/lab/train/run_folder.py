@@ -129,7 +129,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def sentences_for_os_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, or a folder that cannot be used, into a sentence."""
+    """Turn a full disk, a folder that cannot be used, and a lack of memory into a sentence."""
     try:
         yield
     except OSError as error:
@@ -142,6 +142,12 @@ def sentences_for_os_errors(path: Path) -> Iterator[None]:
                 "room and run the same command to go on"
             ) from error
         raise InputError(f"cannot use {where}: {error.strerror}; choose another --out") from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        raise user_code_error(error) or InputError(
+            f"out of memory ({error}); expected a smaller model, or fewer examples at a time"
+        ) from error
 
 
 class Metrics:
