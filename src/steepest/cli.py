@@ -211,18 +211,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> None:
     command = parsed(arguments, COMMANDS, "In which norm should each weight matrix descend?")
-    if isinstance(command, Study):
-        _study(command)
-    elif isinstance(command, Train):
-        _train(command)
-    elif isinstance(command, Diagnose):
-        _diagnose(command)
-    elif isinstance(command, Transfer):
-        _transfer(command)
-    elif isinstance(command, Reproduce):
-        _reproduce(command)
-    else:
-        with sentences_for_os_errors(command.path):
+    with sentences_for_os_errors(command.out or Path("runs")):
+        if isinstance(command, Study):
+            _study(command)
+        elif isinstance(command, Train):
+            _train(command)
+        elif isinstance(command, Diagnose):
+            _diagnose(command)
+        elif isinstance(command, Transfer):
+            _transfer(command)
+        elif isinstance(command, Reproduce):
+            _reproduce(command)
+        else:
             _report(command)
 
 
@@ -389,8 +389,7 @@ def _page(report: Any, summary: dict[str, Any], out: Path) -> Path:
     """Write the report into the folder of what it is about."""
     if not out.is_dir():
         raise removed(out)
-    with sentences_for_os_errors(out):
-        path: Path = report.write(summary, out / "report.html")
+    path: Path = report.write(summary, out / "report.html")
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
@@ -87,6 +88,11 @@ def sentences_for_errors() -> Iterator[None]:
         if (theirs := user_code_error(error)) is not None:
             raise theirs from error
         refusals = (ValueError, TypeError, FloatingPointError, NotImplementedError)
+        if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            raise InputError(
+                f"got {unknown[1]!r}, which is no setting of the optimizer; expected what its "
+                "class takes"
+            ) from error
         if isinstance(error, refusals):
             raise InputError(str(error)) from error
         if isinstance(error, RuntimeError) and not _is_ours(_frames(error)[-1][0]):

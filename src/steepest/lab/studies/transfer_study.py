@@ -50,9 +50,11 @@ def transfer_study(
         settings: what was asked for, which the folder is bound to.
 
     Raises:
-        InputError: for sizes that cannot be read, a folder of other settings, and what
-            `check_transfer` raises for bad input.
+        InputError: for sizes that cannot be read, a rate that is no rate, a folder of other
+            settings, and what `check_transfer` raises for bad input.
     """
+    if not 0 < lr < math.inf:
+        raise InputError(f"got lr={lr}, expected a finite number above 0")
     asked = sizes_by_axis(sizes)
     base = _size(sizes[0])
     largest = None if target is None else _size(target)
@@ -147,7 +149,7 @@ def _size(text: str) -> Size:
     found = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
-        if not name.isidentifier() or not value.isdecimal():
+        if not name.isidentifier() or not value.isdecimal() or not 1 <= int(value) < 2**31:
             raise InputError(
                 f"got the size {text!r}, expected names and whole numbers such as width=64,depth=2"
             )

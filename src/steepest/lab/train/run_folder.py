@@ -132,6 +132,8 @@ def sentences_for_os_errors(path: Path) -> Iterator[None]:
     """Turn a full disk, a folder that cannot be used, and a lack of memory into a sentence."""
     try:
         yield
+    except BrokenPipeError:  # of what is printed
+        raise
     except OSError as error:
         if (theirs := user_code_error(error)) is not None:
             raise theirs from error
