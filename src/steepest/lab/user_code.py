@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import re
 import sysconfig
@@ -113,8 +114,13 @@ def _told(error: BaseException) -> tuple[str, list[tuple[FrameType, int]]] | Non
             if any(not _is_ours(frame) for frame, _ in inside) or not inside:
                 return frame.f_locals["path"], inside
             return None
-    users = any(_is_users(frame, "") for frame, _ in frames)
-    return ("", frames) if users else None
+    ours = [
+        i
+        for i, (frame, _) in enumerate(frames)
+        if _is_ours(frame) and not frame.f_code.co_flags & inspect.CO_GENERATOR  # of a `with` block
+    ]
+    called = frames[ours[0] :] if ours else []
+    return ("", called) if any(_is_users(frame, "") for frame, _ in called) else None
 
 
 def _place(frames: list[tuple[FrameType, int]], path: str, error: BaseException) -> tuple[str, str]:

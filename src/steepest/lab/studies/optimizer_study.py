@@ -68,7 +68,7 @@ class _Study:
         out: Path,
         corpus: Corpus,
         progress: Progress,
-        check_folder: Callable[[], None],
+        check_folder: Callable[[], None] = lambda: None,
     ):
         self.config, self.out, self.corpus, self.progress = config, out, corpus, progress
         self.check_folder = check_folder
