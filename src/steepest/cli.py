@@ -286,8 +286,7 @@ def _diagnose(command: Diagnose) -> None:
             given,
             level=command.level,
             parameters=command.parameters or None,
-            optimizer=command.optimizer
-            and imported_function(command.optimizer, "optimizer(model), which returns yours"),
+            optimizer=_optimizer(command.optimizer),
             clip=command.clip,
             monitored=command.monitored,
             out=out,
@@ -383,6 +382,12 @@ def _loss(path: str | None) -> Any:
     if path is None:
         return guarded("the default loss", default_loss)
     return imported_function(path, "loss(model, batch), which returns a scalar")
+
+
+def _optimizer(path: str | None) -> Any:
+    if path is None:
+        return None
+    return imported_function(path, "optimizer(model), which returns yours")
 
 
 def _page(report: Any, summary: dict[str, Any], out: Path) -> Path:
