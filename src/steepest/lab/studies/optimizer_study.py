@@ -265,6 +265,7 @@ class _Study:
             self.progress.steps(steps)
 
         self.progress.phase(phase, runs)
+        self.check_folder()
         try:
             run_all(runs, self.workers, on_progress)
         finally:
