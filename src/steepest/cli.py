@@ -19,7 +19,13 @@ from rich.progress import TaskID
 from steepest.diagnosis import Level
 from steepest.lab.arguments import parsed
 from steepest.lab.errors import InputError
-from steepest.lab.imports import default_loss, imported_batches, imported_function, imported_model
+from steepest.lab.imports import (
+    imported_batches,
+    imported_function,
+    imported_loss,
+    imported_model,
+    imported_optimizer,
+)
 from steepest.lab.interruption import SENTENCE, Terminated, interruptible
 from steepest.lab.studies.diagnosis_study import diagnosis_study
 from steepest.lab.studies.edge_of_stability import EdgeConfig, edge_of_stability
@@ -30,7 +36,7 @@ from steepest.lab.terminal import StudyProgress, bars, edge_table, optimizer_tab
 from steepest.lab.train import TrainConfig, train
 from steepest.lab.train.config import check_clip
 from steepest.lab.train.run_folder import removed, sentences_for_os_errors
-from steepest.lab.user_code import UserCodeError, guarded, user_code_error
+from steepest.lab.user_code import UserCodeError, user_code_error
 from steepest.transfer.rules import OptimizerName, Rule
 
 
@@ -282,11 +288,11 @@ def _diagnose(command: Diagnose) -> None:
         bar = shown.add_task("diagnosing", total=None, detail="gradients and products")
         found, audited, summary = diagnosis_study(
             model,
-            _loss(command.loss),
+            imported_loss(command.loss),
             given,
             level=command.level,
             parameters=command.parameters or None,
-            optimizer=_optimizer(command.optimizer),
+            optimizer=imported_optimizer(command.optimizer),
             clip=command.clip,
             monitored=command.monitored,
             out=out,
@@ -316,7 +322,7 @@ def _transfer(command: Transfer) -> None:
         raise InputError(
             f"got {len(given)} batches, expected one for each of {command.steps} steps"
         )
-    loss = _loss(command.loss)
+    loss = imported_loss(command.loss)
     settings = {key: value for key, value in asdict(command).items() if key not in ("out", "json")}
     out = command.out or _folder("transfer", settings)
     if (earlier := out / "runs.jsonl").is_file():
@@ -376,18 +382,6 @@ def _report(command: Report) -> None:
     summary, out = report.find(command.path)
     page = report.write(summary, command.out or out)
     print(f"report: {page.resolve().as_uri()}")
-
-
-def _loss(path: str | None) -> Any:
-    if path is None:
-        return guarded("the default loss", default_loss)
-    return imported_function(path, "loss(model, batch), which returns a scalar")
-
-
-def _optimizer(path: str | None) -> Any:
-    if path is None:
-        return None
-    return imported_function(path, "optimizer(model), which returns yours")
 
 
 def _page(report: Any, summary: dict[str, Any], out: Path) -> Path:

@@ -137,7 +137,9 @@ def test_workers_end_with_their_parent(place: Path, arguments: list[str], number
 
 COMMANDS = {
     "study": ["study", *SMALL, "--steps", "2", "--seeds", "1", "--optimizers", "muon"],
-    "reproduce": [*REPRODUCE[:2], *["--steps", "10", "--every", "2", "--seeds", "1", "--optimizers", "gd"]],
+    "reproduce": [
+        *REPRODUCE[:2], "--steps", "10", "--every", "2", "--seeds", "1", "--optimizers", "gd",
+    ],
     "diagnose": ["diagnose", "mine:build", "--batches", "mine:batches", "--level", "quick"],
     "transfer": [
         "transfer", "mine:build", "--batches", "mine:batches", "--steps", "4", "--seeds", "1",

@@ -65,6 +65,20 @@ def imported_function(path: str, example: str) -> Callable[..., Any]:
     return found
 
 
+def imported_loss(path: str | None) -> Callable[..., Any]:
+    """Return the loss at an import path, or the default one for None."""
+    if path is None:
+        return guarded("the default loss", default_loss)
+    return imported_function(path, "loss(model, batch), which returns a scalar")
+
+
+def imported_optimizer(path: str | None) -> Callable[..., Any] | None:
+    """Return the function from a model to its optimizer at an import path, if there is one."""
+    if path is None:
+        return None
+    return imported_function(path, "optimizer(model), which returns yours")
+
+
 def imported_model(path: str) -> nn.Module:
     """Return the model at an import path, or what the function there returns.
 

@@ -37,8 +37,8 @@ def opened(path: Path, config: dict[str, Any]) -> Iterator[Callable[[], None]]:
     renamed. Long work calls it now and then; it is called at the end too.
 
     Raises:
-        InputError: for a path that is no folder, somebody else's folder, one of other settings, one
-            that another process holds, and one that is removed or renamed meanwhile.
+        InputError: for a path that is no folder, somebody else's folder, or one of other settings;
+            for one that another process holds, or that is removed or renamed meanwhile.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
