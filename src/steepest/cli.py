@@ -44,6 +44,7 @@ from steepest.transfer.rules import OptimizerName, Rule
 class Train(TrainConfig):
     """Train a GPT once. Stopped at any moment, the same command goes on where it was.
 
+    Ctrl-C and SIGTERM finish the step and save it first; a second one ends at once, without that.
     For instance: steepest train --optimizer muon --lr 0.02 --data my_texts/ --model.width 128
     """
 

@@ -109,6 +109,7 @@ BAD: list[tuple[list[str], str]] = [
     (["report", "odd"], "cannot use odd/summary.json"),
     (["report", "torn"], "Run once more the command that made it"),
     (["report", "begun"], "nothing is finished there; run once more the command that began it"),
+    (["report", "trained"], "is the run of `steepest train`, which has no report"),
     (["train", "--data", "good.txt", "--out", "good.txt"], "not a folder"),
     (["train", "--data", "good.txt", "--out", "."], "no config.json"),
     (["train", "--data", "good.txt", "--out", "/dev/null/run"], "not a folder"),
@@ -134,6 +135,8 @@ def test_bad_input_gets_a_sentence_and_exit_code_2(
     (tmp_path / "good.txt").write_text("good " * 1000)
     (tmp_path / "odd" / "summary.json").mkdir(parents=True)
     (tmp_path / "begun").mkdir()
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "metrics.jsonl").write_text("")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "summary.json").write_text('{"kind": ')
     monkeypatch.chdir(tmp_path)
