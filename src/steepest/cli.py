@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from signal import SIG_IGN, SIGINT, SIGTERM, signal
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.progress import TaskID
 
-from steepest import __version__
 from steepest.diagnosis import Level
+from steepest.lab.arguments import parsed
 from steepest.lab.errors import InputError
-from steepest.lab.imports import default_loss, imported, imported_batches, imported_model
+from steepest.lab.imports import (
+    imported_batches,
+    imported_function,
+    imported_loss,
+    imported_model,
+    imported_optimizer,
+)
+from steepest.lab.interruption import SENTENCE, Terminated, interruptible
 from steepest.lab.studies.diagnosis_study import diagnosis_study
 from steepest.lab.studies.edge_of_stability import EdgeConfig, edge_of_stability
 from steepest.lab.studies.optimizer_study import study
@@ -25,7 +34,9 @@ from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.studies.transfer_study import transfer_study
 from steepest.lab.terminal import StudyProgress, bars, edge_table, optimizer_table, say, screen
 from steepest.lab.train import TrainConfig, train
-from steepest.lab.train.run_folder import sentences_for_os_errors
+from steepest.lab.train.config import check_clip
+from steepest.lab.train.run_folder import removed, sentences_for_os_errors
+from steepest.lab.user_code import UserCodeError, user_code_error
 from steepest.transfer.rules import OptimizerName, Rule
 
 
@@ -33,6 +44,7 @@ from steepest.transfer.rules import OptimizerName, Rule
 class Train(TrainConfig):
     """Train a GPT once. Stopped at any moment, the same command goes on where it was.
 
+    Ctrl-C and SIGTERM finish the step and save it first; a second one ends at once, without that.
     For instance: steepest train --optimizer muon --lr 0.02 --data my_texts/ --model.width 128
     """
 
@@ -79,7 +91,7 @@ class Diagnose:
     """A function of the model that returns your optimizer, or several: its first step is audited
     for what it does to each parameter, and for common mistakes."""
     clip: float | None = None
-    """The norm that your loop clips gradients to; for the audit."""
+    """The norm that your loop clips gradients to, above 0; for the audit of --optimizer."""
     monitored: Path | None = None
     """A file that steepest.Monitor wrote during training: for a map over the steps."""
     parameters: tuple[str, ...] = ()
@@ -169,30 +181,44 @@ class Report:
     """Where to write; by default report.html in that folder, or over the earlier report."""
 
 
-Command = (
-    Annotated[Study, tyro.conf.subcommand("study")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
-    | Annotated[Transfer, tyro.conf.subcommand("transfer")]
-    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-)
+COMMANDS = {
+    "study": Study,
+    "train": Train,
+    "diagnose": Diagnose,
+    "transfer": Transfer,
+    "reproduce": Reproduce,
+    "report": Report,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 bad input (with a sentence), 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments == ["--version"]:
-        print(f"steepest {__version__}")
-        return
-    try:
-        command = tyro.cli(
-            Command,
-            prog="steepest",
-            description="In which norm should each weight matrix descend?",
-            args=arguments,
-            config=(tyro.conf.OmitSubcommandPrefixes,),
-        )
+    with interruptible():
+        try:
+            _run(sys.argv[1:] if arguments is None else arguments)
+        except KeyboardInterrupt as stopped:
+            say(SENTENCE)
+            sys.exit(128 + (SIGTERM if isinstance(stopped, Terminated) else SIGINT))
+        except BrokenPipeError:  # `steepest train --help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except Exception as error:
+            refused = user_code_error(error) or error
+            if not isinstance(refused, InputError):
+                raise
+            screen.print("[bold red]error:[/] ", end="")
+            say(str(refused))
+            if isinstance(refused, UserCodeError) and refused.traceback:
+                say(f"\nIn your code:\n{refused.traceback.rstrip()}")
+            sys.exit(2)
+        finally:
+            if arguments is None:  # the process ends; Ctrl-C has nothing left to stop
+                signal(SIGINT, SIG_IGN)
+
+
+def _run(arguments: list[str]) -> None:
+    command = parsed(arguments, COMMANDS, "In which norm should each weight matrix descend?")
+    with sentences_for_os_errors(command.out or Path("runs")):
         if isinstance(command, Study):
             _study(command)
         elif isinstance(command, Train):
@@ -204,15 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif isinstance(command, Reproduce):
             _reproduce(command)
         else:
-            with sentences_for_os_errors(command.path):
-                _report(command)
-    except InputError as error:
-        screen.print("[bold red]error:[/] ", end="")
-        screen.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        say("interrupted; run the same command to go on: only what was not saved is done again")
-        sys.exit(130)
+            _report(command)
 
 
 def _train(command: Train) -> None:
@@ -250,8 +268,7 @@ def _study(command: Study) -> None:
     out = command.out or _folder("study", config.identity | {"minutes": config.minutes})
     with bars() as shown:
         summary = study(config, out, StudyProgress(shown))
-    with sentences_for_os_errors(out):
-        page = report.write(summary, out / "report.html")
+    page = _page(report, summary, out)
     Console().print(optimizer_table(summary))
     for entry in summary["optimizers"]:
         if entry["verdict"] != "tuned":
@@ -261,6 +278,9 @@ def _study(command: Study) -> None:
 
 def _diagnose(command: Diagnose) -> None:
     report = _report_room()
+    check_clip(command.clip)
+    if command.clip is not None and command.optimizer is None:
+        raise InputError("got --clip without --optimizer, whose audit it is for; give both")
     model, given = imported_model(command.model), imported_batches(command.batches, command.count)
     settings = {key: value for key, value in asdict(command).items() if key not in ("out", "json")}
     settings["monitored"] = command.monitored and str(command.monitored)
@@ -269,19 +289,18 @@ def _diagnose(command: Diagnose) -> None:
         bar = shown.add_task("diagnosing", total=None, detail="gradients and products")
         found, audited, summary = diagnosis_study(
             model,
-            default_loss if command.loss is None else imported(command.loss),
+            imported_loss(command.loss),
             given,
             level=command.level,
             parameters=command.parameters or None,
-            optimizer=None if command.optimizer is None else imported(command.optimizer),
+            optimizer=imported_optimizer(command.optimizer),
             clip=command.clip,
             monitored=command.monitored,
             out=out,
             settings=settings,
             on_progress=lambda done: shown.update(bar, completed=done),
         )
-    with sentences_for_os_errors(out):
-        page = report.write(summary, out / "report.html")
+    page = _page(report, summary, out)
     if command.json:
         print(json.dumps(summary))
     else:
@@ -298,13 +317,13 @@ def _diagnose(command: Diagnose) -> None:
 
 def _transfer(command: Transfer) -> None:
     report = _report_room()
-    build = imported(command.build)
+    build = imported_function(command.build, "build(width=...), which returns the model")
     given = imported_batches(command.batches, command.steps)
     if len(given) < command.steps:
         raise InputError(
             f"got {len(given)} batches, expected one for each of {command.steps} steps"
         )
-    loss = default_loss if command.loss is None else imported(command.loss)
+    loss = imported_loss(command.loss)
     settings = {key: value for key, value in asdict(command).items() if key not in ("out", "json")}
     out = command.out or _folder("transfer", settings)
     if (earlier := out / "runs.jsonl").is_file():
@@ -327,8 +346,7 @@ def _transfer(command: Transfer) -> None:
             branches=command.branches, seeds=command.seeds, grid_only=command.grid_only,
             out=out, settings=settings, on_run=on_run,
         )  # fmt: skip
-    with sentences_for_os_errors(out):
-        page = report.write(summary, out / "report.html")
+    page = _page(report, summary, out)
     if command.json:
         print(json.dumps(summary))
     else:
@@ -355,8 +373,7 @@ def _reproduce(command: Reproduce) -> None:
                 say(f"{done} of {of} runs  {found}")
 
         summary = edge_of_stability(config, out, on_run)
-    with sentences_for_os_errors(out):
-        page = report.write(summary, out / "report.html")
+    page = _page(report, summary, out)
     Console().print(edge_table(summary))
     print(f"report: {page.resolve().as_uri()}")
 
@@ -366,6 +383,14 @@ def _report(command: Report) -> None:
     summary, out = report.find(command.path)
     page = report.write(summary, command.out or out)
     print(f"report: {page.resolve().as_uri()}")
+
+
+def _page(report: Any, summary: dict[str, Any], out: Path) -> Path:
+    """Write the report into the folder of what it is about."""
+    if not out.is_dir():
+        raise removed(out)
+    path: Path = report.write(summary, out / "report.html")
+    return path
 
 
 def _report_room() -> Any:

@@ -133,7 +133,7 @@ def test_what_is_no_model_no_batches_no_optimizer_no_file_is_a_sentence(
             ["diagnose", f"{mine}:{model}", "--batches", f"{mine}:{batches}", *more], capsys
         )
 
-    assert f"got TypeError from {mine}:loss() (loss() missing 2 required" in said("loss", "batches")
+    assert f"{mine}:loss failed: TypeError: loss() missing 2 required" in said("loss", "batches")
     assert "expected a model, or a function that takes no arguments" in said("loss", "batches")
     assert f"got '{mine}:batches', which gives a generator" in said("batches", "batches")
     assert "expected batches, or a function that takes no arguments" in said("build", "loss")

@@ -87,6 +87,14 @@ def test_depth_is_the_number_of_blocks() -> None:
     ]
 
 
+def test_blocks_in_a_sequential_of_their_own_grow() -> None:
+    def build(depth: int, head: int = 2) -> nn.Module:
+        blocks = (nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(depth))
+        return nn.Sequential(nn.Linear(3, 8), nn.Sequential(*blocks), nn.Linear(8, head))
+
+    assert growth(build, {"depth": 2}, {"depth": 5}, None).lists == {"1": (2, 5)}
+
+
 def test_a_smaller_target() -> None:
     found = growth(gpt, {"width": 16, "depth": 4}, {"width": 8, "depth": 2}, None)
     assert found.sizes["blocks.1.mlp.up.weight"].fan_in == 0.5
@@ -145,7 +153,21 @@ class Tabular(nn.Module):
                 *(nn.Linear(8, 8) for _ in range(width // 8)), nn.Linear(8, 1)
             ),
             {"width": 16},
-            "1.weight",
+            "got the model, an nn.Sequential .* expected the blocks in a module of their own",
+        ),
+        (
+            lambda width: nn.ModuleDict(
+                {
+                    "net": nn.Sequential(
+                        nn.Linear(3, 8),
+                        *(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)) for _ in range(width)),
+                        nn.LayerNorm(8),
+                        nn.ReLU(),
+                    )
+                }
+            ),
+            {"width": 6},
+            "got net, an nn.Sequential .* with 10 layers at the base and 8 at the target",
         ),
     ],
 )

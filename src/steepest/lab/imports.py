@@ -5,17 +5,22 @@ from __future__ import annotations
 import importlib
 import itertools
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from steepest.lab.arguments import did_you_mean
 from steepest.lab.errors import InputError
+from steepest.lab.user_code import UserCodeError, guarded, sentences_for_errors, user_code_error
 
 
 def imported(path: str) -> Any:
     """Return what `package.module:name` stands for; the current folder is looked into first.
+
+    A function is `guarded`, so that its errors are known as the user's.
 
     Raises:
         InputError: for a path that is none, and for what goes wrong in importing it.
@@ -26,17 +31,52 @@ def imported(path: str) -> Any:
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        found: Any = importlib.import_module(module)
+        found: Any = guarded(f"importing {module}", importlib.import_module)(module)
     except Exception as error:
-        raise InputError(
-            f"got {path!r}, but importing {module} failed: {type(error).__name__}: {error}"
-        ) from error
+        theirs = user_code_error(error) or UserCodeError("")
+        raise UserCodeError(f"got {path!r}, but {theirs}", theirs.traceback) from error
+    at = module
     for part in name.split("."):
         if not hasattr(found, part):
-            names = ", ".join(key for key in vars(found) if not key.startswith("_"))
-            raise InputError(f"got {path!r}, but {module} has no {part}; it has {names}")
-        found = getattr(found, part)
+            names = [
+                key
+                for key in dir(found)
+                if not key.startswith("_") and not isinstance(getattr(found, key), ModuleType)
+            ]
+            has = f"; it has {', '.join(names[:20])}" if names else ""
+            raise InputError(
+                f"got {path!r}, but {at} has no {part}{did_you_mean(part, names)}{has}"
+            )
+        found, at = getattr(found, part), f"{at}.{part}"
+    return guarded(path, found) if callable(found) and not isinstance(found, nn.Module) else found
+
+
+def imported_function(path: str, example: str) -> Callable[..., Any]:
+    """Return the function at an import path; the example says how it is called.
+
+    Raises:
+        InputError: as `imported`, and for what cannot be called.
+    """
+    found = imported(path)
+    if not callable(found):
+        raise InputError(
+            f"got {path!r}, which is a {type(found).__name__}; expected a function, {example}"
+        )
     return found
+
+
+def imported_loss(path: str | None) -> Callable[..., Any]:
+    """Return the loss at an import path, or the default one for None."""
+    if path is None:
+        return guarded("the default loss", default_loss)
+    return imported_function(path, "loss(model, batch), which returns a scalar")
+
+
+def imported_optimizer(path: str | None) -> Callable[..., Any] | None:
+    """Return the function from a model to its optimizer at an import path, if there is one."""
+    if path is None:
+        return None
+    return imported_function(path, "optimizer(model), which returns yours")
 
 
 def imported_model(path: str) -> nn.Module:
@@ -61,6 +101,8 @@ def imported_batches(path: str, count: int) -> list[Any]:
     Raises:
         InputError: as `imported`, and for what is neither.
     """
+    if count < 1:
+        raise InputError(f"got {count} batches to take, expected at least 1")
     found = imported(path)
     found = _called(path, found, "batches") if callable(found) else found
     if not isinstance(found, Iterable):
@@ -68,17 +110,26 @@ def imported_batches(path: str, count: int) -> list[Any]:
             f"got {path!r}, which gives a {type(found).__name__}; expected an iterable of batches, "
             "or a function that returns one"
         )
-    return list(itertools.islice(found, count))
+    with sentences_for_errors():
+        return guarded(path, list)(itertools.islice(found, count))
 
 
 def _called(path: str, function: Any, what: str) -> Any:
+    if not callable(function):
+        raise InputError(
+            f"got {path!r}, which gives a {type(function).__name__}; expected {what}, or a "
+            f"function that takes no arguments and returns {what}"
+        )
     try:
         return function()
     except Exception as error:
-        raise InputError(
-            f"got {type(error).__name__} from {path}() ({error}); expected {what}, or a function "
-            f"that takes no arguments and returns {what}"
-        ) from error
+        theirs = user_code_error(error) or UserCodeError(str(error))
+        if not theirs.traceback:  # it was called in another way than it wants
+            raise InputError(
+                f"{theirs}; expected {what}, or a function that takes no arguments and returns "
+                f"{what}"
+            ) from error
+        raise theirs from error
 
 
 def default_loss(model: Any, batch: Any) -> Tensor:

@@ -27,7 +27,7 @@ screen = Console(stderr=True)
 
 def say(sentence: str) -> None:
     """Show a sentence as it is."""
-    screen.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    screen.print(sentence, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

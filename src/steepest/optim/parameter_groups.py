@@ -176,8 +176,9 @@ def _view(p: Tensor, view: tuple[Any, ...] | None, geometry: str) -> tuple[Any, 
     if p.ndim < 2:
         raise ValueError(
             f"got a {p.ndim}-dimensional parameter of shape {shape} for a {geometry} update, "
-            "expected matrices; pass the model itself so that roles are found, or put it in a "
-            'group of its own with "geometry": "adamw"'
+            "expected matrices; pass the model itself so that roles are found (Hugging Face's "
+            'Trainer does so with optimizer_cls_and_kwargs=(lambda: steepest.Muon, {"lr": 0.02})), '
+            'or put it in a group of its own with "geometry": "adamw"'
         )
     if p.ndim == 3:
         raise ValueError(

@@ -94,6 +94,7 @@ def growth(
             if key == differ[-1]:
                 raise
             continue
+        _check_sequentials(last, after)
         _check_axes(last, after, {each: _ratio(each, base, target) for each in waiting})
         if numbers := _only_numbers(last, after, waiting, base, target):
             alone |= dict.fromkeys(waiting, numbers)
@@ -180,6 +181,31 @@ def _check_lists(growth: Growth, deepened: set[str]) -> None:
                 "outputs do not grow, so that they are parts of a layer and no layers; expected "
                 "one Linear for all of them (all attention heads), whose output is cut into parts"
             )
+
+
+def _check_sequentials(before: Blueprint, after: Blueprint) -> None:
+    """Raise for a Sequential that grows in its middle, so that the layers behind change places."""
+    for where in growing_lists(before.shapes, after.shapes):
+        if not isinstance(after.model.get_submodule(where), nn.Sequential):
+            continue
+        old, new = (
+            [_form(layer) for layer in each.model.get_submodule(where).children() if _form(layer)]
+            for each in (before, after)
+        )
+        shorter, longer = sorted((old, new), key=len)
+        if shorter[-1] == longer[-1] != longer[len(shorter) - 1]:
+            raise ValueError(
+                f"got {where or 'the model'}, an nn.Sequential in which other layers stand behind "
+                f"the blocks, with {len(old)} layers at the base and {len(new)} at the target, so "
+                "that the same layer has two names; expected the blocks in a module of their own, "
+                "such as nn.Sequential(first, nn.Sequential(*blocks), last)"
+            )
+
+
+def _form(layer: nn.Module) -> list[tuple[str, ...]]:
+    """The type of a layer with the shape of every parameter; empty for one without parameters."""
+    kind = type(layer).__qualname__
+    return [(kind, name, str(tuple(p.shape))) for name, p in layer.named_parameters()]
 
 
 def _members(names: Iterable[str]) -> dict[str, set[str]]:

@@ -14,13 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import tyro
 
 from steepest import cli
 
 pytest.importorskip("plotly", reason="the extra steepest[report] is not installed")
 pytest.importorskip("jinja2", reason="the extra steepest[report] is not installed")
 
+from steepest.lab import arguments
 from steepest.lab.report import page, read, render, write
 from steepest.lab.report.condition_map import EVEN, condition_map, condition_share
 from steepest.lab.report.figures import (
@@ -145,9 +145,8 @@ def test_a_page_without_a_summary_is_refused_in_a_sentence(tmp_path, content, se
     ],
 )
 def test_the_command_on_the_page_has_all_settings(kind, typed):
-    def parsed(arguments):
-        config = (tyro.conf.OmitSubcommandPrefixes,)
-        return asdict(tyro.cli(cli.Command, args=shlex.split(arguments), config=config))
+    def parsed(typed):
+        return asdict(arguments.parsed(shlex.split(typed), cli.COMMANDS, ""))
 
     given = {key: each for key, each in parsed(typed).items() if key not in ("json", "out")}
     given = json.loads(json.dumps(given, default=str))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+from steepest.curvature import SharpnessTracker
 from steepest.lab.errors import Diverged, InputError
+from steepest.lab.interruption import Terminated
 from steepest.lab.models import GPTConfig
-from steepest.lab.train import OPTIMIZERS, TrainConfig, train
+from steepest.lab.train import OPTIMIZERS, TrainConfig, loop, train
 from steepest.lab.train.run_folder import locked, read_metrics
 
 MODEL = GPTConfig(width=16, depth=1, heads=2, context=16)
@@ -397,3 +400,99 @@ def test_a_compiled_model_trains_the_same_and_is_compiled_once(tmp_path: Path, t
     compiled = train(_config(text, steps=6, compile=True), tmp_path / "compiled")
     assert abs(compiled["validation_loss"] - plain["validation_loss"]) < 1e-3
     assert counters["stats"]["unique_graphs"] == 1  # whatever the learning rate does
+
+
+def test_ctrl_c_and_sigterm_save_the_step_and_the_run_ends_as_if_nothing_had_been(
+    tmp_path: Path, text: Path
+) -> None:
+    config = _config(text, optimizer="soap", checkpoint_every=0)
+    train(config, tmp_path / "whole")
+    before = signal.getsignal(signal.SIGINT)
+    for number, kind in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)):
+        said: list[str] = []
+
+        def during(step: int, values: dict[str, Any], number: int = number) -> None:
+            if step in (3, 6):
+                signal.raise_signal(number)
+
+        with pytest.raises(kind):
+            train(config, tmp_path / "parts", on_step=during, say=said.append)
+        assert any("which is saved" in sentence for sentence in said)
+        assert signal.getsignal(signal.SIGINT) is before
+    names = sorted(p.name for p in (tmp_path / "parts" / "checkpoints").iterdir())
+    assert names == ["step-00000004", "step-00000007"]
+    train(config, tmp_path / "parts")
+    assert _weights(tmp_path / "parts") == _weights(tmp_path / "whole")
+    assert _losses(tmp_path / "parts") == _losses(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_ends_the_step_too(tmp_path: Path, text: Path) -> None:
+    def twice(step: int, values: dict[str, Any]) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(_config(text, checkpoint_every=0), tmp_path / "run", on_step=twice)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "shampoo", "soap"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_checkpoint_is_written_of_a_broken_memory(
+    tmp_path: Path, text: Path, optimizer: Any, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a memory that does not reach the weights at once, or ever."""
+    made: list[torch.optim.Optimizer] = []
+    build = loop.build
+    monkeypatch.setattr(loop, "build", lambda *a, **k: made.append(build(*a, **k)) or made[0])
+    config = _config(text, optimizer=optimizer, checkpoint_every=3, log_every=100)
+
+    def breaks(step: int, values: dict[str, Any]) -> None:
+        if step == 5:  # the step after it is the one that is saved
+            state = made[0].state[made[0].param_groups[-1]["params"][-1]]
+            state["spare"] = torch.full((2,), value)
+
+    with pytest.raises(Diverged, match=r"memory of the optimizer \(spare of .*\) at step 6"):
+        train(config, tmp_path / "run", on_step=breaks)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+def test_no_checkpoint_is_written_of_broken_eigenvectors(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        SharpnessTracker,
+        "state_dict",
+        lambda self: {"top": None, "rows": [{"vector": torch.tensor([1.0, math.nan])}]},
+    )
+    config = _config(text, checkpoint_every=3, sharpness_every=100)
+    with pytest.raises(Diverged, match="eigenvectors of the sharpness"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("happens", ["removed", "renamed", "replaced"])
+@pytest.mark.parametrize("checkpoint_every", [0, 3])
+def test_a_folder_that_goes_away_is_an_error_and_does_not_come_back(
+    tmp_path: Path, text: Path, happens: str, checkpoint_every: int
+) -> None:
+    out = tmp_path / "run"
+
+    def goes(step: int, values: dict[str, Any]) -> None:
+        if step == 2:
+            out.rename(tmp_path / "other")
+            if happens == "removed":
+                shutil.rmtree(tmp_path / "other")
+            if happens == "replaced":
+                out.mkdir()
+
+    config = _config(text, checkpoint_every=checkpoint_every, log_every=100, validate_every=100)
+    with pytest.raises(InputError, match="was removed or renamed while this command wrote to it"):
+        train(config, out, on_step=goes)
+    assert out.exists() == (happens == "replaced")
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, math.nan, math.inf])
+def test_a_norm_to_clip_at_is_above_zero(text: Path, clip: float) -> None:
+    with pytest.raises(InputError, match="expected a finite number above 0; leave --clip out"):
+        _config(text, clip=clip)

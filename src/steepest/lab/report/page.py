@@ -104,6 +104,12 @@ def find(path: Path) -> tuple[dict[str, Any], Path]:
         raise InputError(f"{path} does not exist; give the folder of a study or a report.html")
     if path.is_dir():
         names = [name for name in SUMMARIES if (path / name).exists()]
+        if not names and (path / "metrics.jsonl").exists():
+            raise InputError(
+                f"{path} is the run of `steepest train`, which has no report: its numbers are in "
+                "metrics.jsonl and result.json there. A report is of a study, a diagnosis, a check "
+                "of transfer or a reproduction; `steepest study` compares optimizers"
+            )
         if not names:
             raise InputError(
                 f"{path} has no {' or '.join(SUMMARIES)}, so nothing is finished there; run once "

@@ -15,6 +15,7 @@ from steepest.diagnosis import Audit, Diagnosis, Level, audit, diagnose
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_json
 from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
+from steepest.lab.user_code import sentences_for_errors
 
 
 def diagnosis_study(
@@ -46,17 +47,20 @@ def diagnosis_study(
             plan, and what `diagnose` and `audit` raise for bad input.
     """
     records = _records(monitored)
-    with sentences_for_os_errors(out), opened(out, settings):
+    with sentences_for_os_errors(out), opened(out, settings) as check_folder:
         _unedited(out / "plan.toml")
-        try:
+
+        def progressed(done: int) -> None:
+            check_folder()
+            on_progress(done)
+
+        with sentences_for_errors():
             audited = None
             if optimizer is not None:
                 audited = audit(model, optimizer(model), loss, batches[:1], clip_norm=clip)
             found = diagnose(
-                model, loss, batches, level=level, parameters=parameters, on_progress=on_progress
+                model, loss, batches, level=level, parameters=parameters, on_progress=progressed
             )
-        except (ValueError, TypeError, FloatingPointError, NotImplementedError) as error:
-            raise InputError(str(error)) from error
         found.plan().save(out / "plan.toml")
         summary = {
             **found.as_dict(),

@@ -15,11 +15,8 @@ were placed by earlier runs, so that some reach the edge in the steps given.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -35,6 +32,7 @@ from steepest import SOAP, KLShampoo, Muon, Shampoo, SignSGD, Signum, SpectralDe
 from steepest.curvature import SharpnessTracker
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_json
+from steepest.lab.processes import in_processes
 from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
 
 LAST = 5  # the part of a run that the verdict is on: one of so many
@@ -110,8 +108,9 @@ class EdgeConfig:
     """Runs at a time; by default one for each core."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "steps", "every", "width", "examples"):
-            if getattr(self, name) < 1:
+        for name in ("seeds", "steps", "every", "width", "examples", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise InputError(f"got {name}={getattr(self, name)}, expected at least 1")
         if self.steps < LAST * self.every:
             raise InputError(
@@ -134,7 +133,7 @@ def edge_of_stability(
     """
     digits(config.examples)  # before there is a folder
     settings = {k: v for k, v in asdict(config).items() if k != "workers"}
-    with sentences_for_os_errors(out), opened(out, settings):
+    with sentences_for_os_errors(out), opened(out, settings) as check_folder:
         (out / "runs").mkdir(exist_ok=True)
         runs: list[Key] = [
             (name, rate, seed)
@@ -142,12 +141,14 @@ def edge_of_stability(
             for name in config.optimizers
             for rate in METHODS[name].rates
         ]
-        waiting = [run for run in runs if not _place(out, *run).exists()]
+        waiting = {str(place): run for run in runs if not (place := _place(out, *run)).exists()}
         done = len(runs) - len(waiting)
         on_run(done, len(runs), "going on" if done else "")
-        for run in _in_processes(config, out, waiting):
+        work = partial(_run, config, out)
+        for name, _ in in_processes(work, waiting, config.workers or os.cpu_count() or 1):
+            check_folder()
             done += 1
-            found = read_json(_place(out, *run))
+            run, found = waiting[name], read_json(Path(name))
             on_run(done, len(runs), f"{METHODS[run[0]].label} at {run[1]:g}: {found['verdict']}")
         summary = summarize(config, {run: read_json(_place(out, *run)) for run in runs})
         write_json(out / "summary.json", summary)
@@ -156,27 +157,6 @@ def edge_of_stability(
 
 def _place(out: Path, name: MethodName, rate: float, seed: int) -> Path:
     return out / "runs" / f"{name}-{rate:g}-seed{seed}.json"
-
-
-def _in_processes(config: EdgeConfig, out: Path, runs: list[Key]) -> Iterator[Key]:
-    """Make runs, some at a time, each on one thread; return each as it is finished."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(config.workers or os.cpu_count(), context, initializer=_quiet)
-    try:
-        left: dict[Future[None], Key] = {pool.submit(_run, config, out, *run): run for run in runs}
-        while left:
-            for future in wait(left, return_when="FIRST_COMPLETED").done:
-                future.result()
-                yield left.pop(future)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in (pool._processes or {}).values():
-            process.terminate()
-
-
-def _quiet() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    torch.set_num_threads(1)
 
 
 def digits(examples: int) -> tuple[Tensor, Tensor]:
@@ -218,8 +198,10 @@ def squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return 0.5 * (model(X) - Y).square().sum(1).mean()
 
 
-def _run(config: EdgeConfig, out: Path, name: MethodName, rate: float, seed: int) -> None:
-    write_json(_place(out, name, rate, seed), trained(config, name, rate, seed))
+def _run(config: EdgeConfig, out: Path, run: Key, send: Callable[[Any], None]) -> None:
+    torch.set_num_threads(1)
+    with sentences_for_os_errors(out):
+        write_json(_place(out, *run), trained(config, *run))
 
 
 def trained(config: EdgeConfig, name: MethodName, rate: float, seed: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,13 +57,21 @@ def study(config: StudyConfig, out: Path, progress: Progress) -> dict[str, Any]:
     corpus = load(config.data)
     check(config.first_run, corpus)  # before there is a folder
     settings = {**config.identity, "data_sha256": corpus.sha256}
-    with sentences_for_os_errors(out), opened(out, settings):
-        return _Study(config, out, corpus, progress).conduct()
+    with sentences_for_os_errors(out), opened(out, settings) as check_folder:
+        return _Study(config, out, corpus, progress, check_folder).conduct()
 
 
 class _Study:
-    def __init__(self, config: StudyConfig, out: Path, corpus: Corpus, progress: Progress):
+    def __init__(
+        self,
+        config: StudyConfig,
+        out: Path,
+        corpus: Corpus,
+        progress: Progress,
+        check_folder: Callable[[], None] = lambda: None,
+    ):
         self.config, self.out, self.corpus, self.progress = config, out, corpus, progress
+        self.check_folder = check_folder
         self.started = time.monotonic()
         self.state: dict[str, Any] = {"spent": 0.0, "notes": []}
         if (out / "plan.json").exists():
@@ -251,10 +260,16 @@ class _Study:
         return self.earlier + time.monotonic() - self.started
 
     def perform(self, phase: str, runs: list[Run]) -> None:
+        def on_progress(steps: dict[Path, int]) -> None:
+            self.check_folder()
+            self.progress.steps(steps)
+
         self.progress.phase(phase, runs)
+        self.check_folder()
         try:
-            run_all(runs, self.workers, self.progress.steps)
+            run_all(runs, self.workers, on_progress)
         finally:
+            self.check_folder()
             self.save()
 
     def save(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from steepest.lab.errors import InputError
 from steepest.lab.files import write_json
 from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
+from steepest.lab.user_code import sentences_for_errors
 from steepest.transfer import TransferCheck, check_transfer
 from steepest.transfer.rules import OptimizerName, Rule
 
@@ -49,23 +50,28 @@ def transfer_study(
         settings: what was asked for, which the folder is bound to.
 
     Raises:
-        InputError: for sizes that cannot be read, a folder of other settings, and what
-            `check_transfer` raises for bad input.
+        InputError: for sizes that cannot be read, a rate that is no rate, a folder of other
+            settings, and what `check_transfer` raises for bad input.
     """
+    if not 0 < lr < math.inf:
+        raise InputError(f"got lr={lr}, expected a finite number above 0")
     asked = sizes_by_axis(sizes)
     base = _size(sizes[0])
     largest = None if target is None else _size(target)
     how = {"settings": dict(map(_option, options)), "branches": list(branches)}
-    with sentences_for_os_errors(out), opened(out, settings):
-        try:
+    with sentences_for_os_errors(out), opened(out, settings) as check_folder:
+
+        def progressed(phase: str, said: str, done: float) -> None:
+            check_folder()
+            on_run(phase, said, done)
+
+        with sentences_for_errors():
             found = check_transfer(
                 build, asked, _Batches(batches), loss, base=base, target=largest, lr=lr, rule=rule,
                 optimizer=optimizer, steps=len(batches), seeds=seeds, grid_only=grid_only,
-                path=out / "runs.jsonl", on_run=on_run,
+                path=out / "runs.jsonl", on_run=progressed,
                 **{key: value for key, value in how.items() if value},
             )  # fmt: skip
-        except (ValueError, TypeError, FloatingPointError) as error:
-            raise InputError(str(error)) from error
         summary = {
             "kind": "transfer",
             "title": f"Does the learning rate of {settings['build']} transfer?",
@@ -143,7 +149,7 @@ def _size(text: str) -> Size:
     found = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
-        if not name.isidentifier() or not value.isdecimal():
+        if not name.isidentifier() or not value.isdecimal() or not 1 <= int(value) < 2**31:
             raise InputError(
                 f"got the size {text!r}, expected names and whole numbers such as width=64,depth=2"
             )

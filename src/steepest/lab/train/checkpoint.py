@@ -39,7 +39,7 @@ def save(
     `progress` is whatever else the run needs to go on, as JSON. The state of the random generators
     is added. Batches need no state: they follow from seed and step.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # not its parents: a run whose folder is gone has no checkpoints
     for leftover in folder.glob(".step-*"):
         shutil.rmtree(leftover)
     place = folder / f"step-{step:08d}"

@@ -11,6 +11,8 @@ from steepest.lab.models import GPTConfig
 from steepest.lab.train.optimizers import FAMILIES, OptimizerName
 from steepest.lab.train.schedule import Schedule
 
+MOST_THREADS = 4096
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -44,7 +46,8 @@ class TrainConfig:
     final_lr: float = 0.0
     """What it falls to, as a fraction of its peak."""
     clip: float | None = None
-    """Largest norm of the raw gradient over all parameters; updates are never clipped."""
+    """Largest norm of the raw gradient over all parameters, above 0; by default none. Updates are
+    never clipped."""
     seed: int = 0
     """Seed of initialization and data order."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -74,6 +77,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"got {name}={value}, expected at least 1")
+        if (self.threads or 1) > MOST_THREADS:
+            raise InputError(f"got threads={self.threads}, expected at most {MOST_THREADS}")
         if self.warmup is not None and not 0 <= self.warmup < self.steps:
             raise InputError(
                 f"got warmup={self.warmup} of {self.steps} steps, expected at least 0 and fewer "
@@ -88,7 +93,8 @@ class TrainConfig:
             raise InputError(f"got final_lr={self.final_lr}, expected a fraction from 0 to 1")
         if not 0 <= self.momentum < 1:
             raise InputError(f"got momentum={self.momentum}, expected 0 or more and less than 1")
-        for name in ("lr", "adamw_lr", "weight_decay", "clip"):
+        check_clip(self.clip)
+        for name in ("lr", "adamw_lr", "weight_decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise InputError(f"got {name}={value}, expected a finite number of at least 0")
@@ -108,3 +114,15 @@ class TrainConfig:
     def tokens_per_step(self) -> int:
         """Tokens in each update."""
         return self.batch * self.accumulate * self.model.context
+
+
+def check_clip(clip: float | None) -> None:
+    """Refuse a norm to clip at that no gradient can have: 0 means "off" in some other programs.
+
+    Raises:
+        InputError: for 0 and less, NaN and infinity.
+    """
+    if clip is not None and not 0 < clip < math.inf:
+        raise InputError(
+            f"got clip={clip}, expected a finite number above 0; leave --clip out for no clipping"
+        )

@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from steepest.curvature import SharpnessTracker
 from steepest.diagnosis import LayerConditions
 from steepest.lab.data import Corpus, Sampler, load, validation_batches
 from steepest.lab.errors import Diverged, InputError
 from steepest.lab.files import read_json, write_json
+from steepest.lab.interruption import deferred, raise_for
 from steepest.lab.models import GPT
 from steepest.lab.train import checkpoint
 from steepest.lab.train.config import TrainConfig
@@ -54,17 +57,19 @@ def train(
         The result, as in `result.json`.
 
     Raises:
-        Diverged: if the loss or a gradient is no longer finite.
+        Diverged: if the loss, a gradient, a weight or the optimizer's memory is no longer finite.
         InputError: for data, sizes or folders that cannot work.
+        KeyboardInterrupt: at Ctrl-C or SIGTERM (`Terminated`), once the step is finished and saved.
+            A second signal ends the step too.
     """
     began = time.perf_counter()
     corpus = corpus or load(config.data)
     settings = {**asdict(config), "data_sha256": corpus.sha256}
-    with sentences_for_os_errors(out), opened(out, settings):
+    with sentences_for_os_errors(out), opened(out, settings) as check_folder, deferred() as signals:
         if (out / "result.json").exists():
             say(f"{out} is finished already; nothing to do")
             return read_json(out / "result.json")
-        return _train(config, out, corpus, on_step, say, began)
+        return _train(config, out, corpus, on_step, say, began, check_folder, signals)
 
 
 def _train(
@@ -74,6 +79,8 @@ def _train(
     on_step: OnStep,
     say: Callable[[str], None],
     began: float,
+    check_folder: Callable[[], None],
+    signals: list[int],
 ) -> dict[str, Any]:
     device = _prepare(config)
     torch.manual_seed(config.seed)
@@ -140,20 +147,26 @@ def _train(
                 loss_now = loss.item()
                 _check_finite(loss_now, done, out)
             if logged:
+                check_folder()
                 lr = optimizer.param_groups[0]["lr"]
                 metrics.write("train", done, tokens=tokens, loss=loss_now, lr=lr, **clock.totals())
             for row in rows:
                 metrics.write("condition", done, **row.as_dict())
             if tracker and (record := tracker.step()):
+                _check_finite(record["sharpness"], done, out, "sharpness")
                 metrics.write(**record)
             if last or done % config.validate_every == 0 or done == 1:
                 value = evaluate()
                 _check_finite(value, done, out)
                 metrics.write("validation", done, tokens=tokens, loss=value, **clock.totals())
-            if last or _due(done, config.checkpoint_every):
-                _check_finite(sum(p.sum().item() for p in model.parameters()), done, out, "weights")
+            stops = bool(signals) and not last
+            if last or stops or _due(done, config.checkpoint_every):
+                _check_state(model, optimizer, tracker, done, out)
                 checkpoint.save(out / "checkpoints", done, model, optimizer, clock.state(), tracker)
             on_step(done, {"loss": loss_now, "tokens": tokens, **clock.totals()})
+            if stops:
+                say(f"stopped after step {done} of {config.steps}, which is saved in {out}")
+                raise_for(signals)
     except FloatingPointError as error:  # from the optimizer or the probe
         raise Diverged(f"{out.name} at step {step + 1}: {error}") from error
     finally:
@@ -242,6 +255,22 @@ def _evaluator(
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _check_state(
+    model: GPT, optimizer: Optimizer, tracker: SharpnessTracker | None, step: int, out: Path
+) -> None:
+    """Raise `Diverged` unless all that a checkpoint would hold is finite."""
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+    tensors = {f"weights in {name}": parameter for parameter, name in names.items()}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            tensors[f"memory of the optimizer ({key} of {names[parameter]})"] = value
+    for i, value in enumerate(tree_leaves(tracker.state_dict() if tracker else {})):
+        tensors[f"eigenvectors of the sharpness ({i})"] = value
+    for what, value in tensors.items():
+        if isinstance(value, Tensor) and not value.isfinite().all():
+            _check_finite(math.nan, step, out, what)
 
 
 def _check_finite(value: float, step: int, out: Path, what: str = "loss") -> None:

@@ -15,7 +15,7 @@ import errno
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,15 +26,19 @@ import torch
 
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_atomically, write_json
+from steepest.lab.user_code import user_code_error
 
 
 @contextmanager
-def opened(path: Path, config: dict[str, Any]) -> Iterator[None]:
+def opened(path: Path, config: dict[str, Any]) -> Iterator[Callable[[], None]]:
     """Hold the folder of a run with these settings; make it if it is not there.
 
+    Yields a function that raises if the folder is no longer there, as when it was removed or
+    renamed. Long work calls it now and then; it is called at the end too.
+
     Raises:
-        InputError: for a path that is no folder, somebody else's folder, one of other settings, or
-            one that another process holds.
+        InputError: for a path that is no folder, somebody else's folder, or one of other settings;
+            for one that another process holds, or that is removed or renamed meanwhile.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -54,7 +58,30 @@ def opened(path: Path, config: dict[str, Any]) -> Iterator[None]:
         elif (before := read_json(known)) != wanted:
             difference = _difference(before, wanted)
             raise InputError(f"{path} holds a run with other settings: {difference}")
-        yield
+        folder = path.stat()
+
+        def check_folder() -> None:
+            try:
+                if os.path.samestat(folder, path.stat()):
+                    return
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            raise removed(path)
+
+        try:
+            yield check_folder
+        except (OSError, InputError):
+            check_folder()
+            raise
+        check_folder()
+
+
+def removed(path: Path) -> InputError:
+    """The error for a folder that is no longer where it was."""
+    return InputError(
+        f"{path} was removed or renamed while this command wrote to it, so the result would not be "
+        "there; run the command again, after a renaming with the new name as --out"
+    )
 
 
 def _measured(path: Path) -> list[str]:
@@ -102,10 +129,14 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def sentences_for_os_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, or a folder that cannot be used, into a sentence."""
+    """Turn a full disk, a folder that cannot be used, and a lack of memory into a sentence."""
     try:
         yield
+    except BrokenPipeError:  # of what is printed
+        raise
     except OSError as error:
+        if (theirs := user_code_error(error)) is not None:
+            raise theirs from error
         where = error.filename or path
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise InputError(
@@ -113,6 +144,12 @@ def sentences_for_os_errors(path: Path) -> Iterator[None]:
                 "room and run the same command to go on"
             ) from error
         raise InputError(f"cannot use {where}: {error.strerror}; choose another --out") from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        raise user_code_error(error) or InputError(
+            f"out of memory ({error}); expected a smaller model, or fewer examples at a time"
+        ) from error
 
 
 class Metrics:

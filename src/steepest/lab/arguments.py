@@ -1,0 +1,202 @@
+"""Arguments of the command line: types in plain words, and the closest name for one unknown."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from steepest import __version__
+from steepest.lab.errors import InputError
+
+TYPES: dict[Any, tuple[str, str]] = {
+    int: ("N", "a whole number below 2**63"),
+    float: ("NUMBER", "a number"),
+    str: ("TEXT", "text"),
+    Path: ("PATH", "the path of a file or folder"),
+}
+"""How help calls the values of a type, and how errors do."""
+
+CLOSE = 0.6
+"""Similarity from which a name is worth suggesting; that of difflib."""
+
+
+def parsed(arguments: Sequence[str], commands: Mapping[str, type], description: str) -> Any:
+    """Return the settings of the command that the arguments ask for.
+
+    Args:
+        arguments: the name of a command, then what it takes.
+        commands: their settings, dataclasses, by name.
+        description: of the program.
+
+    Raises:
+        InputError: for an unknown command or option, and for arguments without an option.
+        SystemExit: after help (0), and for values that cannot be read (2).
+    """
+    name, *rest = arguments or [""]
+    if name in commands:
+        _check_options(name, commands[name], rest)
+        settings: Any = commands[name]
+        command, unknown = tyro.cli(
+            settings,
+            prog=f"steepest {name}",
+            args=rest,
+            return_unknown_args=True,
+            config=(tyro.conf.PositionalMetavarFromFieldName,),
+            registry=_registry(),
+        )
+        if unknown:
+            raise InputError(
+                f"got {' '.join(map(repr, unknown))}, which belongs to no option of `steepest "
+                f"{name}`; `steepest {name} --help` lists them"
+            )
+        return command
+    if name == "--version":
+        print(f"steepest {__version__}")
+        sys.exit(0)
+    if name in ("-h", "--help") or name.startswith("--tyro-"):
+        named = tuple(Annotated[c, tyro.conf.subcommand(n)] for n, c in commands.items())
+        either: Any = Union[named]  # noqa: UP007
+        tyro.cli(
+            either,
+            prog="steepest",
+            description=f"{description}\n\n`steepest --version` prints the version.",
+            args=arguments,
+            config=(tyro.conf.OmitSubcommandPrefixes,),
+            registry=_registry(),
+        )
+    got = f"got {name!r}, which is no command" if arguments else "got no command"
+    place = " first, and its options behind it" if name.startswith("-") else ""
+    raise InputError(
+        f"{got}{did_you_mean(name, commands)}; expected {_one_of(commands)}{place}. `steepest "
+        "--help` describes them"
+    )
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return ` (did you mean --steps?)` with the closest name, and a second as close; or nothing.
+
+    An option is also compared by its last part: `--width` is close to `--model.width`.
+
+    >>> did_you_mean("trian", ["study", "train", "transfer"])
+    ' (did you mean train?)'
+    >>> did_you_mean("--widht", ["--model.width", "--warmup"])
+    ' (did you mean --model.width?)'
+    >>> did_you_mean("nonsense", ["study", "train"])
+    ''
+    """
+
+    def closeness(other: str) -> float:
+        forms = {other, "--" + other.rpartition(".")[2]} if "." in other else {other}
+        return max(difflib.SequenceMatcher(None, name, form).ratio() for form in forms)
+
+    near = sorted((n for n in names if closeness(n) >= CLOSE), key=closeness, reverse=True)[:2]
+    near = [n for n in near if closeness(n) >= closeness(near[0]) - 0.1]
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def _check_options(command: str, settings: type, arguments: Sequence[str]) -> None:
+    known = {"--help", *_options(settings)}
+    for argument in arguments:
+        option = argument.partition("=")[0].replace("_", "-")
+        if option.startswith("--") and option != "--" and option not in known:
+            if option.startswith("--tyro-"):
+                continue
+            raise InputError(
+                f"got {argument.partition('=')[0]!r}, which is no option of `steepest {command}`"
+                f"{did_you_mean(option, known)}; `steepest {command} --help` lists them"
+            )
+
+
+def _options(settings: type, prefix: str = "") -> Iterator[str]:
+    """Options that a dataclass makes: `--steps`, `--model.width`, `--compile`, `--no-compile`."""
+    types = get_type_hints(settings, include_extras=True)
+    for field in fields(settings):
+        name, kind = field.name.replace("_", "-"), types[field.name]
+        if is_dataclass(kind):
+            assert isinstance(kind, type)
+            yield from _options(kind, f"{prefix}{name}.")
+        elif tyro.conf.Positional not in get_args(kind):
+            yield f"--{prefix}{name}"
+            if kind is bool:
+                yield f"--{prefix}no-{name}"
+
+
+def _registry() -> ConstructorRegistry:
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_in_plain_words)
+    return registry
+
+
+def _in_plain_words(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """How a value is read: a type of `TYPES`, one of some words, or several; or none of them."""
+    kind: Any = info.type
+    optional = get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind)
+    if optional:
+        kinds = [each for each in get_args(kind) if each is not NoneType]
+        kind = kinds[0] if len(kinds) == 1 else None
+    several = get_origin(kind) is tuple
+    if several:
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        words: tuple[str, ...] = get_args(kind)
+        metavar, read = "{" + ",".join(words) + "}", _reader_of_words(words)
+    elif kind in TYPES:
+        metavar, read = TYPES[kind][0], _reader(kind)
+    else:
+        return None
+
+    def value(texts: list[str]) -> Any:
+        if optional and texts == ["none"]:
+            return None
+        return tuple(map(read, texts)) if several else read(texts[0])
+
+    def texts(value: Any) -> list[str]:
+        if value is None:
+            return ["none"]
+        return list(map(str, value)) if several else [str(value)]
+
+    return PrimitiveConstructorSpec(
+        nargs="*" if several else 1,
+        metavar=f"[{metavar} ...]" if several else metavar,
+        instance_from_str=value,
+        is_instance=lambda value: True,
+        str_from_instance=texts,
+    )
+
+
+def _reader(kind: Any) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            if b"\0" in os.fsencode(text) or (kind is Path and not text):
+                raise ValueError
+            value = kind(text)
+            if kind is int and abs(value) >= 2**63:
+                raise ValueError
+            return value
+        except ValueError as error:
+            raise ValueError(f"got {text!r}, expected {TYPES[kind][1]}") from error
+
+    return read
+
+
+def _reader_of_words(words: Sequence[str]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"got {text!r}{did_you_mean(text, words)}, expected {_one_of(words)}")
+        return text
+
+    return read
+
+
+def _one_of(words: Iterable[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} or {last}" if most else last

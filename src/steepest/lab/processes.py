@@ -1,0 +1,123 @@
+"""Work in processes, a few at a time. They all end when their parent does, however it ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+from steepest.lab.errors import InputError
+
+PATIENCE = 20.0  # seconds for a worker to save itself when it is stopped
+
+Task = TypeVar("Task")
+Work = Callable[[Task, Callable[[Any], None]], None]
+"""`work(task, send)` does a task; it may send what the parent is to know meanwhile."""
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """The sentence of an `InputError` in a worker."""
+
+    sentence: str
+
+
+def in_processes(
+    work: Work[Task], tasks: Mapping[str, Task], workers: int
+) -> Iterator[tuple[str, Any]]:
+    """Do every task in a process of its own; yield what each sends, and None when it is done.
+
+    Args:
+        work: a function at the top of a module. An `InputError` in it stops all tasks.
+        tasks: by a name, which errors begin with.
+        workers: processes at a time.
+
+    Raises:
+        InputError: what a task raised, or that its process ended before it was done.
+    """
+    context = _context()
+    waiting = list(tasks.items())
+    active: dict[Connection, tuple[str, BaseProcess]] = {}
+    try:
+        while waiting or active:
+            while waiting and len(active) < workers:
+                name, task = waiting.pop(0)
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_do, args=(work, task, sender), daemon=True)
+                process.start()
+                sender.close()
+                active[receiver] = name, process
+            for receiver in wait(list(active)):
+                assert isinstance(receiver, Connection)
+                name, process = active[receiver]
+                try:
+                    message = receiver.recv()
+                except (EOFError, OSError):  # the end of the process
+                    process.join()
+                    del active[receiver]
+                    if process.exitcode:
+                        raise InputError(
+                            f"{name} ended without a result (exit code {process.exitcode}; -9 "
+                            "usually means out of memory); run the same command again to go on"
+                        ) from None
+                    yield name, None
+                    continue
+                if isinstance(message, _Refusal):
+                    raise InputError(f"{name}: {message.sentence}")
+                yield name, message
+    finally:
+        for _, process in active.values():
+            process.terminate()
+        for _, process in active.values():
+            process.join(PATIENCE)
+            process.kill()
+
+
+def _context() -> Any:
+    """Processes forked from a clean one that has imported torch: quick to start, own memory."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    # torch.optim imports the last one at its first use, which takes seconds
+    context.set_forkserver_preload(
+        ["steepest.lab.train", "steepest.lab.studies.edge_of_stability", "torch._dynamo"]
+    )
+    # Ctrl-C goes to all processes of a terminal. The clean one and its forks are born deaf to it,
+    # or they would die of it while they import, with a traceback each: the parent decides. (The
+    # tracker is started first because its start would let the signal in again.)
+    resource_tracker.ensure_running()
+    deaf = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, deaf)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+def _do(work: Work[Task], task: Task, sender: Connection) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    try:
+        work(task, sender.send)
+    except InputError as error:
+        sender.send(_Refusal(str(error)))
+    except (KeyboardInterrupt, BrokenPipeError):  # stopped, or left by the parent
+        os._exit(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
