@@ -69,13 +69,12 @@ def read_lines(path: str | Path) -> tuple[list[Any], list[int]]:
             continue
         try:
             record = json.loads(line)
-            if isinstance(record, dict) and KEY in record:
+            is_sealed = isinstance(record, dict) and KEY in record
+            if isinstance(record, dict):
                 record = unsealed(record)
-            elif number > len(lines):
-                continue
-            else:
-                plain.append(number)
-            records[number] = record
+            if is_sealed or number <= len(lines):
+                records[number] = record
+                plain += [] if is_sealed else [number]
         except (ValueError, RecursionError):
             if number <= len(lines):
                 damaged.append(number)
@@ -110,10 +109,14 @@ def unsealed(content: Any) -> dict[str, Any]:
     """
     if not isinstance(content, dict):
         raise DamagedFile(f"it is not a JSON object (got {content!r:.40})")
-    if KEY not in content:
+    if not content:
         return content
-    content = dict(content)
-    if content.pop(KEY) != _checksum(content):
+    rest = dict(content)
+    key, value = rest.popitem()
+    is_right = value == _checksum(rest)
+    if key == KEY and is_right:
+        return rest
+    if KEY in content or is_right:  # or the name of the checksum has changed
         raise DamagedFile("it is not what was written, as its checksum tells")
     return content
 

@@ -61,7 +61,8 @@ def rate_transfer(
         grid_only: train at no rates between those of the grid, which saves up to half of the runs
             of the last size: the rate of the first size is then carried as the grid has it, and
             the advised one is not put to the test.
-        path: a file of finished runs, lines of JSON; what it has is not run again. Of `build`,
+        path: a file of finished runs, lines of JSON with checksums; what it has is not run again,
+            but a line that is damaged, with a warning. Of `build`,
             `batches` and `loss` only the names are known: what they do is not looked at, so changed
             ones need another file.
         on_run: called after every run, also those from the file, with a line about it and the part
