@@ -55,8 +55,8 @@ def write_lines(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
 def read_lines(path: str | Path) -> tuple[list[Any], list[int]]:
     """Return the records of a file of JSON lines, and the numbers of its damaged lines.
 
-    A last line without its end was cut off while it was written: it is left out and not counted,
-    unless its checksum is right. Where some lines have a checksum, those without are damaged.
+    The beginning of a record as the last line was cut off while it was written: it is left out and
+    not counted. Where some lines have a checksum, those without are damaged.
 
     Raises:
         OSError: for a file that cannot be read.
@@ -72,11 +72,10 @@ def read_lines(path: str | Path) -> tuple[list[Any], list[int]]:
             is_sealed = isinstance(record, dict) and KEY in record
             if isinstance(record, dict):
                 record = unsealed(record)
-            if is_sealed or number <= len(lines):
-                records[number] = record
-                plain += [] if is_sealed else [number]
+            records[number] = record
+            plain += [] if is_sealed else [number]
         except (ValueError, RecursionError):
-            if number <= len(lines):
+            if number <= len(lines) or line[:1] not in (b"{", b"["):
                 damaged.append(number)
     if len(plain) < len(records):
         damaged = sorted(damaged + plain)

@@ -341,7 +341,7 @@ def test_a_torn_first_line_loses_nothing(tmp_path: Path, begin: str) -> None:
 
 
 def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path) -> None:
-    for text in ("my notes\n", '{"a": 1}\n{"b": 2}\n', "[1, 2]\n"):
+    for text in ("my notes\n", "my notes", '{"a": 1}', '{"a": 1}\n{"b": 2}\n', "[1, 2]\n"):
         (tmp_path / "layers.jsonl").write_text(text)
         with pytest.raises(ValueError, match="which has lines that are no records"):
             Records(tmp_path / "layers.jsonl").rewind(4)

@@ -101,10 +101,9 @@ def _existing(path: str, flags: int) -> int:
 def _result(row: Any) -> tuple[str, Any] | None:
     """The name and the result of a line; None for a line of something else."""
     if isinstance(row, dict) and row.keys() == {"name", "result"}:
-        row = [row["name"], row["result"]]
-    if isinstance(row, list) and len(row) == 2 and isinstance(row[0], str):
-        return row[0], row[1]
-    return None
+        return row["name"], row["result"]
+    is_old = isinstance(row, list) and len(row) == 2 and str(row[0]).startswith("[")
+    return (row[0], row[1]) if is_old else None
 
 
 def named(kind: str, *what: Any) -> str:

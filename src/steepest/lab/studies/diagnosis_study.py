@@ -100,8 +100,8 @@ def _records(monitored: Path | None) -> list[dict[str, Any]]:
                 f"got {monitored}, which is damaged in line {', '.join(map(str, damaged))}; delete "
                 "these lines to go on without them"
             )
-        if damaged:
-            raise ValueError("no line is JSON")
+        if damaged or not rows:
+            raise ValueError("no line is a record")
         return [row for row in rows if row["kind"] == "condition"]
     except OSError as error:
         raise InputError(
