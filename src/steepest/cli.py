@@ -113,7 +113,7 @@ class Transfer:
     --sizes width=64,depth=2 width=128 width=256 depth=8 depth=32 --optimizer muon --lr 0.02
     --target width=1024,depth=16
 
-    Exit codes: 0 the rate transfers over all sizes, 4 it does not, 2 bad input.
+    Exit codes: 0 the rate transfers over all sizes, 4 it does not, 3 cannot tell, 2 bad input.
     """
 
     build: tyro.conf.Positional[str]
@@ -352,6 +352,8 @@ def _transfer(command: Transfer) -> None:
     else:
         Console().print(found)
         print(f"report: {page.resolve().as_uri()}")
+    if found.passed is None:
+        sys.exit(3)
     if not found.passed:
         sys.exit(4)
 

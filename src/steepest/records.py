@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from pathlib import Path
 from typing import Any
+
+from steepest.files import json_line, read_lines, write_lines
 
 
 class Records:
     """A list of records with a "step", and the file that each is appended to.
 
     Args:
-        path: of the file; None for none.
+        path: of the file; None for none. Each line has a "checksum" besides the record.
 
     Raises:
         FileExistsError: at the first record, for a file with the records of another run.
@@ -35,19 +37,33 @@ class Records:
             )
         self._is_ours = True
         with open(self._path, "a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.write("".join(map(json_line, rows)))
 
     def rewind(self, step: int) -> None:
-        """Go on from a step: what the file has beyond it is dropped, as it will come again."""
+        """Go on from a step: what the file has beyond it is dropped, as it will come again.
+
+        Damaged lines are dropped with a warning; a last line that was cut off needs none.
+
+        Raises:
+            ValueError: for a file of something else, which stays as it is.
+        """
         self.rows, self._is_ours = [], True
         if self._path is None or not self._path.exists():
             return
-        for line in self._path.read_text().splitlines():
-            try:
-                self.rows.append(json.loads(line))
-            except ValueError:  # cut off while it was written
-                break
-        self.rows = [row for row in self.rows if row["step"] <= step]
-        aside = self._path.with_name(f".{self._path.name}")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        aside.replace(self._path)
+        rows, damaged = read_lines(self._path)
+        if any(not isinstance(row, dict) or "step" not in row for row in rows) or (
+            damaged and not rows
+        ):
+            self._is_ours = False
+            raise ValueError(
+                f"got the path {self._path}, which has lines that are no records; expected the "
+                "file of the run that goes on, or the path of no file"
+            )
+        if damaged:
+            lines = ", ".join(map(str, damaged))
+            warnings.warn(
+                f"{self._path} is damaged in line {lines}: these records are lost, the others stay",
+                stacklevel=3,
+            )
+        self.rows = [row for row in rows if row["step"] <= step]
+        write_lines(self._path, self.rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import select
@@ -55,10 +54,11 @@ def test_a_study_ends_with_a_table_and_a_report_with_every_number(finished: Path
     assert "going on with the study" in again.stderr
     for label in ("AdamW", "Signum", "Muon", "bits/byte", "gap to AdamW", "verdict"):
         assert label in again.stdout
+    from steepest.files import read_json
     from steepest.lab import report
 
     embedded = report.read(finished / "out" / "report.html")
-    stored = json.loads((finished / "out" / "summary.json").read_text())
+    stored = read_json(finished / "out" / "summary.json")
     assert embedded == stored
 
 

@@ -70,7 +70,10 @@ def test_sharpness_is_consistent_under_mup_and_not_under_ntp() -> None:
     mup = super_consistency(
         small_readout, WIDTHS, digits, _cross_entropy, lr=16.0, rule="mup", **settings
     )
-    assert mup.passed, str(mup)
+    assert mup.spread <= 1.25, str(mup)
+    assert mup.passed is None  # a single seed has no interval
+    assert mup.verdict.startswith("cannot tell: over width 32 to 512")
+    assert "take two or more" in mup.verdict
     assert all(0.8 <= row.ending[0] <= 1.1 for row in mup.rows)  # at 2 / lr
     assert all(row.ratios[0] < 0.1 for row in mup.rows)  # and far below it at the start
     assert mup.loss_spread > mup.spread
@@ -79,9 +82,8 @@ def test_sharpness_is_consistent_under_mup_and_not_under_ntp() -> None:
     ntp = super_consistency(Scaled, WIDTHS, digits, _cross_entropy, lr=0.5, rule="ntp", **settings)
     assert ntp.spread >= 2, str(ntp)
     assert ntp.rows[-1].ratios[-1] <= ntp.rows[-1].ratios[0]  # no sharpening
-    assert ntp.is_lazy
-    assert "not super consistent" in ntp.verdict
-    assert "as in the lazy limit" in ntp.verdict
+    assert ntp.movement < -0.4
+    assert ntp.is_lazy is None
 
 
 def test_random_features_do_not_sharpen() -> None:
@@ -116,6 +118,9 @@ def test_a_sharpness_that_is_known(rule: Any, spread: float) -> None:
         lr=1 / 64, rule=rule, optimizer="sgd", steps=12, seeds=2,
     )  # fmt: skip
     assert found.spread == pytest.approx(spread, rel=1e-4)
+    assert found.passed == (spread == 1)
+    assert ("not super consistent" in found.verdict) == (spread == 4)
+    assert found.is_lazy is None
     assert found.rows[0].ratios[-1] == pytest.approx(16 / 64 / 2, rel=1e-4)
     assert [row.movement for row in found.rows] == [(0.0, 0.0)] * 2  # linear in its weights
     assert math.isnan(found.movement)

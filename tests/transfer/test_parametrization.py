@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import steepest
+from steepest.files import read_json
 from steepest.lab.models.gpt import GPT, GPTConfig
 from steepest.transfer import parametrize
 from steepest.transfer.rules import OptimizerName, Rule
@@ -409,6 +410,6 @@ def test_it_prints_and_saves(tmp_path: Path) -> None:
     assert "CompleteP Table 1" in text
     assert "attention 1/d" in made["blocks.0.attention.query.weight"].why
     made.save(tmp_path / "factors.json")
-    read = json.loads((tmp_path / "factors.json").read_text())
+    read = read_json(tmp_path / "factors.json")
     assert read == json.loads(json.dumps(made.as_dict()))
     assert all(row["source"] for row in read["parameters"])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from steepest.files import read_lines
 from steepest.transfer import rate_transfer
 
 WIDTHS = [{"width": width} for width in (16, 64)]
@@ -105,7 +106,7 @@ def test_a_grid_alone_trains_at_no_rate_between(tmp_path: Path) -> None:
     found = rate_transfer(Line, sizes, _ones, _square, grid_only=True, **how)
 
     def rates() -> list[float]:
-        return [json.loads(json.loads(line)[0])[7] for line in path.read_text().splitlines()]
+        return [json.loads(row["name"])[7] for row in read_lines(path)[0]]
 
     alone = rates()
     assert all(math.log2(rate).is_integer() for rate in alone)
@@ -163,7 +164,7 @@ def test_finished_runs_are_kept(tmp_path: Path) -> None:
     third, _, few = sweep()
     assert few == 5
     assert third == first
-    assert all(len(json.loads(line)) == 2 for line in path.read_text().splitlines())
+    assert len(read_lines(path)[0]) == runs
     other = tmp_path / "mine.txt"
     other.write_text("my notes\n")
     with pytest.raises(ValueError, match="which has a line that is none"):
@@ -177,7 +178,7 @@ def test_seeds_give_an_interval_and_sizes_are_needed() -> None:
         lr=1 / 32, optimizer="adam", steps=12, seeds=3,
     )  # fmt: skip
     for row in found.rows:
-        assert row.interval.low <= row.octaves <= row.interval.high
+        assert row.interval is None or row.interval.low <= row.octaves <= row.interval.high
         assert row.lr / 2 <= 2.0**row.octaves <= row.lr * 2
     assert json.loads(json.dumps(found.as_dict()))["passed"] == found.passed
     with pytest.raises(ValueError, match="got 1 sizes, expected at least 2"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from steepest.files import read_lines
 from steepest.transfer import parametrize
 from steepest.transfer.runs import Finished, fingerprint, named, seeded, training
 
@@ -32,7 +33,7 @@ def test_a_folder_is_made_with_the_first_result(tmp_path: Path) -> None:
     assert finished("a", lambda: 1.5) == 1.5
     path.write_text(path.read_text() + '["b", 2')  # killed while it was writing
     assert Finished(path)("a", lambda: 2.5) == 1.5
-    assert path.read_text() == '["a", 1.5]\n'
+    assert read_lines(path) == ([{"name": "a", "result": 1.5}], [])
 
 
 def test_functions_with_arguments_are_told_apart() -> None:

@@ -30,7 +30,7 @@ class SharpnessTracker:
         optimizer: of the model; with it `preconditioned_sharpness` is measured too.
         every: steps between two measurements.
         tolerance: relative error of eigenvalues.
-        path: a file that gets each record as a line of JSON.
+        path: a file that gets each record as a line of JSON with a checksum.
 
     Raises:
         ValueError: for `every` below 1.

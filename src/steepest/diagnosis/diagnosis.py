@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from steepest.diagnosis.intervals import WORTH_IT, Interval, worth_it
 from steepest.diagnosis.plan import Plan, Planned, PlanRow
 from steepest.diagnosis.race import RaceResult
 from steepest.diagnosis.stacks import StackDiagnosis
+from steepest.files import read_json, write_json
 from steepest.parameter_roles import Role
 from steepest.printing import as_text
 
@@ -246,8 +246,8 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         return pandas.DataFrame(records)
 
     def save(self, path: str | Path) -> None:
-        """Write everything as JSON."""
-        Path(path).write_text(json.dumps(self.as_dict(), indent=1))
+        """Write everything as JSON with a checksum, whole or not at all."""
+        write_json(path, self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON."""
@@ -269,7 +269,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             ValueError: for another file.
         """
         try:
-            content = json.loads(Path(path).read_text())
+            content = read_json(path)
             rows = [_row(each) for each in content["rows"]]
             default = [PlanRow(**{**r, "shape": tuple(r["shape"])}) for r in content["default"]]
             return cls(

@@ -35,7 +35,8 @@ class Monitor:
             ranks are missing there. Under DDP only the first process measures.
         optimizer: that trains it.
         every: optimizer steps between two samples; the first step is one.
-        path: a file that gets each record as a line of JSON, as the lab's `metrics.jsonl` has it.
+        path: a file that gets each record as a line of JSON with a checksum, as the lab's
+            `metrics.jsonl` has it; a run that goes on drops damaged lines with a warning.
 
     Raises:
         ValueError: for `every` below 1, and models without matrices.

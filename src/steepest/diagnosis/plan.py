@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import os
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from rich.table import Table
 from torch import nn
 
 from steepest.curvature.loss_function import unwrapped
+from steepest.files import write_atomically
 from steepest.optim.mixed import Mixed
 from steepest.optim.teon import find_stacks
 from steepest.parameter_roles import RoleTable, roles
@@ -135,10 +135,7 @@ class Plan(Sequence[PlanRow]):
             lines += [f"geometry = {_text(row.geometry)}"]
             lines += [f"lr_scale = {row.lr_scale!r}"] if row.lr_scale != 1 else []
             lines += [f"shape = {list(row.shape)}", f"reason = {_text(row.reason)}"]
-        place = Path(path)
-        aside = place.with_name(f".{place.name}.{os.getpid()}")
-        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        aside.replace(place)
+        write_atomically(path, ("\n".join(lines) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -38,14 +38,25 @@ class Advice:
     slopes: dict[str, tuple[float, float]]
     points: int
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the interval is at most an octave to both sides."""
+        return self.high <= 4 * self.low
+
     def __str__(self) -> str:
         slopes = ", ".join(
             f"{slope:+.2f} ± {error:.2f} octaves a doubling of the {name}"
             for name, (slope, error) in self.slopes.items()
         )
+        rate = f"{self.lr:.3g} (80% interval {self.low:.3g} to {self.high:.3g})"
+        if not self.is_known:
+            rate = (
+                f"cannot tell to an octave, as its 80% interval is {self.low:.3g} to "
+                f"{self.high:.3g} (take more seeds, or sizes nearer to it)"
+            )
         return (
-            f"learning rate for {written(self.target)}: {self.lr:.3g} (80% interval "
-            f"{self.low:.3g} to {self.high:.3g}), from {self.points} best rates: {slopes}"
+            f"learning rate for {written(self.target)}: {rate}, from {self.points} best rates: "
+            f"{slopes}"
         )
 
 
@@ -61,7 +72,8 @@ def advise(found: Sequence[RateTransfer], target: Mapping[str, Any]) -> Advice |
         target: has a value for every size that was grown.
 
     Returns:
-        The advice; None where there are too few points for an interval.
+        The advice; None where there are too few points for an interval, or where a seed has its
+        lowest loss at an end of the grid.
 
     Raises:
         ValueError: for a target without a size that was grown.
@@ -77,6 +89,8 @@ def advise(found: Sequence[RateTransfer], target: Mapping[str, Any]) -> Advice |
             for seed in range(len(row.scores[row.lr])):
                 points[*grown, seed] = row.vertex([seed])
     at = [math.log2(target[name] / values[0]) for name, values in axes]
+    if not all(map(math.isfinite, points.values())):
+        return None
     line = continued([key[:-1] for key in points], list(points.values()), at)
     if line is None:
         return None

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Group
 
+from steepest.diagnosis.intervals import jackknife
 from steepest.printing import as_text
 from steepest.transfer.advice import Advice, advise
 from steepest.transfer.consistency import SuperConsistency, super_consistency
@@ -22,7 +23,8 @@ from steepest.transfer.coordinates import (
 )
 from steepest.transfer.dimensions import Build, growth
 from steepest.transfer.folding import folds
-from steepest.transfer.optima import DRIFT, RateTransfer
+from steepest.transfer.optima import RateTransfer
+from steepest.transfer.outcomes import Outcome, together, within
 from steepest.transfer.rates import rate_transfer
 from steepest.transfer.rules import ALPHA, OptimizerName, Rule
 
@@ -64,17 +66,26 @@ class TransferCheck:
     advice: Advice | None
 
     @property
-    def passed(self) -> bool:
-        """Whether the best rate stays over every size that was grown."""
-        return all(axis.rates.passed for axis in self.axes)
+    def passed(self) -> Outcome:
+        """Whether the best rate stays over every size that was grown; None if it is not known."""
+        return together(axis.rates.passed for axis in self.axes)
 
     @property
     def verdict(self) -> str:
-        """`transfers over width`, `transfers over width only`, `does not transfer`."""
-        kept = [axis.name for axis in self.axes if axis.rates.passed]
-        if not kept:
-            return "does not transfer"
-        return f"transfers over {' and '.join(kept)}" + ("" if self.passed else " only")
+        """`transfers over width`, `transfers over width only`, `does not transfer`, ...
+
+        And `cannot tell over depth`, where intervals do not decide.
+        """
+        kept, moved, unknown = (
+            " and ".join(axis.name for axis in self.axes if axis.rates.passed is outcome)
+            for outcome in (True, False, None)
+        )
+        said = [f"transfers over {kept}" + (" only" if moved and not unknown else "")] * bool(kept)
+        if moved and not kept:
+            said.append("does not transfer" + (f" over {moved}" if unknown else ""))
+        elif moved and unknown:
+            said.append(f"not over {moved}")
+        return ", ".join([*said, *([f"cannot tell over {unknown}"] if unknown else [])])
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -101,7 +112,7 @@ class TransferCheck:
 
     def __rich__(self) -> Group:
         lines = [f"[bold]{self.verdict}[/]", *(f"  {each}" for each in self.reasons)]
-        lines.append(str(self.advice or "too few sizes and seeds for an advice with an interval"))
+        lines.append(str(self.advice or _NO_ADVICE))
         tables = [
             part.table()
             for axis in self.axes
@@ -223,6 +234,10 @@ def check_transfer(
     return TransferCheck(tuple(axes), advice)
 
 
+_NO_ADVICE = (
+    "no learning rate is advised: sizes and seeds are too few for an interval, or a seed has its "
+    "best rate at an end of the grid"
+)
 _REST = (
     "batch size, weight decay and data: no rule here says how the best rate follows them, so keep "
     "them as in the small runs, or tune them at the target"
@@ -231,28 +246,41 @@ _REST = (
 
 def _steps(axes: Sequence[Axis]) -> list[str]:
     """Whether the best rate depends on the number of steps."""
-    half, full = (
-        [row.octaves for axis in axes for row in axis.rates.horizons[h].rows] for h in (0, 1)
-    )
-    moved = fmean(b - a for a, b in zip(half, full, strict=True))
-    if abs(moved) < HORIZON:
+    half, full = ([row for axis in axes for row in axis.rates.horizons[h].rows] for h in (0, 1))
+
+    def moved(kept: Sequence[int]) -> float:
+        return fmean(b.vertex(kept) - a.vertex(kept) for a, b in zip(half, full, strict=True))
+
+    seeds = axes[0].rates.horizons[0].seeds
+    change, interval = moved(range(seeds)), jackknife(moved, seeds) if seeds > 1 else None
+    stays = within(interval, -HORIZON, HORIZON)
+    if stays:
         return []
-    steps = [each.steps for each in axes[0].rates.horizons]
+    steps = [horizon.steps for horizon in axes[0].rates.horizons]
+    known = f", 80% interval {interval.low:+.2f} to {interval.high:+.2f}" if interval else ""
     return [
-        f"the number of steps: from {steps[0]} to {steps[1]} the best rate moved by {moved:+.2f} "
-        "octaves, so expect another one for a longer run"
+        f"the number of steps: from {steps[0]} to {steps[1]} the best rate moved by {change:+.2f} "
+        f"octaves{known}, so "
+        + (
+            "expect another one for a longer run"
+            if stays is False
+            else "it cannot be told whether a longer run has another one; take more seeds"
+        )
     ]
 
 
 def _otherwise(axis: Axis) -> list[str]:
-    """What to do about an axis over which the rate moves."""
+    """What to do about an axis over which the rate moves, or may move."""
     if axis.rates.passed:
         return []
+    if axis.rates.passed is None:
+        unknown = dict.fromkeys(said for each in axis.rates.horizons for said in each.unknown)
+        return [
+            f"the learning rate at each {axis.name}, or the check itself, which cannot tell: "
+            + "; ".join(unknown)
+        ]
     said = [f"the learning rate at each {axis.name}: that of the base is not the best there"]
-    found = [each.interval for each in axis.rates.horizons if each.interval]
-    if any(each.high - each.low > 2 * DRIFT for each in found):
-        said[0] += "; or take more seeds, as the drift is not known to an octave yet"
-    if axis.coordinates and not axis.coordinates.passed:
+    if axis.coordinates and axis.coordinates.passed is False:
         worst = axis.coordinates.worst
         kind = "grows" if worst.slope > 0 else "freezes"
         said.append(f"look at {worst.layer}, whose change {kind} with the {axis.name}")

@@ -20,6 +20,7 @@ from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.printing import as_text
 from steepest.transfer.coordinates import BlownUp, Loss, axis_of, log_slope
 from steepest.transfer.dimensions import Build
+from steepest.transfer.outcomes import Outcome, difference_interval, within
 from steepest.transfer.parametrization import Parametrized, parametrize
 from steepest.transfer.rules import OptimizerName, Rule
 from steepest.transfer.runs import Finished, named, seeded, training, written
@@ -68,6 +69,8 @@ class SuperConsistency:
         rows: a `SizeCurve` for each size.
         spread: largest over smallest mean of the last three snapshots.
         loss_spread: the same of the losses.
+        spread_interval: its 80% interval over the seeds of all sizes; None for one seed, and where
+            a sharpness is not positive.
         movement: slope of log2 of the kernel's movement against log2 of the size, with its 80%
             interval over the seeds (None for one): 0 where every size learns features, -1/2 in the
             lazy limit.
@@ -84,33 +87,51 @@ class SuperConsistency:
     loss_spread: float
     movement: float
     movement_interval: Interval | None
+    spread_interval: Interval | None = None
 
     @property
-    def passed(self) -> bool:
-        """Whether the sharpness at the end differs by at most 25% over the sizes."""
-        return self.spread <= SPREAD
+    def passed(self) -> Outcome:
+        """Whether the sharpness at the end differs by at most 25% over the sizes.
+
+        None where its interval has both, or where there is none: it cannot be told.
+        """
+        return within(self.spread_interval, -math.inf, SPREAD)
 
     @property
-    def is_lazy(self) -> bool:
-        """Whether the tangent kernel stops moving as the size grows: no features are learned."""
-        return self.movement < LAZY
+    def is_lazy(self) -> Outcome:
+        """Whether the tangent kernel stops moving as the size grows: no features are learned.
+
+        None where it cannot be told.
+        """
+        return within(self.movement_interval, -math.inf, LAZY)
 
     @property
     def verdict(self) -> str:
         """One sentence with the numbers."""
         ending = fmean(fmean(row.ending) for row in self.rows)
-        said = "super consistent" if self.passed else "not super consistent"
+        said = {True: "super consistent", False: "not super consistent", None: "cannot tell"}
+        over = f"over {self.against} {self.values[0]:g} to {self.values[-1]:g}"
+        if not math.isfinite(self.spread):
+            return f"cannot tell: {over} the sharpness at the end is not positive at every size"
+        factor = f"{self.spread:.2f} ("
+        if ends := self.spread_interval:
+            factor += f"80% interval {max(1.0, ends.low):.2f} to {ends.high:.2f}, "
         moved = f"'s movement has the slope {self.movement:+.2f}"
         if math.isnan(self.movement):
             moved = " does not move"
-        elif self.is_lazy:
-            moved += ", as in the lazy limit"
-        return (
-            f"{said}: over {self.against} {self.values[0]:g} to {self.values[-1]:g} the sharpness "
-            f"at the end differs by a factor of {self.spread:.2f} (at most {SPREAD:g}), the loss "
-            f"by {self.loss_spread:.2f}; it ends at {ending:.2f} of the edge of stability; the "
-            f"tangent kernel{moved}"
+        elif ends := self.movement_interval:
+            moved += f" ({ends.low:+.2f} to {ends.high:+.2f})"
+        moved += ", as in the lazy limit" if self.is_lazy else ""
+        sentence = (
+            f"{said[self.passed]}: {over} the sharpness at the end differs by a factor of {factor}"
+            f"at most {SPREAD:g}), the loss by {self.loss_spread:.2f}; it ends at {ending:.2f} of "
+            f"the edge of stability; the tangent kernel{moved}"
         )
+        if self.passed is None:
+            alone = len(self.rows[0].ending) == 1
+            sentence += "; a single seed has no interval: take two or more" if alone else ""
+            sentence += "" if alone else "; take more seeds, or longer runs"
+        return sentence
 
     def table(self) -> Table:
         """Return the table for `rich`."""
@@ -224,7 +245,6 @@ def super_consistency(
             on_run(f"{written(size)}: {runs[-1]['ratios'][-1]:.2f} of the edge", done)
         rows.append(_curve(size, runs))
         measure = runs[0]["measure"]
-    ends = [fmean(row.ending) for row in rows]
     losses = [fmean(row.losses[-SNAPSHOTS:]) for row in rows]
 
     def slope(kept: Sequence[int]) -> float:
@@ -232,9 +252,22 @@ def super_consistency(
 
     return SuperConsistency(
         rule, optimizer, lr, measure, against, values, tuple(rows),
-        _ratio(ends), _ratio(losses), slope(range(seeds)),
-        jackknife(slope, seeds) if seeds > 1 else None,
+        _ratio([fmean(row.ending) for row in rows]), _ratio(losses), slope(range(seeds)),
+        jackknife(slope, seeds) if seeds > 1 else None, _spread_interval(rows),
     )  # fmt: skip
+
+
+def _spread_interval(rows: Sequence[SizeCurve]) -> Interval | None:
+    """Of the largest over the smallest sharpness; the noise is that of all sizes together."""
+    if min(ending for row in rows for ending in row.ending) <= 0:
+        return None
+    logs = [[math.log(ending) for ending in row.ending] for row in sorted(rows, key=_ending)]
+    ends = difference_interval(logs[-1], logs[0], logs)
+    return ends and Interval(*map(math.exp, (ends.value, ends.low, ends.high)))
+
+
+def _ending(row: SizeCurve) -> float:
+    return fmean(row.ending)
 
 
 def _ratio(values: Sequence[float]) -> float:

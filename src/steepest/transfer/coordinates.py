@@ -17,8 +17,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from steepest.curvature.loss_function import checked
+from steepest.diagnosis.intervals import Interval
 from steepest.printing import as_text
 from steepest.transfer.dimensions import Build, growing_lists, pattern_of
+from steepest.transfer.outcomes import Outcome, slope_interval, together, within
 from steepest.transfer.parametrization import Parametrized, parametrize
 from steepest.transfer.rules import OptimizerName, Rule
 from steepest.transfer.runs import Finished, fingerprint, named, seeded
@@ -45,6 +47,8 @@ class LayerSlope:
         error: standard error of the slope over the seeds; NaN for one seed.
         size_slope: the slope of RMS(h_t) itself, for the reader.
         changes: RMS(h_t - h_0) at each size, the geometric mean over the seeds.
+        interval: of the slope at 80%, by least squares through all sizes and seeds; None for a
+            single seed at two sizes.
     """
 
     layer: str
@@ -53,11 +57,15 @@ class LayerSlope:
     error: float
     size_slope: float
     changes: tuple[float, ...]
+    interval: Interval | None = None
 
     @property
-    def passed(self) -> bool:
-        """Whether |slope| is at most 0.1; a layer that does not move passes."""
-        return math.isnan(self.slope) or abs(self.slope) <= THRESHOLD
+    def passed(self) -> Outcome:
+        """Whether |slope| is at most 0.1, as all of its interval says; None where it has both.
+
+        A layer that does not move passes.
+        """
+        return math.isnan(self.slope) or within(self.interval, -THRESHOLD, THRESHOLD)
 
 
 @dataclass(frozen=True)
@@ -83,14 +91,15 @@ class CoordinateCheck:
     skipped: tuple[str, ...] = ()
 
     @property
-    def passed(self) -> bool:
-        """Whether every layer has |slope| of at most 0.1 at every step."""
-        return all(row.passed for row in self.rows)
+    def passed(self) -> Outcome:
+        """Whether every layer has |slope| of at most 0.1 at every step; None if it is not known."""
+        return together(row.passed for row in self.rows)
 
     @property
     def worst(self) -> LayerSlope:
-        """The layer and step with the steepest slope."""
-        return max(self.rows, key=lambda row: 0.0 if math.isnan(row.slope) else abs(row.slope))
+        """The layer and step with the steepest slope, of those that decide."""
+        rows = [row for row in self.rows if row.passed is self.passed]
+        return max(rows, key=lambda row: 0.0 if math.isnan(row.slope) else abs(row.slope))
 
     def __getitem__(self, key: tuple[str, int]) -> LayerSlope:
         """Return the row of a layer and a step."""
@@ -101,15 +110,25 @@ class CoordinateCheck:
 
     @property
     def verdict(self) -> str:
-        """One sentence: passed or not, and the layer at fault."""
+        """One sentence: passed or not, and the layer at fault, or why it cannot be told."""
         worst = self.worst
         where = f"{worst.layer} after {worst.step} steps: slope {worst.slope:+.3f}"
         if not math.isnan(worst.error):
             where += f" ± {worst.error:.3f} (standard error, {self.seeds} seeds)"
+        if worst.interval:
+            where += f", 80% interval {worst.interval.low:+.3f} to {worst.interval.high:+.3f}"
         if self.skipped:
             where += f"; not compared, as it is not always called alike: {', '.join(self.skipped)}"
         if self.passed:
             return f"passed, every |slope| is at most {THRESHOLD:g}; largest in {where}"
+        if self.passed is None:
+            advice = "more seeds, or sizes of a wider range"
+            if worst.interval is None:
+                advice = "two seeds or more, as a single one has no interval at two sizes"
+            return (
+                f"cannot tell whether every |slope| is at most {THRESHOLD:g}; least known is "
+                f"{where}; take {advice}"
+            )
         return f"failed, expected |slope| of at most {THRESHOLD:g}; at fault is {where}"
 
     def table(self) -> Table:
@@ -130,7 +149,7 @@ class CoordinateCheck:
                 str(row.step),
                 *("-" if math.isnan(x) else f"{x:{form}}" for x, form in shown),
                 *(f"{change:.3g}" for change in row.changes),
-                style=None if row.passed else "bold red",
+                style={True: None, False: "bold red", None: "yellow"}[row.passed],
             )
         return table
 
@@ -142,7 +161,8 @@ class CoordinateCheck:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the rows, the verdict and what was checked, as plain values."""
-        return {**asdict(self), "passed": self.passed, "verdict": self.verdict}
+        rows = [{**asdict(row), "passed": row.passed} for row in self.rows]
+        return {**asdict(self), "rows": rows, "passed": self.passed, "verdict": self.verdict}
 
 
 def coordinate_check(
@@ -370,14 +390,19 @@ def _row(
     plain: list[list[float]],
 ) -> LayerSlope:
     slopes = [log_slope(values, each) for each in changes]
-    known = len(slopes) > 1 and not any(map(math.isnan, slopes))
-    error = stdev(slopes) / math.sqrt(len(slopes)) if known else math.nan
+    n = len(slopes)
+    known = n > 1 and not any(map(math.isnan, slopes))
+    error = stdev(slopes) / math.sqrt(n) if known else math.nan
     means = tuple(
         math.exp(fmean(math.log(x) for x in at_size)) if min(at_size) > 0 else 0.0
         for at_size in zip(*changes, strict=True)
     )
     size_slope = fmean(log_slope(values, each) for each in plain)
-    return LayerSlope(name, step, fmean(slopes), error, size_slope, means)
+    interval = None
+    if not any(map(math.isnan, slopes)):
+        logs = [[math.log2(change) for change in run] for run in changes]
+        interval = slope_interval([math.log2(value) for value in values], logs)
+    return LayerSlope(name, step, fmean(slopes), error, size_slope, means, interval)
 
 
 def log_slope(x: Sequence[float], y: Sequence[float]) -> float:

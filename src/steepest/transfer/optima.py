@@ -14,6 +14,7 @@ from rich.table import Table
 
 from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.printing import as_text
+from steepest.transfer.outcomes import Outcome, span, together, within
 from steepest.transfer.runs import written
 
 DRIFT, PENALTY = 1.0, 0.01
@@ -29,7 +30,8 @@ class SizeOptimum:
         lr: of the lowest score on the grid, in the units of the base.
         octaves: log2 of the rate at the vertex of a parabola through the lowest score and its
             neighbours.
-        interval: of that at 80%, over the seeds; None for a single one.
+        interval: of that at 80%, over the seeds; None for a single one, and where some of the seeds
+            have their lowest score at an end of the grid.
         score: at `lr`, the mean over the seeds.
         scores: of every rate and seed.
     """
@@ -42,7 +44,7 @@ class SizeOptimum:
     scores: dict[float, tuple[float, ...]]
 
     def vertex(self, seeds: Sequence[int]) -> float:
-        """Return the `octaves` that some of the seeds have, around the `lr` of all."""
+        """Return the `octaves` that some of the seeds have; NaN at an end of the grid."""
         return _vertex(self.scores, self.lr, seeds)
 
 
@@ -59,10 +61,13 @@ class Horizon:
         penalty: of the last size's score with the best rate of the first over that with its own
             best, minus 1: rates on the grid, or interpolated where that is better.
         penalty_interval: at 80%, as that of the drift.
+        diverged: whether a run of the last size diverged at the first one's rate, so that the
+            penalty is at least what is given.
         advised: the rate at the last size that the best rates of all others advise, as `advise`
             does; None where they are too few.
         advised_penalty: of the last size's score with that rate, likewise: what the advice would
             have cost.
+        advised_diverged: whether a run diverged there.
     """
 
     steps: int
@@ -73,33 +78,68 @@ class Horizon:
     penalty_interval: Interval | None
     advised: float | None = None
     advised_penalty: float | None = None
+    diverged: bool = False
+    advised_diverged: bool = False
 
     @property
-    def passed(self) -> bool:
-        """Whether the optimum moves by at most an octave and the score by at most 1%."""
-        return abs(self.drift) <= DRIFT and self.penalty <= PENALTY
+    def seeds(self) -> int:
+        """How many runs there are for a rate."""
+        return len(self.rows[0].scores[self.rows[0].lr])
+
+    @property
+    def drifts(self) -> tuple[Interval | None, ...]:
+        """The drift of each size after the first, with its 80% interval."""
+        return tuple(_drift_interval(self.rows[0], row, self.seeds) for row in self.rows[1:])
+
+    @property
+    def passed(self) -> Outcome:
+        """Whether every optimum moves by at most an octave, and the score by at most 1%.
+
+        None where an interval has both, or where there is none: it cannot be told.
+        """
+        moved = [within(drift, -DRIFT, DRIFT) for drift in self.drifts]
+        return together([*moved, within(self.penalty_interval, -math.inf, PENALTY)])
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Why it cannot be told, if it cannot, and what to do."""
+        if self.passed is not None:
+            return ()
+        if self.seeds == 1:
+            return ("a single seed has no interval: take two or more",)
+        said = []
+        for row, drift in zip(self.rows[1:], self.drifts, strict=True):
+            if drift is None:
+                said.append(f"seeds disagree on the best rate of {written(row.size)}")
+            elif within(drift, -DRIFT, DRIFT) is None:
+                said.append(
+                    f"at {written(row.size)} it moves by {drift.low:+.2f} to {drift.high:+.2f}"
+                )
+        if within(self.penalty_interval, -math.inf, PENALTY) is None:
+            said.append("the cost is not known to be above or below the limit")
+        return (*said, "take more seeds, or longer runs")
 
     @property
     def verdict(self) -> str:
-        """One sentence with the numbers."""
-        said = "transfers" if self.passed else "does not transfer"
-        moved, cost = f"{self.drift:+.2f} octaves", f"{100 * self.penalty:z.1f}%"
-        if found := self.interval:
-            moved += f" (80% interval {found.low:+.2f} to {found.high:+.2f}, at most {DRIFT:g})"
-        if found := self.penalty_interval:
-            cost += (
-                f" ({100 * found.low:z.1f} to {100 * found.high:z.1f}%, at most {100 * PENALTY:g}%)"
-            )
+        """One sentence with the numbers, and why it cannot be told, if it cannot."""
+        said = {True: "transfers", False: "does not transfer", None: "cannot tell"}[self.passed]
+        moved, cost = f"{self.drift:+.2f} octaves", _percent(self.penalty, self.diverged)
+        if drift := self.interval:
+            moved += f" (80% interval {drift.low:+.2f} to {drift.high:+.2f}, at most {DRIFT:g})"
+        interval = self.penalty_interval
+        if self.penalty == 0 and (interval is None or interval.low == interval.high):
+            cost = "nothing, as both have the same best rate of those tried"
+        elif interval:
+            low, high = 100 * interval.low, 100 * interval.high
+            cost += f" ({low:z.1f} to {high:z.1f}%, at most {100 * PENALTY:g}%)"
         sentence = (
             f"{said} over {self.steps} steps: the best rate moves by {moved}, and that of the "
             f"first size costs the last one {cost}"
         )
-        if self.advised is None or self.advised_penalty is None:
-            return sentence
-        return (
-            f"{sentence}; {self.advised:.3g}, advised by the sizes before, costs it "
-            f"{100 * self.advised_penalty:z.1f}%"
-        )
+        if self.advised is not None and self.advised_penalty is not None:
+            cost = _percent(self.advised_penalty, self.advised_diverged)
+            sentence += f"; {self.advised:.3g}, advised by the sizes before, costs it {cost}"
+        return "; ".join([sentence, *self.unknown])
 
 
 @dataclass(frozen=True)
@@ -121,9 +161,9 @@ class RateTransfer:
         return self.horizons[-1].rows
 
     @property
-    def passed(self) -> bool:
-        """Whether both horizons pass."""
-        return all(each.passed for each in self.horizons)
+    def passed(self) -> Outcome:
+        """Whether both horizons pass; None where it cannot be told."""
+        return together(horizon.passed for horizon in self.horizons)
 
     @property
     def verdict(self) -> str:
@@ -142,13 +182,13 @@ class RateTransfer:
             table.add_column(title, justify="left" if title == "size" else "right")
         for horizon in self.horizons:
             for row in horizon.rows:
-                found = row.interval
+                ends = row.interval
                 table.add_row(
                     written(row.size),
                     str(horizon.steps),
                     f"{row.lr:.3g}",
                     f"{2.0**row.octaves:.3g}",
-                    f"{2.0**found.low:.3g} to {2.0**found.high:.3g}" if found else "-",
+                    span(2.0**ends.low, 2.0**ends.high, row.scores) if ends else "-",
                     f"{row.score:.4g}",
                 )
         return table
@@ -165,6 +205,12 @@ class RateTransfer:
         for horizon, row in zip(self.horizons, found["horizons"], strict=True):
             row |= {"passed": horizon.passed, "verdict": horizon.verdict}
         return found
+
+
+def _percent(penalty: float, is_bound: bool) -> str:
+    if not math.isfinite(penalty):
+        return "more than a share can say, as its own best loss is zero"
+    return f"{'at least ' if is_bound else ''}{100 * penalty:z.1f}%"
 
 
 def optimum(
@@ -184,30 +230,40 @@ def horizon(
     own: tuple[float, ...],
     advised: float | None,
     there: tuple[float, ...] | None,
+    limit: tuple[float, ...],
 ) -> Horizon:
-    """Scores are of the last size: at the first one's rate, at its own, and at the advised one."""
+    """Scores are of the last size: at the first one's rate, at its own, at the advised one.
+
+    `limit` is what runs score that diverge.
+    """
     first = rows[0]
     moved = max(rows[1:], key=lambda row: abs(row.octaves - first.octaves))
-
-    def drift(kept: Sequence[int]) -> float:
-        return moved.vertex(kept) - first.vertex(kept)
 
     def penalty(scores: Sequence[float], kept: Sequence[int]) -> float:
         dearer, best = sum(scores[i] - own[i] for i in kept), sum(own[i] for i in kept)
         return dearer / best if best > 0 else math.inf if dearer > 0 else 0.0
+
+    def diverged(scores: tuple[float, ...] | None) -> bool:
+        return any(score >= most for score, most in zip(scores or (), limit, strict=False))
 
     seeds = range(len(own))
     cost = partial(penalty, carried)
     return Horizon(
         steps,
         rows,
-        drift(seeds),
-        _interval(drift, len(seeds)),
+        moved.vertex(seeds) - first.vertex(seeds),
+        _drift_interval(first, moved, len(seeds)),
         cost(seeds),
         _interval(cost, len(seeds)),
         advised,
         None if there is None else penalty(there, seeds),
+        diverged(carried),
+        diverged(there),
     )
+
+
+def _drift_interval(first: SizeOptimum, moved: SizeOptimum, seeds: int) -> Interval | None:
+    return _interval(lambda kept: moved.vertex(kept) - first.vertex(kept), seeds)
 
 
 def _interval(estimate: Callable[[Sequence[int]], float], seeds: int) -> Interval | None:
@@ -215,8 +271,17 @@ def _interval(estimate: Callable[[Sequence[int]], float], seeds: int) -> Interva
 
 
 def _vertex(scores: Mapping[float, tuple[float, ...]], lr: float, seeds: Sequence[int]) -> float:
-    """log2 of the rate at the vertex of the parabola through a rate and its neighbours."""
-    down, here, up = (fmean(scores[lr * 2.0**k][i] for i in seeds) for k in (-1, 0, 1))
-    bend = down - 2 * here + up
-    shift = 0.5 * (down - up) / bend if bend > 0 else 0.0
-    return math.log2(lr) + min(1.0, max(-1.0, shift))
+    """log2 of the rate at the vertex of the parabola through a rate and its neighbours.
+
+    Where some of the seeds have it farther away than that, downhill from there; NaN where the grid
+    ends first, as the end is no optimum.
+    """
+    while True:
+        down, here, up = (fmean(scores[lr * 2.0**k][i] for i in seeds) for k in (-1, 0, 1))
+        bend = down - 2 * here + up
+        shift = 0.5 * (down - up) / bend if bend > 0 else math.inf
+        if abs(shift) <= 1:
+            return math.log2(lr) + shift
+        lr *= 2.0 if up < down else 0.5
+        if not {lr / 2, lr * 2} <= scores.keys():
+            return math.nan

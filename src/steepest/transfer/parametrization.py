@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from steepest import optim
+from steepest.files import write_json
 from steepest.optim.scales import with_adamw_lr
 from steepest.optim.teon import find_stacks
 from steepest.parameter_roles import ParameterRole, all_roles
@@ -247,8 +247,8 @@ class Parametrized:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write `as_dict` as JSON."""
-        Path(path).write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
+        """Write `as_dict` as JSON with a checksum, whole or not at all."""
+        write_json(path, self.as_dict())
 
 
 def parametrize(

@@ -61,7 +61,8 @@ def rate_transfer(
         grid_only: train at no rates between those of the grid, which saves up to half of the runs
             of the last size: the rate of the first size is then carried as the grid has it, and
             the advised one is not put to the test.
-        path: a file of finished runs, lines of JSON; what it has is not run again. Of `build`,
+        path: a file of finished runs, lines of JSON with checksums; what it has is not run again,
+            but a line that is damaged, with a warning. Of `build`,
             `batches` and `loss` only the names are known: what they do is not looked at, so changed
             ones need another file.
         on_run: called after every run, also those from the file, with a line about it and the part
@@ -150,7 +151,8 @@ def rate_transfer(
         carried, own = (at(last, tuned(i))[h] for i in (0, last))
         advised = _advised(rows)
         there = None if advised is None or grid_only else at(last, advised)[h]
-        found.append(horizon(length, rows, carried, own, advised, there))
+        limit = at(last, rows[-1].lr)[-1]
+        found.append(horizon(length, rows, carried, own, advised, there, limit))
     return RateTransfer(rule, optimizer, tuple(found))
 
 
@@ -184,19 +186,21 @@ def _best(
                 )
             return best
         best += 1 if up < min(here, down) and not diverged else -1
+    side = "at least" if best > 0 else "at most"
     raise ValueError(
-        f"got no best rate for {dict(size)} between {lr * 2.0**-FURTHEST:.3g} and "
-        f"{lr * 2.0**FURTHEST:.3g}; expected an lr closer to it"
+        f"got no best rate for {dict(size)}: it is {side} {lr * 2.0**best:.3g}, where the search "
+        f"from lr={lr:g} ended; give an lr beyond that"
     )
 
 
 def _advised(rows: Sequence[SizeOptimum]) -> float | None:
-    """The rate at the last size that all others advise; None where they are too few."""
+    """The rate at the last size that all others advise; None where they are too few, or unknown."""
     _, values = axis_of([row.size for row in rows])
     places, octaves = [], []
     for row, value in zip(rows[:-1], values[:-1], strict=True):
         for seed in range(len(row.scores[row.lr])):
             places.append([math.log2(value)])
             octaves.append(row.vertex([seed]))
-    line = continued(places, octaves, [math.log2(values[-1])]) if len(rows) > 2 else None
+    known = len(rows) > 2 and all(map(math.isfinite, octaves))
+    line = continued(places, octaves, [math.log2(values[-1])]) if known else None
     return None if line is None else 2.0**line.value

@@ -6,6 +6,8 @@ import functools
 import hashlib
 import json
 import math
+import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from steepest.curvature.loss_function import checked
+from steepest.files import json_line, read_bytes, read_lines, write_atomically
 from steepest.transfer.parametrization import Parametrized
 
 LAST = 10
@@ -25,11 +28,12 @@ LAST = 10
 
 
 class Finished:
-    """Results by name, as lines of JSON that are written as they come.
+    """Results by name, as lines of JSON that are written as they come, each with a checksum.
 
     Args:
         path: of the file, made with its folder when there is a first result; `None` keeps them in
-            memory. A last line that is cut off is dropped.
+            memory. A last line that is cut off is dropped, a damaged one too, with a warning:
+            their runs are made again.
 
     Raises:
         ValueError: for a file of something else, which stays as it is.
@@ -42,37 +46,64 @@ class Finished:
     def __init__(self, path: str | Path | None = None):
         self._path = None if path is None else Path(path)
         self._known: dict[str, Any] = {}
+        self._is_there = False
         if self._path is not None and self._path.exists():
-            text = self._path.read_text()
-            whole, _, cut = text.rpartition("\n")
-            try:
-                self._known = dict(_result(line) for line in whole.splitlines())
-                if text and not whole:
-                    raise ValueError("no line is whole")
-            except ValueError as error:
-                raise ValueError(
-                    f"got the file of runs {self._path}, which has a line that is none; expected "
-                    "what an earlier sweep wrote, or the path of no file"
-                ) from error
-            if cut:
-                self._path.write_text(whole + "\n")
+            self._load(self._path)
+
+    def _load(self, path: Path) -> None:
+        content = read_bytes(path)
+        rows, damaged = read_lines(path)
+        results = [_result(row) for row in rows]
+        known = [result for result in results if result is not None]
+        is_torn = any(content.startswith(b) or b.startswith(content) for b in _BEGINNINGS)
+        if len(known) < len(rows) or (not known and not (is_torn and not damaged)):
+            raise ValueError(
+                f"got the file of runs {path}, which has a line that is none; expected what an "
+                "earlier sweep wrote, or the path of no file"
+            )
+        if damaged:
+            lines = ", ".join(map(str, damaged))
+            warnings.warn(
+                f"{path} is damaged in line {lines}: these runs are made again", stacklevel=4
+            )
+        self._known, self._is_there = dict(known), True
+        whole = [json_line({"name": name, "result": result}) for name, result in known]
+        if content != "".join(whole).encode():
+            write_atomically(path, "".join(whole).encode())
 
     def __call__(self, name: str, run: Callable[[], Any]) -> Any:
-        """Return the result of that name; `run` makes it where there is none."""
+        """Return the result of that name; `run` makes it where there is none.
+
+        Raises:
+            FileNotFoundError: if the file was removed since it was begun.
+        """
         if name not in self._known:
             self._known[name] = run()
             if self._path is not None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                with self._path.open("a") as file:
-                    file.write(json.dumps([name, self._known[name]]) + "\n")
+                row = {"name": name, "result": self._known[name]}
+                if self._is_there:
+                    with open(self._path, "a", opener=_existing) as file:
+                        file.write(json_line(row))
+                else:  # in one piece, so that a first line is never torn
+                    self._path.parent.mkdir(parents=True, exist_ok=True)
+                    write_atomically(self._path, json_line(row).encode())
+                    self._is_there = True
         return self._known[name]
 
 
-def _result(line: str) -> tuple[str, Any]:
-    found = json.loads(line)
-    if not isinstance(found, list) or len(found) != 2 or not isinstance(found[0], str):
-        raise ValueError(f"got {line[:40]!r}, expected a name and a result")
-    return found[0], found[1]
+_BEGINNINGS = (b'{"name": "[', b'["[')  # of a line, and of one as it was before checksums
+
+
+def _existing(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT)
+
+
+def _result(row: Any) -> tuple[str, Any] | None:
+    """The name and the result of a line; None for a line of something else."""
+    if isinstance(row, dict) and row.keys() == {"name", "result"}:
+        return row["name"], row["result"]
+    is_old = isinstance(row, list) and len(row) == 2 and str(row[0]).startswith("[")
+    return (row[0], row[1]) if is_old else None
 
 
 def named(kind: str, *what: Any) -> str:

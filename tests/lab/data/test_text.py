@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -50,18 +51,64 @@ def test_a_folder_is_split_by_file_and_the_split_depends_on_names_only(tmp_path:
     )
 
 
-def test_a_tiny_file_does_not_become_the_whole_validation_text(tmp_path: Path) -> None:
-    files = {"README": "short", "train.txt": "a" * 5000, "valid.txt": "b" * 4000}
-    corpus = load(str(_folder(tmp_path, files)))
-    assert len(corpus.validation) == 4000
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [5, 5000, 4000],
+        [98_000, *[20] * 100],  # one large file among small ones: 98% were held out
+        [20_000, 20_000, 10],
+        [1, 1, 100_000],
+        [9_999],
+        [3_000] * 3,
+        [700] * 30,
+        [2**k for k in range(16)],
+        [10**k for k in range(6)],
+    ],
+)
+def test_a_twentieth_is_held_out_whatever_the_sizes_of_files(
+    tmp_path: Path, sizes: list[int]
+) -> None:
+    rng = np.random.default_rng(0)
+    letters = [bytes(rng.integers(97, 123, size, dtype=np.uint8)).decode() for size in sizes]
+    texts = {f"text{i}.txt": f"{i}{text}" for i, text in enumerate(letters)}
+    corpus = load(str(_folder(tmp_path, texts)))
+    total = sum(map(len, texts.values()))
+    assert 0.025 <= len(corpus.validation) / total <= 0.11  # of a separator for each document too
+    parts = {*bytes(corpus.train).split(b"\0"), *bytes(corpus.validation).split(b"\0")}
+    whole = {text.encode() for text in texts.values()}
+    assert len(whole - parts) <= 1  # at most one document is cut
+    cut = b"".join(sorted(whole - parts))
+    assert not cut or any(a + b == cut for a in parts for b in parts)
+    assert "held out" in corpus.description
 
 
-def test_of_a_single_file_the_last_tenth_is_held_out(tmp_path: Path) -> None:
+def test_a_document_is_cut_only_where_no_whole_ones_will_do(tmp_path: Path) -> None:
+    whole = load(str(_folder(tmp_path / "a", {f"{i}.txt": f"{i}" * 500 for i in range(9, 49)})))
+    assert "of the largest" not in whole.description
+    cut = load(str(_folder(tmp_path / "b", {"a.txt": "a" * 8000, "b.txt": "b" * 2000})))
+    assert "the last 500 bytes of the largest held out" in cut.description
+    assert bytes(cut.validation) == b"a" * 500
+
+
+def test_of_a_single_file_the_last_twentieth_is_held_out(tmp_path: Path) -> None:
     path = tmp_path / "one.txt"
     path.write_text("abcdefghij" * 100)
     corpus = load(str(path))
-    assert len(corpus.validation) == 100
+    assert len(corpus.validation) == 50
+    assert "its last twentieth held out" in corpus.description
     assert bytes(corpus.train) + bytes(corpus.validation) == path.read_bytes()
+
+
+@pytest.mark.parametrize("lengths", [[1000], [1000, 10], [10, 1000, 10], [5] * 40])
+def test_a_twentieth_of_tokens_is_held_out_whatever_the_sizes_of_files(
+    tmp_path: Path, lengths: list[int]
+) -> None:
+    tokens = np.arange(sum(lengths), dtype="<u2")
+    for i, part in enumerate(np.split(tokens, np.cumsum(lengths)[:-1])):
+        np.save(tmp_path / f"{i:03}.npy", part)
+    corpus = load(str(tmp_path))
+    assert len(corpus.validation) == round(len(tokens) / 20)
+    assert np.array_equal(np.concatenate([corpus.train, corpus.validation]), tokens)
 
 
 def test_files_of_a_folder_that_are_no_text_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -113,7 +160,13 @@ def test_token_files_with_and_without_a_header(tmp_path: Path, header: bool) -> 
         ("empty.txt", b"", "is empty"),
         ("binary.txt", b"abc\0def", "binary"),
         ("latin.txt", "café".encode("latin-1"), "not UTF-8"),
-        ("odd.bin", b"\1\2\3\4\5", "expected 16-bit tokens"),
+        ("wide.txt", "text".encode("utf-16"), "UTF-16 text; convert it"),
+        ("image.png", b"\x89PNG\r\n\x1a\n\0\0", "binary"),
+        ("arrays.npz", b"PK\3\4\0\0", "or tokens as .bin or .npy"),
+        ("odd.bin", b"\1\2\3\4\5", "expected tokens of 16, 32 or 64 bits"),
+        ("empty.bin", b"", "expected tokens of 16, 32 or 64 bits"),
+        ("torn.npy", b"\x93NUMPY\1\0", "is torn, or no array"),
+        ("notes.npy", b"my notes", "is torn, or no array"),
         ("bare.bin", np.array([20240520, 1, 0] + 253 * [0], "<i4").tobytes(), "no tokens"),
     ],
 )
@@ -121,6 +174,100 @@ def test_bad_files_get_a_sentence(tmp_path: Path, name: str, content: bytes, sen
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=sentence):
         load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4", "<u8", "<i4", "<i8"])
+@pytest.mark.parametrize("largest", [3, 200, 50_000, 250_000])
+def test_the_width_of_tokens_is_recognised(tmp_path: Path, dtype: str, largest: int) -> None:
+    if largest > np.iinfo(dtype).max:
+        pytest.skip("no such tokens at this width")
+    tokens = np.random.default_rng(largest).integers(0, largest + 1, 4000).astype(dtype)
+    tokens.tofile(tmp_path / "a.bin")
+    np.save(tmp_path / "a.npy", tokens)
+    for name in ("a.bin", "a.npy"):
+        corpus = load(str(tmp_path / name))
+        assert np.array_equal(np.concatenate([corpus.train, corpus.validation]), tokens)
+        assert corpus.vocabulary == tokens.max() + 1
+
+
+def test_a_header_of_32_bit_tokens(tmp_path: Path) -> None:
+    tokens = np.arange(100_000, 102_000, dtype="<u4")
+    front = np.zeros(256, dtype="<i4")
+    front[:3] = 20240801, 7, len(tokens)
+    (tmp_path / "a.bin").write_bytes(front.tobytes() + tokens.tobytes())
+    corpus = load(str(tmp_path / "a.bin"))
+    assert np.array_equal(np.concatenate([corpus.train, corpus.validation]), tokens)
+    (tmp_path / "a.bin").write_bytes(front.tobytes() + tokens.tobytes()[:-2])
+    with pytest.raises(InputError, match="torn: its header promises 2000 tokens"):
+        load(str(tmp_path / "a.bin"))
+
+
+@pytest.mark.parametrize(
+    ("array", "sentence"),
+    [
+        (np.ones(9), "holds float64 of shape"),
+        (np.ones((3, 3), dtype=int), r"shape \(3, 3\), expected whole numbers of shape"),
+        (np.array([1, -100, 2]), "has numbers from -100 to 2, expected tokens"),
+        (np.array([1, 2**30]), "expected tokens from 0 to 1048575"),
+        (np.array([{}]), "is torn, or no array of numbers"),
+        (np.zeros(0, dtype=int), "has no tokens"),
+    ],
+)
+def test_arrays_of_something_else_get_a_sentence(
+    tmp_path: Path, array: np.ndarray, sentence: str
+) -> None:
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(InputError, match=sentence):
+        load(str(tmp_path / "a.npy"))
+
+
+@pytest.mark.parametrize("name", ["fifo", "fifo.bin", "fifo.npy", "socket"])
+def test_pipes_and_sockets_are_refused(tmp_path: Path, name: str) -> None:
+    if name == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(tmp_path / name))
+    else:
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="which cannot be read twice; write the text to a file"):
+        load(str(tmp_path / name))
+    _folder(tmp_path, {"a.txt": "a" * 900, "b.txt": "b" * 900})
+    assert "1 left out: devices, pipes or sockets" in load(str(tmp_path)).description
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null", "/dev/urandom"])
+def test_devices_are_refused(device: str) -> None:
+    with pytest.raises(InputError, match="is a device, a pipe or a socket"):
+        load(device)
+
+
+def test_links_are_said(tmp_path: Path) -> None:
+    home, away = tmp_path / "home", tmp_path / "away"
+    _folder(home, {"a.txt": "a" * 900, "b.txt": "b" * 900})
+    _folder(away, {"c.txt": "c" * 900, "d.txt": "d" * 900})
+    (home / "c.txt").symlink_to(away / "c.txt")
+    (home / "d").symlink_to(away)
+    (home / "loop").symlink_to(home)
+    (home / "nowhere").symlink_to(away / "nothing")
+    corpus = load(str(home))
+    assert corpus.documents == 3
+    for said in (
+        "1 files are links that lead out of the folder, and were followed",
+        "2 links to folders were not followed",
+        "1 links left out: they lead nowhere",
+    ):
+        assert said in corpus.description
+    assert "link" not in load(str(away)).description
+
+
+def test_a_folder_may_be_called_as_a_token_file(tmp_path: Path) -> None:
+    _folder(tmp_path / "data.bin", {"a.txt": "a" * 900, "b.txt": "b" * 900})
+    assert load(str(tmp_path / "data.bin")).is_bytes
+
+
+def test_texts_beside_token_files_are_said_to_be_left_out(tmp_path: Path) -> None:
+    np.arange(500, dtype="<u2").tofile(tmp_path / "a.bin")
+    (tmp_path / "notes.txt").write_text("notes")
+    assert "1 files left out: no tokens" in load(str(tmp_path)).description
 
 
 def test_what_only_sounds_like_validation_is_for_training(tmp_path: Path) -> None:

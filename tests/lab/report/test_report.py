@@ -113,7 +113,7 @@ def test_a_failed_write_leaves_the_old_page(summary, tmp_path, monkeypatch):
         ("<html><p>hello</p></html>", r"got .*page\.html.*expected an HTML page.*Give a page"),
         ('<script type="application/json" id="steepest-summary">{"a": 1', "cut off or damaged"),
         ('<script type="application/json" id="steepest-summary">{a</script>', "damaged"),
-        ('<script type="application/json" id="steepest-summary">[1]</script>', "is a list"),
+        ('<script type="application/json" id="steepest-summary">[1]</script>', "not a JSON object"),
     ],
 )
 def test_a_page_without_a_summary_is_refused_in_a_sentence(tmp_path, content, sentence):

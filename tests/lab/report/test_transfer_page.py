@@ -109,7 +109,16 @@ def test_a_slope_that_failed_does_not_look_as_if_it_passed(
     monkeypatch.setattr("steepest.lab.report.page.get_plotlyjs", lambda: "")
     changed = copy.deepcopy(summary)
     first, second, *_ = changed["axes"][0]["coordinates"]["rows"]
-    first["slope"], second["slope"] = 0.105, 0.095
+    third = changed["axes"][0]["coordinates"]["rows"][2]
+    first |= {"slope": 0.105, "passed": False}
+    second |= {"slope": 0.095, "passed": True}
+    third |= {"slope": 0.085, "passed": None}
     html = render(changed)
     assert "<strong>+0.105</strong>" in html
     assert "<td>+0.10<small>" in html
+    assert "<td>+0.09 ?<small>" in html
+    for row in (first, second, third):  # a summary of before
+        del row["passed"]
+    html = render(changed)
+    assert "<strong>+0.105</strong>" in html
+    assert "<td>+0.09<small>" in html

@@ -9,13 +9,14 @@ import pytest
 
 from steepest.lab.data import load
 from steepest.lab.errors import InputError
-from steepest.lab.files import write_json
+from steepest.lab.files import read_json, write_json
 from steepest.lab.models import GPTConfig
 from steepest.lab.studies import optimizer_study
 from steepest.lab.studies.optimizer_study import study
 from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.sweep import Run
 from steepest.lab.train import FAMILIES
+from steepest.lab.train.run_folder import read_metrics
 
 
 class Quiet:
@@ -103,21 +104,15 @@ def test_a_small_study_from_end_to_end(config: StudyConfig, tmp_path: Path) -> N
 
 def test_runs_differ_in_the_matrices_optimizer_alone(config: StudyConfig, tmp_path: Path) -> None:
     study(config, tmp_path / "study", Quiet())
-    import json
-
-    configs = [
-        json.loads(p.read_text()) for p in (tmp_path / "study" / "runs").rglob("config.json")
-    ]
+    configs = [read_json(p) for p in (tmp_path / "study" / "runs").rglob("config.json")]
     varying = {"optimizer", "lr", "seed", "conditions_every"}
     shared = [{k: v for k, v in c.items() if k not in varying} for c in configs]
     assert len(shared) > 8
     assert all(each == shared[0] for each in shared)
     starts = {}
     for place in (tmp_path / "study" / "runs").iterdir():
-        line = json.loads((place / "metrics.jsonl").read_text().splitlines()[0])
-        starts.setdefault(json.loads((place / "config.json").read_text())["seed"], set()).add(
-            line["loss"]
-        )
+        line = read_metrics(place)[0]
+        starts.setdefault(read_json(place / "config.json")["seed"], set()).add(line["loss"])
     assert all(len(losses) == 1 for losses in starts.values())  # same init, same first batch
 
 
@@ -263,7 +258,7 @@ def test_a_finished_run_that_lost_measurements_is_an_error(
     study(config, tmp_path / "study", Quiet())
     path = next((tmp_path / "study" / "runs").glob("muon-*-seed2")) / "metrics.jsonl"
     path.write_text(path.read_text().splitlines()[0] + "\n")
-    with pytest.raises(InputError, match=r"has 0 validation losses, expected 5 .* Delete"):
+    with pytest.raises(InputError, match=r"metrics.jsonl is cut off: .* after step 5\. Delete"):
         study(config, tmp_path / "study", Quiet())
 
 

@@ -309,7 +309,7 @@ def test_a_damaged_line_within_the_metrics_is_an_error(tmp_path: Path, text: Pat
         train(config, tmp_path / "run", on_step=_stop_after(8))
     path = tmp_path / "run" / "metrics.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"step": 2', b"\xff", 1))
-    with pytest.raises(InputError, match=r"metrics.jsonl is damaged: line \d of \d+ is not JSON"):
+    with pytest.raises(InputError, match=r"metrics.jsonl is damaged: line \d is not what was"):
         train(config, tmp_path / "run")
 
 
@@ -338,7 +338,7 @@ def test_a_start_killed_before_its_settings_were_written_is_no_strangers_folder(
     def killed(path: Path, content: Any) -> None:
         if path.name == "config.json":
             raise Stop
-        run_folder.write_atomically(path, b"{}")
+        path.write_text("{}")
 
     with monkeypatch.context() as patched:
         patched.setattr(run_folder, "write_json", killed)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steepest.lab.data.text import Tokens
+from steepest.lab.data.token_files import Tokens
 from steepest.lab.errors import InputError
 
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from plotly.io import to_json
 from plotly.offline import get_plotlyjs
 
+from steepest.files import read_bytes, sealed, unsealed
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_atomically
 from steepest.lab.report import wording
@@ -77,7 +78,7 @@ def render(summary: dict[str, Any]) -> str:
             lists=_lists(summary),
             notes=[str(note) for note in (summary.get("plan") or {}).get("notes") or []],
             command=_command(summary),
-            summary_json=_script_json(summary),
+            summary_json=_script_json(sealed(summary)),
             figures_json=_script_json(figures),
             plotly_js=Markup(get_plotlyjs()),
             **content,
@@ -127,9 +128,9 @@ def read(path: Path) -> dict[str, Any]:
     """Return the summary that a page was made from.
 
     Raises:
-        ValueError: if the file holds no such summary.
+        ValueError: if the file holds no such summary, or one that is damaged.
     """
-    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    text = read_bytes(path).decode(errors="replace")
     advice = "Give a page that `steepest report` or `steepest study` wrote."
     begin = text.find(_OPEN)
     if begin < 0:
@@ -139,16 +140,11 @@ def read(path: Path) -> dict[str, Any]:
         )
     begin += len(_OPEN)
     try:
-        summary = json.loads(text[begin : text.index(_CLOSE, begin)])
-    except ValueError as error:
+        return unsealed(json.loads(text[begin : text.index(_CLOSE, begin)]))
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"got {path}, whose summary is cut off or damaged ({error}); expected JSON. {advice}"
         ) from error
-    if not isinstance(summary, dict):
-        raise ValueError(
-            f"got {path}, whose summary is a {type(summary).__name__}; expected an object. {advice}"
-        )
-    return summary
 
 
 @cache

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from steepest.lab.report.figures import BASELINE_COLOUR, PALETTE, Picture, finish, log_ticks
 from steepest.lab.report.wording import NOT_MEASURED, finite, fixed, number, rate
 from steepest.transfer.coordinates import THRESHOLD
+from steepest.transfer.outcomes import span
 from steepest.transfer.runs import written
 
 
@@ -62,13 +63,13 @@ def transfer_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Pi
 
 
 def _optimum(row: dict[str, Any]) -> dict[str, str]:
-    found = row["interval"]
-    span = f"{rate(2.0 ** found['low'])} to {rate(2.0 ** found['high'])}" if found else ""
+    ends = row["interval"]
+    known = ends and span(2.0 ** ends["low"], 2.0 ** ends["high"], map(float, row["scores"]), rate)
     return {
         "size": written(row["size"]),
         "best": rate(row["lr"]),
         "vertex": rate(2.0 ** row["octaves"]),
-        "span": span,
+        "span": known or "",
         "loss": number(row["score"], 4),
     }
 
@@ -96,16 +97,18 @@ def _losses(horizon: dict[str, Any]) -> Picture | None:
             },
             hovertemplate="lr %{x:.3g}: %{y:.4g}",
         )  # fmt: skip
-        found = row["interval"]
+        ends = row["interval"] or {"low": row["octaves"], "high": row["octaves"]}
+        tried = [lr for lr, _ in points]
         vertex = 2.0 ** row["octaves"]
+        low, high = max(2.0 ** ends["low"], min(tried)), min(2.0 ** ends["high"], max(tried))
         figure.add_scatter(
             x=[vertex], y=[row["score"]], mode="markers", showlegend=False, **group,
             marker={"symbol": "diamond", "size": 11, "color": colour},
             error_x={
                 "type": "data", "symmetric": False, "thickness": 2,
-                "array": [2.0 ** found["high"] - vertex],
-                "arrayminus": [vertex - 2.0 ** found["low"]],
-            } if found else None,
+                "array": [max(0.0, high - vertex)],
+                "arrayminus": [max(0.0, vertex - low)],
+            } if row["interval"] else None,
             hovertemplate="optimum %{x:.3g}",
         )  # fmt: skip
         at = means.index(min(means))
@@ -134,7 +137,8 @@ def _cost(horizon: dict[str, Any]) -> str:
     penalty = finite(horizon.get("advised_penalty"))
     if penalty is None:
         return "not tried"
-    return f"costs the largest {fixed(100 * penalty, 1)}% of its loss"
+    least = "at least " if horizon.get("advised_diverged") else ""
+    return f"costs the largest {least}{fixed(100 * penalty, 1)}% of its loss"
 
 
 def _cut(picture: Picture | None) -> bool:
@@ -186,13 +190,13 @@ def _layers(found: dict[str, Any] | None) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for row in found["rows"] if found else []:
         slope, error = finite(row["slope"]), finite(row["error"])
-        passed = slope is None or math.fabs(slope) <= THRESHOLD
-        places = 2 if passed else 3  # 0.105 is not 0.10, which would pass
+        small = slope is None or math.fabs(slope) <= THRESHOLD
+        places = 2 if small else 3  # 0.105 is not 0.10, which would pass
         text = NOT_MEASURED if slope is None else ("+" if slope > 0 else "") + fixed(slope, places)
         said = {
             "slope": text,
             "error": "" if error is None else f"± {fixed(error, 2)}",
-            "passed": passed,
+            "passed": row.get("passed", small),  # pages of before have none
             "step": row["step"],
         }
         rows.setdefault(row["layer"], {"layer": row["layer"], "slopes": []})["slopes"].append(said)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from steepest.diagnosis import Audit, Diagnosis, Level, audit, diagnose
+from steepest.files import DamagedFile, read_lines
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_json
 from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
@@ -98,13 +98,22 @@ def _records(monitored: Path | None) -> list[dict[str, Any]]:
     if monitored is None:
         return []
     try:
-        lines = monitored.read_text().splitlines()
-        return [row for row in map(json.loads, lines) if row["kind"] == "condition"]
+        rows, damaged = read_lines(monitored)
+        if rows and damaged:
+            raise InputError(
+                f"got {monitored}, which is damaged in line {', '.join(map(str, damaged))}; delete "
+                "these lines to go on without them"
+            )
+        if damaged or not rows:
+            raise ValueError("no line is a record")
+        return [row for row in rows if row["kind"] == "condition"]
     except OSError as error:
         raise InputError(
             f"got {monitored}, which cannot be read ({error.strerror}); expected the path= of a "
             "steepest.Monitor"
         ) from error
+    except DamagedFile as error:
+        raise InputError(str(error)) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"got {monitored}, which holds no records; expected the path= of a steepest.Monitor"

@@ -186,13 +186,26 @@ def _curves(runs: list[Run], step_seconds: float | None) -> list[dict[str, Any]]
 
 def _curve(run: Run, step_seconds: float | None) -> dict[str, Any]:
     """The validation losses of a run; seconds are steps times what a step costs."""
-    rows = [row for row in read_metrics(run.out) if row["kind"] == "validation"]
+    rows = [row for row in _measured(run) if row["kind"] == "validation"]
     return {
         "seed": run.config.seed,
         "tokens": [row["tokens"] for row in rows],
         "seconds": [row["step"] * step_seconds if step_seconds else None for row in rows],
         "validation_loss": [row["loss"] for row in rows],
     }
+
+
+def _measured(run: Run) -> list[dict[str, Any]]:
+    """The measurements of a finished run, which end with its last validation loss."""
+    path, rows = run.out / "metrics.jsonl", read_metrics(run.out)
+    ends = rows and (rows[-1]["kind"], rows[-1]["step"]) == ("validation", run.config.steps)
+    if path.exists() and not ends:
+        raise InputError(
+            f"{path} is cut off: it does not end with the validation loss "
+            f"after step {run.config.steps}. Delete {run.out} and run the same command to make "
+            "this run again"
+        )
+    return rows
 
 
 def _reached(
@@ -211,13 +224,13 @@ def _reached(
 
 def _conditions(run: Run) -> list[dict[str, Any]]:
     keys = ("step", "matrix", "role", "nuclear_rank", "stable_rank", "stable_rank_output")
-    rows = (row for row in read_metrics(run.out) if row["kind"] == "condition")
+    rows = (row for row in _measured(run) if row["kind"] == "condition")
     return [{key: row[key] for key in keys} for row in rows]
 
 
 def _sharpness(run: Run) -> list[dict[str, Any]]:
     """Sharpness, and the ratio to the threshold for each part of the optimizer."""
-    rows = (row for row in read_metrics(run.out) if row["kind"] == "sharpness")
+    rows = (row for row in _measured(run) if row["kind"] == "sharpness")
     return [
         {
             "step": row["step"],

@@ -1,9 +1,11 @@
-"""Checkpoints that are whole or not there: written aside, checked by hash, renamed into place."""
+"""Checkpoints that are whole or not there: written aside, forced to disk, checked by hash, renamed
+into place."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -16,8 +18,8 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from steepest.curvature import SharpnessTracker
+from steepest.files import read_json, remove_leftovers, sync, unfinished, write_json
 from steepest.lab.errors import InputError
-from steepest.lab.files import write_json
 
 KEEP = 2
 
@@ -40,12 +42,11 @@ def save(
     is added. Batches need no state: they follow from seed and step.
     """
     folder.mkdir(exist_ok=True)  # not its parents: a run whose folder is gone has no checkpoints
-    for leftover in folder.glob(".step-*"):
-        shutil.rmtree(leftover)
+    remove_leftovers(folder, before=math.inf)  # one process at a time writes here
     place = folder / f"step-{step:08d}"
     if place.exists():  # found damaged when the run went on from an earlier one
         shutil.rmtree(place)
-    aside = folder / f".{place.name}.{os.getpid()}"
+    aside = folder / unfinished()
     aside.mkdir()
     state = {
         "optimizer": optimizer.state_dict(),
@@ -58,9 +59,13 @@ def save(
         with open(aside / "state.pt", "wb") as file:
             torch.save(state, file)
         (aside / "progress.json").write_text(json.dumps(progress))
-        hashes = {p.name: _sha256(p) for p in sorted(aside.iterdir())}
+        hashes = {}
+        for path in sorted(aside.iterdir()):
+            sync(path)
+            hashes[path.name] = _sha256(path)
         write_json(aside / "manifest.json", {"step": step, "sha256": hashes})
         os.rename(aside, place)
+        sync(folder)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
         if (reason := _os_error(error)) is not None:
@@ -122,7 +127,7 @@ def _places(folder: Path) -> list[Path]:
 def _check(place: Path) -> int:
     """Return the step of a checkpoint, or raise `TornFile`."""
     try:
-        manifest = json.loads((place / "manifest.json").read_text())
+        manifest = read_json(place / "manifest.json")
         for name, expected in manifest["sha256"].items():
             if _sha256(place / name) != expected:
                 raise TornFile(f"{name} is not what was written")

@@ -6,6 +6,7 @@
     checkpoints/     see `checkpoint`
     result.json      written last: the run is finished
 
+All but the checkpoints are JSON with checksums, see `steepest.files`; checkpoints have hashes.
 One process writes to a folder at a time.
 """
 
@@ -24,8 +25,9 @@ from typing import IO, Any
 import filelock
 import torch
 
+from steepest.files import json_line, read_lines, remove_leftovers, write_lines
 from steepest.lab.errors import InputError
-from steepest.lab.files import read_json, write_atomically, write_json
+from steepest.lab.files import read_json, write_json
 from steepest.lab.user_code import user_code_error
 
 
@@ -52,12 +54,17 @@ def opened(path: Path, config: dict[str, Any]) -> Iterator[Callable[[], None]]:
         )
     with locked(path):
         wanted = json.loads(json.dumps(config))
+        place = path / "environment.json"
         if not _measured(path):  # a start that came to nothing binds nobody
-            write_json(path / "environment.json", environment())
+            write_json(place, environment())
             write_json(known, wanted)
         elif (before := read_json(known)) != wanted:
             difference = _difference(before, wanted)
             raise InputError(f"{path} holds a run with other settings: {difference}")
+        elif place.exists():  # a study reads it at its end
+            read_json(place, f"Delete {place}; the same command writes it again")
+        else:
+            write_json(place, environment())
         folder = path.stat()
 
         def check_folder() -> None:
@@ -111,7 +118,7 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the folder for one writer.
+    """Hold the folder for one writer, and remove what killed ones left unfinished.
 
     Raises:
         InputError: if another process holds it.
@@ -122,6 +129,7 @@ def locked(path: Path) -> Iterator[None]:
     except filelock.Timeout as error:
         raise InputError(f"another process is writing to {path}; wait for it to end") from error
     try:
+        remove_leftovers(path)
         yield
     finally:
         lock.release()
@@ -160,13 +168,12 @@ class Metrics:
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] <= step]
         if not self.path.exists() or self.path.is_file():
-            lines = "".join(json.dumps(row) + "\n" for row in kept)
-            write_atomically(self.path, lines.encode())
+            write_lines(self.path, kept)
         self._file: IO[str] = open(self.path, "a", buffering=1)  # noqa: SIM115
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one line."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.write(json_line({"kind": kind, "step": step, **values}))
 
     def close(self) -> None:
         """Close the file."""
@@ -182,18 +189,18 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
-    rows = []
-    lines = path.read_text(errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise InputError(
-                    f"{path} is damaged: line {number} of {len(lines)} is not JSON. Delete "
-                    f"{folder} and run the same command to make this run again"
-                ) from error
+    rows, damaged = read_lines(path)
+    damaged += [i for i, row in enumerate(rows, start=1) if not _is_measurement(row)]
+    if damaged:
+        raise InputError(
+            f"{path} is damaged: line {damaged[0]} is not what was written. Delete that line to go "
+            f"on without it, or {folder} to make this run again"
+        )
     return rows
+
+
+def _is_measurement(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("step"), int) and "kind" in row
 
 
 def environment() -> dict[str, Any]:
