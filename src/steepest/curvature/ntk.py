@@ -13,6 +13,7 @@ from steepest.curvature.loss_function import Loss
 from steepest.curvature.operators import NTK
 from steepest.linalg.krylov import Eigenpairs, eigenpairs, gaussian
 from steepest.linalg.probes import Estimate, trace
+from steepest.linalg.solvers import eigh
 
 _DENSE_ROWS, _DENSE_ENTRIES = 64, 2**28
 """A kernel is formed up to here: so many gradients cost what the products of a search do, and the
@@ -90,7 +91,7 @@ def ntk_spectrum(
     entries = size * sum(p.numel() for p in kernel.parameters.values())
     if size <= _DENSE_ROWS and entries <= _DENSE_ENTRIES:
         K = kernel.to_dense()
-        values, vectors = torch.linalg.eigh(K.double())
+        values, vectors = eigh(K.double())
         rounding = size * torch.finfo(K.dtype).eps * values.abs().max()
         largest = Eigenpairs(
             values.flip(0)[:count].cpu(),

@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from steepest.curvature.jacobian import flat, split
 from steepest.curvature.operators import Hessian
 from steepest.linalg.krylov import Operator
+from steepest.linalg.solvers import eigh, svdvals
 from steepest.matrix_view import MatrixView
 from steepest.optim.kronecker import NEVER, SECOND_MOMENT, sides_of
 from steepest.optim.scales import update_scale
@@ -242,7 +243,7 @@ def _matrix_root(group: Group, matrix: Mapping[str, Any], share: float) -> Opera
 
 def _ratio(length: float, D: Tensor, order: Any) -> float:
     """The length over the norm of D, or zero for a zero D."""
-    norm = torch.linalg.matrix_norm(D, ord=order).item()
+    norm = (svdvals(D)[0] if order == 2 else torch.linalg.matrix_norm(D)).item()
     return length / norm if norm else 0.0
 
 
@@ -266,5 +267,5 @@ def _between(left: Tensor | None, X: Tensor, right: Tensor | None) -> Tensor:
 def _square_root(A: Tensor | None) -> Tensor | None:
     if A is None:
         return None
-    values, Q = torch.linalg.eigh(A.double())  # in float32 it would lose half of small ones
+    values, Q = eigh(A.double())  # in float32 it would lose half of small ones
     return (Q * values.clamp(min=0).sqrt() @ Q.mT).to(A)

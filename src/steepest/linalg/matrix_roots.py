@@ -9,9 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from steepest.linalg.autocast import without_autocast
 from steepest.linalg.products import fast_products
+from steepest.linalg.solvers import eigh, qr
 
 
+@without_autocast()
 def inverse_root(
     A: Tensor, power: float, *, eps: float | Tensor = 0.0, cutoff: float | None = None
 ) -> Tensor:
@@ -48,6 +51,7 @@ def inverse_root(
         return (Q * roots.unsqueeze(-2)) @ Q.mT
 
 
+@without_autocast()
 def eigendecomposition(A: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues, ascending, and eigenvectors of symmetric matrices `(..., n, n)`.
 
@@ -66,32 +70,11 @@ def eigendecomposition(A: Tensor) -> tuple[Tensor, Tensor]:
     largest = A.abs().amax((-2, -1))
     unit = torch.where(largest > 0, torch.frexp(largest).exponent, 0)
     B = torch.ldexp(A, -unit[..., None, None])
-    for dtype in (A.dtype, torch.float64):
-        try:
-            values, Q = torch.linalg.eigh(B.to(dtype))
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            continue
-        if _agrees(B.to(dtype), values, Q):
-            return torch.ldexp(values.to(A.dtype), unit[..., None]), Q.to(A.dtype)
-    raise FloatingPointError(
-        "got a matrix whose eigenvectors could not be found in float32 or float64, "
-        f"expected a symmetric one with finite entries; its largest entry is {largest.max():g}"
-    )
+    values, Q = eigh(B)
+    return torch.ldexp(values, unit[..., None]), Q
 
 
-def _agrees(A: Tensor, values: Tensor, Q: Tensor) -> bool:
-    """Whether Q diag(values) Qᵀ is A and Q Qᵀ is I, on a few random vectors."""
-    n = A.shape[-1]
-    z = torch.randn(n, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    z = z.to(A) / n**0.5
-    coordinates = Q.mT @ z
-    wrong = torch.linalg.matrix_norm(Q @ (values.unsqueeze(-1) * coordinates) - A @ z)
-    oblique = torch.linalg.matrix_norm(Q @ coordinates - z)
-    size = values.abs().amax(-1)
-    tolerance = 30 * n**0.5 * torch.finfo(A.dtype).eps
-    return bool(((wrong <= tolerance * size) & (oblique <= tolerance)).all())
-
-
+@without_autocast()
 def follow_eigenvectors(A: Tensor, Q: Tensor) -> Tensor:
     """Take one step of orthogonal iteration from nearly known eigenvectors.
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
+from steepest.linalg.solvers import svd
 from steepest.matrix_view import MatrixView
 from steepest.optim.kronecker import (
     Graft,
@@ -171,7 +172,7 @@ class Shampoo(KroneckerDescent):
         M = M.to(full(M.dtype)) / (1 - beta ** float(state[f"steps.{matrix}"]))
         M = M * (1 - beta) if group["heavy_ball"] else M
         roots = {side: state[f"{side}_root.{matrix}"] for side in sides_of(group, M.shape)}
-        U, S, Vh = torch.linalg.svd(M, full_matrices=False)
+        U, S, Vh = svd(M)
         left, right = (U * S.sqrt()) @ U.mT, (Vh.mT * S.sqrt()) @ Vh
         left = roots["left"] @ left if "left" in roots else left
         right = right @ roots["right"] if "right" in roots else right
