@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from steepest.linalg.autocast import without_autocast
+from steepest.linalg.newton_schulz import largest_entry, scaled
 from steepest.linalg.products import fast_products
 from steepest.linalg.solvers import eigh, qr
 
@@ -35,7 +36,8 @@ def inverse_root(
 
     Raises:
         ValueError: for anything but square matrices of float32 or float64.
-        FloatingPointError: if no eigendecomposition is found, as for non-finite entries.
+        FloatingPointError: if no eigendecomposition is found, as for non-finite entries, or a root
+            is beyond the range of its type.
 
     >>> A = torch.diag(torch.tensor([16.0, 1.0, 0.0]))
     >>> inverse_root(A, 1 / 4).diagonal()
@@ -47,6 +49,11 @@ def inverse_root(
         cutoff = A.shape[-1] ** 0.5 * torch.finfo(A.dtype).eps
     kept = values > cutoff * values[..., -1:]
     roots = torch.where(kept, torch.where(kept, values, 1.0) ** -power, 0.0)
+    if not bool(roots.isfinite().all()):
+        raise FloatingPointError(
+            f"got an eigenvalue of {float(values[kept].min()):g} whose power -{power:g} is beyond "
+            f"the range of {A.dtype}, expected larger ones; pass a larger eps"
+        )
     with fast_products():
         return (Q * roots.unsqueeze(-2)) @ Q.mT
 
@@ -79,7 +86,8 @@ def follow_eigenvectors(A: Tensor, Q: Tensor) -> Tensor:
     """Take one step of orthogonal iteration from nearly known eigenvectors.
 
     The columns are put in the order of their Rayleigh quotients qᵀ A q, descending, and Q' is the
-    orthogonal factor of A Q. That is the refresh of SOAP (Vyas et al., arXiv 2409.11321).
+    orthogonal factor of A Q. That is the refresh of SOAP (Vyas et al., arXiv 2409.11321). For A = 0
+    Q' is Q.
 
     Args:
         A: symmetric positive semidefinite `(..., n, n)`.
@@ -94,10 +102,11 @@ def follow_eigenvectors(A: Tensor, Q: Tensor) -> Tensor:
             [1., 0.]])
     """
     with fast_products():
-        AQ = A @ Q
+        AQ = scaled(A) @ Q
         order = (Q * AQ).sum(-2).argsort(dim=-1, descending=True, stable=True)
         B = AQ.gather(-1, order.unsqueeze(-2).expand_as(AQ))
-        return _orthonormalized(B.flatten(0, -3) if B.ndim > 2 else B[None]).view_as(B)
+        new = _orthonormalized(B.flatten(0, -3) if B.ndim > 2 else B[None]).view_as(B)
+        return torch.where(largest_entry(A) == 0, Q, new)
 
 
 def _orthonormalized(B: Tensor) -> Tensor:
@@ -115,9 +124,9 @@ def _orthonormalized(B: Tensor) -> Tensor:
 
 
 def _by_reflections(B: Tensor) -> Tensor:
-    Q, R = torch.linalg.qr(B)
-    if not bool(Q.isfinite().all()):
+    if not bool(B.isfinite().all()):
         raise FloatingPointError(
             "got a matrix with NaN or infinite entries, expected finite ones to follow eigenvectors"
         )
+    Q, R = qr(B)
     return Q * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(B).unsqueeze(-2)

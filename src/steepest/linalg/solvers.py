@@ -22,21 +22,24 @@ Solver = Callable[[Tensor], Any]
 def eigh(A: Tensor) -> tuple[Tensor, Tensor]:
     """Return eigenvalues, ascending, and eigenvectors of symmetric matrices `(..., n, n)`.
 
+    Only the lower triangle counts, as for torch.
+
     >>> values, Q = eigh(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
     >>> [round(value, 4) for value in values.tolist()]
     [1.0, 3.0]
     """
-    values, Q = checked("eigenvectors", (torch.linalg.eigh, _eigh_by_svd), _are_eigenvectors, A)
+    solvers = (torch.linalg.eigh, _eigh_by_svd)
+    values, Q = checked("eigenvectors", solvers, _are_eigenvectors, _symmetric(A))
     return values, Q
 
 
 def eigvalsh(A: Tensor) -> Tensor:
-    """Return the eigenvalues, ascending, of symmetric matrices `(..., n, n)`."""
+    """Return the eigenvalues, ascending, of symmetric matrices `(..., n, n)`, as `eigh` does."""
 
     def solve(A: Tensor) -> Parts:
         return (torch.linalg.eigvalsh(A),)
 
-    (values,) = checked("eigenvalues", (solve,), _have_the_norm, A)
+    (values,) = checked("eigenvalues", (solve,), _have_the_norm, _symmetric(A))
     return values
 
 
@@ -120,6 +123,10 @@ def _attempt(solver: Solver, A: Tensor) -> Parts | None:
         raise
     except RuntimeError:  # of LAPACK, MAGMA, cuSOLVER, or of a device without this solver
         return None
+
+
+def _symmetric(A: Tensor) -> Tensor:
+    return A.tril() + A.tril(-1).mT
 
 
 def _eigh_by_svd(A: Tensor) -> Parts:

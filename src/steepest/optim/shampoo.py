@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Unpack
 
-import torch
 from torch import Tensor
 
 from steepest.linalg.solvers import svd
@@ -16,13 +15,13 @@ from steepest.optim.kronecker import (
     average,
     count_step,
     due,
-    full,
     preconditioned,
     renew_roots,
     sides_of,
     unbiased,
 )
 from steepest.optim.matrices import Batch, stack
+from steepest.optim.precision import factor_dtype
 from steepest.optim.scales import Scale
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import MOMENTUM, Parameters
@@ -128,7 +127,7 @@ class Shampoo(KroneckerDescent):
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return a L^-p N R^-p for each matrix."""
         count_step(batch)
-        N = unbiased(group, batch, N.to(full(N.dtype)))
+        N = unbiased(group, batch, N.to(factor_dtype(group, batch.W[0])))
         G = stack(batch.G).to(N.dtype)
         for side in sides_of(group, G.shape[1:]):
             average(group, batch, side, G)
@@ -169,7 +168,7 @@ class Shampoo(KroneckerDescent):
         if M is None:
             raise ValueError("got a parameter without momentum or gradient, expected either")
         M = MatrixView(*group["views"][where]).matrices(M.contiguous(), group["block"])[matrix]
-        M = M.to(full(M.dtype)) / (1 - beta ** float(state[f"steps.{matrix}"]))
+        M = M.to(factor_dtype(group, parameter)) / (1 - beta ** float(state[f"steps.{matrix}"]))
         M = M * (1 - beta) if group["heavy_ball"] else M
         roots = {side: state[f"{side}_root.{matrix}"] for side in sides_of(group, M.shape)}
         U, S, Vh = svd(M)
