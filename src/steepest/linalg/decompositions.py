@@ -82,7 +82,7 @@ def _qdwh(X: Tensor) -> tuple[Tensor]:
     eye = torch.eye(n, dtype=Y.dtype, device=Y.device).expand(*Y.shape[:-2], n, n)
     for a, b, c in _qdwh_weights(QDWH_LOWEST[Y.dtype], torch.finfo(Y.dtype).eps):
         if c > 100:
-            Q = torch.linalg.qr(torch.cat([math.sqrt(c) * Y, eye], -2)).Q
+            Q = torch.linalg.qr(torch.cat([math.sqrt(c) * Y, eye], -2))[0]
             quotient = Q[..., :m, :] @ Q[..., m:, :].mT / math.sqrt(c)
         else:
             L = torch.linalg.cholesky(eye + c * (Y.mT @ Y))  # condition at most 101

@@ -106,7 +106,8 @@ def follow_eigenvectors(A: Tensor, Q: Tensor) -> Tensor:
         order = (Q * AQ).sum(-2).argsort(dim=-1, descending=True, stable=True)
         B = AQ.gather(-1, order.unsqueeze(-2).expand_as(AQ))
         new = _orthonormalized(B.flatten(0, -3) if B.ndim > 2 else B[None]).view_as(B)
-        return torch.where(largest_entry(A) == 0, Q, new)
+        zero = largest_entry(A) == 0
+        return torch.where(zero, Q, new) if bool(zero.any()) else new
 
 
 def _orthonormalized(B: Tensor) -> Tensor:

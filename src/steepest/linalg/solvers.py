@@ -130,10 +130,10 @@ def _symmetric(A: Tensor) -> Tensor:
 
 
 def _eigh_by_svd(A: Tensor) -> Parts:
-    """Of U S Vᵀ = A the eigenvectors U; eigenvalues are negative where U and V have other signs."""
-    U, S, Vh = torch.linalg.svd(A)
-    values, order = (S * (U * Vh.mT).sum(-2).sign()).sort(-1)
-    return values, U.gather(-1, order.unsqueeze(-2).expand_as(U))
+    """By the singular vectors of A + ‖A‖ I, which has no negative eigenvalue."""
+    shift = torch.linalg.matrix_norm(A)[..., None]
+    U, S, _ = torch.linalg.svd(A + torch.diag_embed(shift.expand(A.shape[:-1])))
+    return (S - shift).flip(-1), U.flip(-1)
 
 
 def _are_eigenvectors(A: Tensor, values: Tensor, Q: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class KLShampoo(KroneckerDescent):
             renewed += self._take_in(group, batch, "left", right)
         for state in renewed:
             balance(state)
-        return preconditioned(group, batch, N)
+        return preconditioned(group, batch, N, degree=1)
 
     def _take_in(
         self, group: dict[str, Any], batch: Batch, side: Side, G: Tensor

@@ -179,17 +179,26 @@ def stacked(batch: Batch, key: str) -> Tensor:
     return stack([state[key] for state in batch.states])
 
 
-def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor) -> Tensor:
+def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor, degree: int = 2) -> Tensor:
     """Root of L times N times root of R, with another length if there is grafting.
 
-    Before its first renewal a matrix takes the direction whose length it will take.
+    Before its first renewal a matrix takes the direction whose length it will take. Without
+    grafting it is Muon's: of gradients whose factors are too small for their type.
+
+    Args:
+        degree: the power of the gradients that the factors go with.
 
     Raises:
         FloatingPointError: without grafting, if that is beyond the range of its type.
     """
     roots = {side: stacked(batch, f"{side}_root") for side in sides_of(group, N.shape[1:])}
+    early = unready(group, batch)
     if group["graft"] == "none":
         D = between(roots, N)
+        power = 1 - group["exponent"] * degree * len(roots)  # of the gradients in D
+        if early and power >= 0:
+            size = frobenius_norm(N[early]) / math.sqrt(min(N.shape[1:]))
+            D[early] = Spectral("auto").direction(N[early]) * size**power
         low, high = torch.aminmax(D)
         if not bool((high - low).isfinite()):
             raise FloatingPointError(
@@ -198,7 +207,6 @@ def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor) -> Tensor:
                 'graft="adam" or a larger eps'
             )
         return D
-    early = unready(group, batch)
     if group["graft"] == "adam":
         other = adam_direction(group, batch, N)
         length = frobenius_norm(other)

@@ -50,7 +50,8 @@ class Shampoo(KroneckerDescent):
     each matrix is renewed every `interval` steps, at a step of its own, so that no step is much
     dearer than another. Before its first renewal a matrix takes the direction that it takes its
     length from, Adam's or Muon's; without grafting it is renewed in every step of its first
-    interval.
+    interval. In float32 a factor of gradients below 1e-18 is too small to be renewed: they take
+    that direction too, Muon's without grafting.
 
     Args:
         params: a model, a role table, parameters or groups; see `SteepestDescent`.
@@ -68,7 +69,8 @@ class Shampoo(KroneckerDescent):
             which have factors of their own; `None` to cut nothing.
         graft: the length of D: "adam" (default), "muon" for sqrt(min(out, in)), or "none". Without,
             and p = 1/2, it goes with the inverse of the gradient's scale.
-        graft_beta2, graft_eps: β₂ and ε of that Adam.
+        graft_beta2, graft_eps: β₂ and ε of that Adam. Gradients far below ε take smaller steps, as
+            Adam's are; ε is at least 1e-19 in float32, where squares underflow.
         scale: shape factor s, see `update_scale`; "none" by default.
         settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
             that are no matrices is `lr` unless given, and as for Muon, 0.15 `lr`

@@ -54,7 +54,7 @@ class SOAP(KroneckerDescent):
         lr: Adam's rate, times s; with `normalize="spectral"`, lr s is the spectral norm.
         momentum: β, in [0, 1).
         beta2: β₂, in [0, 1).
-        eps: ε of Adam.
+        eps: ε of Adam; at least 1e-19 in float32, below which squares of gradients underflow.
         sides: "both" (default), or "left" or "right" to rotate one side alone.
         interval: steps between renewals of a basis.
         max_side: a side longer than this has no factor and keeps the basis of the weights; `None`
@@ -164,8 +164,7 @@ def _of_spectral_norm_one(D: Tensor) -> Tensor:
         norm = spectral_norm(D, "krylov", iterations=10)[:, None, None]
     except ValueError as error:
         raise FloatingPointError(
-            "got NaN or infinite entries in the direction of SOAP, expected finite ones; with "
-            "eps=0, entries without a gradient are zero over zero"
+            "got NaN or infinite entries in the direction of SOAP, expected finite ones"
         ) from error
     return D / torch.where(norm > 0, norm, 1.0)
 
