@@ -13,6 +13,7 @@ from steepest.curvature.loss_function import Loss
 from steepest.curvature.operators import NTK
 from steepest.linalg.krylov import Eigenpairs, eigenpairs, gaussian
 from steepest.linalg.probes import Estimate, trace
+from steepest.linalg.solvers import eigh
 from steepest.random_numbers import copied_generator
 
 _DENSE_ROWS, _DENSE_ENTRIES = 64, 2**28
@@ -92,7 +93,7 @@ def ntk_spectrum(
     entries = size * sum(p.numel() for p in kernel.parameters.values())
     if size <= _DENSE_ROWS and entries <= _DENSE_ENTRIES:
         K = kernel.to_dense()
-        values, vectors = torch.linalg.eigh(K.double())
+        values, vectors = eigh(K.double())
         rounding = size * torch.finfo(K.dtype).eps * values.abs().max()
         largest = Eigenpairs(
             values.flip(0)[:count].cpu(),

@@ -13,8 +13,10 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from steepest.curvature.jacobian import flat, split
 from steepest.curvature.operators import Hessian
 from steepest.linalg.krylov import Operator
+from steepest.linalg.solvers import eigh, svdvals
 from steepest.matrix_view import MatrixView
 from steepest.optim.kronecker import NEVER, SECOND_MOMENT, sides_of
+from steepest.optim.precision import adam_eps
 from steepest.optim.scales import update_scale
 from steepest.optim.steepest_descent import MOMENTUM
 
@@ -220,7 +222,11 @@ def _matrix_root(group: Group, matrix: Mapping[str, Any], share: float) -> Opera
     length = factor * correction  # of a direction of length 1, whatever that of M
     if group["geometry"] == "soap":
         V = matrix[SECOND_MOMENT]
-        adam = factor * math.sqrt(1 - group["beta2"] ** t) / (V.sqrt() + group["eps"])
+        adam = (
+            factor
+            * math.sqrt(1 - group["beta2"] ** t)
+            / (V.sqrt() + adam_eps(group["eps"], V.dtype))
+        )
         back, forth = (None if Q is None else Q.mT for Q in (left, right))
         if group["normalize"] == "spectral":  # the momentum is in the basis, which changes no norm
             M = M if group["momentum"] else _between(back, M, right)
@@ -231,7 +237,7 @@ def _matrix_root(group: Group, matrix: Mapping[str, Any], share: float) -> Opera
         return _two_sided(left, right, factor)
     if group["graft"] == "adam":
         V = matrix[SECOND_MOMENT] / (1 - group["graft_beta2"] ** t)
-        adam = factor / (V.sqrt() + group["graft_eps"])
+        adam = factor / (V.sqrt() + adam_eps(group["graft_eps"], V.dtype))
         if not _is_ready(matrix, group, M.shape):
             return _entrywise(adam)
         length = torch.linalg.matrix_norm(adam * M).item()
@@ -242,7 +248,7 @@ def _matrix_root(group: Group, matrix: Mapping[str, Any], share: float) -> Opera
 
 def _ratio(length: float, D: Tensor, order: Any) -> float:
     """The length over the norm of D, or zero for a zero D."""
-    norm = torch.linalg.matrix_norm(D, ord=order).item()
+    norm = (svdvals(D)[0] if order == 2 else torch.linalg.matrix_norm(D)).item()
     return length / norm if norm else 0.0
 
 
@@ -266,5 +272,5 @@ def _between(left: Tensor | None, X: Tensor, right: Tensor | None) -> Tensor:
 def _square_root(A: Tensor | None) -> Tensor | None:
     if A is None:
         return None
-    values, Q = torch.linalg.eigh(A.double())  # in float32 it would lose half of small ones
+    values, Q = eigh(A.double())  # in float32 it would lose half of small ones
     return (Q * values.clamp(min=0).sqrt() @ Q.mT).to(A)

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from steepest.diagnosis.activations import Activations, Seen, hook, owners
 from steepest.linalg import stable_rank
+from steepest.linalg.solvers import eigvalsh
 from steepest.parameter_roles import RoleTable
 
 EXACT = 128  # features; beyond that an estimate, which is an upper bound
@@ -110,7 +111,7 @@ def _rank(tokens: Tensor) -> float:
         return float(stable_rank(A, "krylov", ITERATIONS))
     A = A / A.abs().amax().clamp(min=torch.finfo(A.dtype).tiny)
     gram = (A.mT @ A).double()
-    largest = float(torch.linalg.eigvalsh(gram)[-1])
+    largest = float(eigvalsh(gram)[-1])
     return float(gram.trace()) / largest if largest > 0 else 0.0
 
 

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from steepest.diagnosis.activations import Activations, Seen, hook, owners
 from steepest.linalg import nuclear_rank
+from steepest.linalg.solvers import eigvalsh
 from steepest.matrix_view import MatrixView
 from steepest.parameter_roles import Role, roles
 
@@ -187,5 +188,5 @@ class _Gram:
             size = len(gram) // groups
             part = slice(group * size, (group + 1) * size)
             gram = gram[part, part]
-        largest = torch.linalg.eigvalsh(gram)[-1]
+        largest = eigvalsh(gram)[-1]
         return float(gram.trace() / largest) if float(largest) > 0 else 0.0

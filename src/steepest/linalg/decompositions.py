@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from steepest.linalg.products import product, symmetric_product
+from steepest.linalg.solvers import checked, svd
 
 # The eigenvalues of a Gram matrix are exact to about eps of the largest, so singular values are
 # known down to sqrt(eps) of the largest; below sqrt(8 eps) they are damped in proportion.
@@ -23,7 +24,7 @@ QDWH_LOWEST = {torch.float32: 1e-4, torch.float64: 1e-8}
 
 def by_svd(X: Tensor) -> Tensor:
     """U Vᵀ over the singular values above max(m, n) eps of the largest."""
-    U, S, Vh = torch.linalg.svd(X, full_matrices=False)
+    U, S, Vh = svd(X)
     cutoff = max(X.shape[-2:]) * torch.finfo(X.dtype).eps
     U = U * (cutoff * S[..., :1] < S).unsqueeze(-2)  # the null space stays null
     return U @ Vh
@@ -31,10 +32,30 @@ def by_svd(X: Tensor) -> Tensor:
 
 def by_eigh(X: Tensor) -> Tensor:
     """(X Xᵀ)^(-1/2) X, with eigenvalues below 8 eps of the largest raised to that."""
-    values, V = torch.linalg.eigh(symmetric_product(X, X.mT))
-    cutoff = GRAM_CUTOFF * torch.finfo(X.dtype).eps * values[..., -1:]
+    A = symmetric_product(X, X.mT)
+    P, _ = checked("inverse root", (_root_by_eigh, _root_by_svd), _is_root, A)
+    return product(P, X)
+
+
+def _root_by_eigh(A: Tensor) -> tuple[Tensor, Tensor]:
+    return _root(*torch.linalg.eigh(A))
+
+
+def _root_by_svd(A: Tensor) -> tuple[Tensor, Tensor]:
+    U, S, _ = torch.linalg.svd(A)
+    return _root(S.flip(-1), U.flip(-1))
+
+
+def _root(values: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    """P = A^(-1/2), and tr(P A) from the eigenvalues alone."""
+    cutoff = GRAM_CUTOFF * torch.finfo(V.dtype).eps * values[..., -1:]
     power = torch.maximum(values, cutoff.clamp(min=1e-12)).rsqrt()
-    return product(product(V * power.unsqueeze(-2), V.mT), X)
+    return product(V * power.unsqueeze(-2), V.mT), (power * values).sum(-1)
+
+
+def _is_root(A: Tensor, P: Tensor, trace: Tensor) -> Tensor:
+    """Whether tr(P A) is what the eigenvalues say: for small A all other checks take too long."""
+    return ((P * A).sum((-2, -1)) - trace).abs() <= 1e-3 * A.shape[-1] ** 0.5 * trace
 
 
 def by_qdwh(X: Tensor) -> Tensor:
@@ -45,19 +66,29 @@ def by_qdwh(X: Tensor) -> Tensor:
     the interval that the singular values are in after each step. With c > 100 by a QR
     factorization, which loses nothing whatever the condition, later by Cholesky.
     """
+    (Q,) = checked("polar factor", (_qdwh, lambda X: (by_svd(X),)), _is_contraction, X)
+    return Q
+
+
+def _is_contraction(X: Tensor, Q: Tensor) -> Tensor:
+    """Whether no row of Q, the polar factor of X, is longer than 1; NaN is not."""
+    return torch.linalg.vector_norm(Q, dim=-1).amax(-1) <= 1 + 1e-3
+
+
+def _qdwh(X: Tensor) -> tuple[Tensor]:
     norm = torch.linalg.matrix_norm(X @ X.mT, keepdim=True).clamp(min=1.0).sqrt()
     Y = (X / norm).mT
     m, n = Y.shape[-2:]
     eye = torch.eye(n, dtype=Y.dtype, device=Y.device).expand(*Y.shape[:-2], n, n)
     for a, b, c in _qdwh_weights(QDWH_LOWEST[Y.dtype], torch.finfo(Y.dtype).eps):
         if c > 100:
-            Q = torch.linalg.qr(torch.cat([math.sqrt(c) * Y, eye], -2)).Q
+            Q = torch.linalg.qr(torch.cat([math.sqrt(c) * Y, eye], -2))[0]
             quotient = Q[..., :m, :] @ Q[..., m:, :].mT / math.sqrt(c)
         else:
             L = torch.linalg.cholesky(eye + c * (Y.mT @ Y))  # condition at most 101
             quotient = torch.cholesky_solve(Y.mT, L).mT
         Y = (b / c) * Y + (a - b / c) * quotient
-    return Y.mT
+    return (Y.mT,)
 
 
 @cache

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from steepest.linalg.solvers import eigh
+
 Operator = Callable[[Tensor], Tensor]
 End = Literal["largest", "smallest", "magnitude", "both"]
 
@@ -129,7 +131,7 @@ class Lanczos:
 
         `since` leaves out the part of the basis before it.
         """
-        values, vectors = torch.linalg.eigh(self.tridiagonal()[since:, since:])
+        values, vectors = eigh(self.tridiagonal()[since:, since:])
         return values, abs(self.below[-1]) * vectors[-1].abs(), vectors
 
     def vectors(self, coefficients: Tensor) -> Tensor:

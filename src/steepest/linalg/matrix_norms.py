@@ -12,12 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from steepest.linalg.autocast import without_autocast
 from steepest.linalg.polar_factor import polar
+from steepest.linalg.solvers import eigvalsh, qr, svdvals
 
 _SAFE = 1e6  # of matrices with norms from 1 / _SAFE to _SAFE fourth powers, the squares of what
 # iterations by AᵀA give, neither overflow nor vanish
 
 
+@without_autocast()
 def spectral_norm(
     A: Tensor, method: Literal["exact", "power", "krylov"] = "exact", iterations: int = 30
 ) -> Tensor:
@@ -44,7 +47,7 @@ def spectral_norm(
     """
     if method == "exact":
         scaled, unit = _scaled(A)
-        return torch.linalg.svdvals(scaled)[..., 0] * unit
+        return svdvals(scaled)[..., 0] * unit
     if method not in ("power", "krylov"):
         raise ValueError(f'got method={method!r}, expected "exact" or "power" or "krylov"')
     if iterations < 2:
@@ -53,12 +56,11 @@ def spectral_norm(
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(1, scaled.shape[-1], generator=generator, dtype=torch.float64)
     v = start.to(scaled).expand(*scaled.shape[:-2], -1, -1)
-    with torch.autocast(scaled.device.type, enabled=False):
-        if method == "krylov":
-            return _by_krylov(scaled, v, iterations) * unit
-        for _ in range(iterations):
-            w = _image(_normalized(v), scaled)
-            v = w @ scaled
+    if method == "krylov":
+        return _by_krylov(scaled, v, iterations) * unit
+    for _ in range(iterations):
+        w = _image(_normalized(v), scaled)
+        v = w @ scaled
     return torch.linalg.vector_norm(w, dim=(-2, -1)) * unit
 
 
@@ -74,7 +76,7 @@ def _by_krylov(A: Tensor, v: Tensor, iterations: int) -> Tensor:
         new = torch.linalg.vector_norm(v, dim=-1, keepdim=True) > 1 / 2
         v = _normalized(torch.where(new, v, 0.0))
         Q, W = torch.cat([Q, v], -2), torch.cat([W, _image(v, A)], -2)
-    return torch.linalg.eigvalsh(W @ W.mT)[..., -1].clamp(min=0).sqrt()
+    return eigvalsh(W @ W.mT)[..., -1].clamp(min=0).sqrt()
 
 
 def _image(v: Tensor, A: Tensor) -> Tensor:
@@ -87,6 +89,7 @@ def _normalized(v: Tensor) -> Tensor:
     return v / norm.clamp(min=torch.finfo(v.dtype).tiny)
 
 
+@without_autocast()
 def nuclear_norm(A: Tensor, method: Literal["exact", "polar"] = "exact") -> Tensor:
     """Return the sum of the singular values of each matrix.
 
@@ -106,12 +109,13 @@ def nuclear_norm(A: Tensor, method: Literal["exact", "polar"] = "exact") -> Tens
     """
     scaled, unit = _scaled(A)
     if method == "exact":
-        return torch.linalg.svdvals(scaled).sum(-1) * unit
+        return svdvals(scaled).sum(-1) * unit
     if method != "polar":
         raise ValueError(f'got method={method!r}, expected "exact" or "polar"')
     return (scaled * polar(scaled, "polar-express", steps=8)).sum((-2, -1)) * unit
 
 
+@without_autocast()
 def leading_singular_values(A: Tensor, count: int, iterations: int = 2) -> Tensor:
     """Return about the largest singular values of each matrix, `(..., min(count, m, n))`.
 
@@ -137,15 +141,15 @@ def leading_singular_values(A: Tensor, count: int, iterations: int = 2) -> Tenso
     *_, m, n = scaled.shape
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(n, min(count + 8, m, n), generator=generator, dtype=torch.float64)
-    with torch.autocast(scaled.device.type, enabled=False):
-        Q = torch.linalg.qr(scaled @ start.to(scaled))[0]
-        for _ in range(iterations):
-            Q = torch.linalg.qr(scaled.mT @ Q)[0]
-            Q = torch.linalg.qr(scaled @ Q)[0]
-        values = torch.linalg.svdvals(Q.mT @ scaled)
+    Q = qr(scaled @ start.to(scaled))[0]
+    for _ in range(iterations):
+        Q = qr(scaled.mT @ Q)[0]
+        Q = qr(scaled @ Q)[0]
+    values = svdvals(Q.mT @ scaled)
     return values[..., :count] * unit[..., None]
 
 
+@without_autocast()
 def gram_singular_values(A: Tensor) -> Tensor:
     """Return all singular values of each matrix, `(..., min(m, n))`, from the smaller Gram matrix.
 
@@ -163,13 +167,13 @@ def gram_singular_values(A: Tensor) -> Tensor:
     """
     scaled, unit = _scaled(A)
     X = scaled.mT if scaled.shape[-2] > scaled.shape[-1] else scaled
-    with torch.autocast(X.device.type, enabled=False):
-        squares = torch.linalg.eigvalsh(X @ X.mT).flip(-1).clamp(min=0)
+    squares = eigvalsh(X @ X.mT).flip(-1).clamp(min=0)
     largest = squares[..., :1].clamp(min=torch.finfo(X.dtype).tiny)
     damped = squares + largest * (1e-6 if X.dtype == torch.float32 else 1e-15)
     return squares / damped.sqrt() * unit[..., None]
 
 
+@without_autocast()
 def nuclear_rank(G: Tensor, method: Literal["exact", "polar"] = "exact") -> Tensor:
     """Return the nuclear rank ‖G‖_*² / ‖G‖_F², between 1 and rank G.
 
@@ -183,6 +187,7 @@ def nuclear_rank(G: Tensor, method: Literal["exact", "polar"] = "exact") -> Tens
     return _ratio(nuclear_norm(scaled, method), torch.linalg.matrix_norm(scaled))
 
 
+@without_autocast()
 def stable_rank(
     A: Tensor, method: Literal["exact", "power", "krylov"] = "exact", iterations: int = 30
 ) -> Tensor:

@@ -9,9 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from steepest.linalg.autocast import without_autocast
+from steepest.linalg.newton_schulz import largest_entry, scaled
 from steepest.linalg.products import fast_products
+from steepest.linalg.solvers import eigh, qr
 
 
+@without_autocast()
 def inverse_root(
     A: Tensor, power: float, *, eps: float | Tensor = 0.0, cutoff: float | None = None
 ) -> Tensor:
@@ -32,7 +36,8 @@ def inverse_root(
 
     Raises:
         ValueError: for anything but square matrices of float32 or float64.
-        FloatingPointError: if no eigendecomposition is found, as for non-finite entries.
+        FloatingPointError: if no eigendecomposition is found, as for non-finite entries, or a root
+            is beyond the range of its type.
 
     >>> A = torch.diag(torch.tensor([16.0, 1.0, 0.0]))
     >>> inverse_root(A, 1 / 4).diagonal()
@@ -44,10 +49,16 @@ def inverse_root(
         cutoff = A.shape[-1] ** 0.5 * torch.finfo(A.dtype).eps
     kept = values > cutoff * values[..., -1:]
     roots = torch.where(kept, torch.where(kept, values, 1.0) ** -power, 0.0)
+    if not bool(roots.isfinite().all()):
+        raise FloatingPointError(
+            f"got an eigenvalue of {float(values[kept].min()):g} whose power -{power:g} is beyond "
+            f"the range of {A.dtype}, expected larger ones; pass a larger eps"
+        )
     with fast_products():
         return (Q * roots.unsqueeze(-2)) @ Q.mT
 
 
+@without_autocast()
 def eigendecomposition(A: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues, ascending, and eigenvectors of symmetric matrices `(..., n, n)`.
 
@@ -66,37 +77,17 @@ def eigendecomposition(A: Tensor) -> tuple[Tensor, Tensor]:
     largest = A.abs().amax((-2, -1))
     unit = torch.where(largest > 0, torch.frexp(largest).exponent, 0)
     B = torch.ldexp(A, -unit[..., None, None])
-    for dtype in (A.dtype, torch.float64):
-        try:
-            values, Q = torch.linalg.eigh(B.to(dtype))
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            continue
-        if _agrees(B.to(dtype), values, Q):
-            return torch.ldexp(values.to(A.dtype), unit[..., None]), Q.to(A.dtype)
-    raise FloatingPointError(
-        "got a matrix whose eigenvectors could not be found in float32 or float64, "
-        f"expected a symmetric one with finite entries; its largest entry is {largest.max():g}"
-    )
+    values, Q = eigh(B)
+    return torch.ldexp(values, unit[..., None]), Q
 
 
-def _agrees(A: Tensor, values: Tensor, Q: Tensor) -> bool:
-    """Whether Q diag(values) Qᵀ is A and Q Qᵀ is I, on a few random vectors."""
-    n = A.shape[-1]
-    z = torch.randn(n, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    z = z.to(A) / n**0.5
-    coordinates = Q.mT @ z
-    wrong = torch.linalg.matrix_norm(Q @ (values.unsqueeze(-1) * coordinates) - A @ z)
-    oblique = torch.linalg.matrix_norm(Q @ coordinates - z)
-    size = values.abs().amax(-1)
-    tolerance = 30 * n**0.5 * torch.finfo(A.dtype).eps
-    return bool(((wrong <= tolerance * size) & (oblique <= tolerance)).all())
-
-
+@without_autocast()
 def follow_eigenvectors(A: Tensor, Q: Tensor) -> Tensor:
     """Take one step of orthogonal iteration from nearly known eigenvectors.
 
     The columns are put in the order of their Rayleigh quotients qᵀ A q, descending, and Q' is the
-    orthogonal factor of A Q. That is the refresh of SOAP (Vyas et al., arXiv 2409.11321).
+    orthogonal factor of A Q. That is the refresh of SOAP (Vyas et al., arXiv 2409.11321). For A = 0
+    Q' is Q.
 
     Args:
         A: symmetric positive semidefinite `(..., n, n)`.
@@ -111,10 +102,12 @@ def follow_eigenvectors(A: Tensor, Q: Tensor) -> Tensor:
             [1., 0.]])
     """
     with fast_products():
-        AQ = A @ Q
+        AQ = scaled(A) @ Q
         order = (Q * AQ).sum(-2).argsort(dim=-1, descending=True, stable=True)
         B = AQ.gather(-1, order.unsqueeze(-2).expand_as(AQ))
-        return _orthonormalized(B.flatten(0, -3) if B.ndim > 2 else B[None]).view_as(B)
+        new = _orthonormalized(B.flatten(0, -3) if B.ndim > 2 else B[None]).view_as(B)
+        zero = largest_entry(A) == 0
+        return torch.where(zero, Q, new) if bool(zero.any()) else new
 
 
 def _orthonormalized(B: Tensor) -> Tensor:
@@ -132,9 +125,9 @@ def _orthonormalized(B: Tensor) -> Tensor:
 
 
 def _by_reflections(B: Tensor) -> Tensor:
-    Q, R = torch.linalg.qr(B)
-    if not bool(Q.isfinite().all()):
+    if not bool(B.isfinite().all()):
         raise FloatingPointError(
             "got a matrix with NaN or infinite entries, expected finite ones to follow eigenvectors"
         )
+    Q, R = qr(B)
     return Q * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(B).unsqueeze(-2)

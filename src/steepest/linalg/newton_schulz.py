@@ -168,11 +168,19 @@ def scaled(X: Tensor) -> Tensor:
 
     Then no entry is too small or too large for the norms. Non-finite matrices become NaN.
     """
-    largest = largest_entry(X)
-    wide = largest.to(torch.promote_types(X.dtype, torch.float32))
+    return X.div(power_of_two(largest_entry(X)).to(X.dtype))
+
+
+def power_of_two(size: Tensor) -> Tensor:
+    """The largest power of two up to each size, which is not negative; 1 for 0, NaN for infinity.
+
+    >>> power_of_two(torch.tensor([0.0, 0.75, 5.0]))
+    tensor([1.0000, 0.5000, 4.0000])
+    """
+    wide = size.to(torch.promote_types(size.dtype, torch.float32))
     mantissa, _ = torch.frexp(wide)
-    scale = torch.where(wide > 0, wide / (2 * mantissa), 1.0)
-    return X.div(scale.masked_fill(~largest.isfinite(), torch.nan).to(X.dtype))
+    power = torch.where(wide > 0, wide / (2 * mantissa), 1.0)
+    return power.masked_fill(~size.isfinite(), torch.nan)
 
 
 def largest_entry(X: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from steepest.linalg.products import product, symmetric_product
+from steepest.linalg.solvers import eigh
 
 LOWEST = 1e-3  # singular values from here to 1 are approximated; smaller ones are damped
 
@@ -56,8 +57,9 @@ def terms(r: int, low: float = LOWEST) -> tuple[tuple[float, ...], tuple[float, 
 def by_zolotarev(X: Tensor, r: int) -> Tensor:
     """Return X (XᵀX)^(-1/2) for m <= n in X's precision; the largest entry of X is in [1, 2).
 
-    Where a Cholesky factorization fails (rounding made R + c_1 I indefinite), the same function is
-    applied to the eigenvalues of R, negative ones taken as 0. Two terms are those of `TWO_TERMS`.
+    Where a Cholesky factorization fails (rounding made R + c_1 I indefinite), or its inverse is not
+    finite, the same function is applied to the eigenvalues of R, negative ones taken as 0. Two
+    terms are those of `TWO_TERMS`.
     """
     a, c, b = TWO_TERMS if r == 2 else (*terms(r)[:2], 0.0)
     R = symmetric_product(X, X.mT)
@@ -69,11 +71,17 @@ def by_zolotarev(X: Tensor, r: int) -> Tensor:
     for weight, shift in zip(a, c, strict=True):
         shifted = R.clone()
         shifted.diagonal(dim1=-2, dim2=-1).add_(shift)
-        L, info = torch.linalg.cholesky_ex(shifted)
-        failed |= info > 0
-        W.add_(torch.cholesky_inverse(L), alpha=weight)
+        try:
+            L, info = torch.linalg.cholesky_ex(shifted)
+            failed |= info > 0
+            W.add_(torch.cholesky_inverse(L), alpha=weight)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # of the solver
+            failed.fill_(True)
+    failed |= ~W.sum((-2, -1)).isfinite()
     if bool(failed.any()):
-        values, V = torch.linalg.eigh(R[failed])
+        values, V = eigh(R[failed])
         values = values.clamp(min=0.0).unsqueeze(-2)
         f = sum((w / (values + shift) for w, shift in zip(a, c, strict=True)), b + 0 * values)
         W[failed] = (V * f) @ V.mT

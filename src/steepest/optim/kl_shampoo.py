@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from steepest.linalg.newton_schulz import power_of_two
 from steepest.linalg.products import product
 from steepest.optim.kronecker import (
     NEVER,
@@ -17,13 +18,13 @@ from steepest.optim.kronecker import (
     average,
     count_step,
     due,
-    full,
     preconditioned,
     renew_roots,
     stacked,
     unbiased,
 )
 from steepest.optim.matrices import Batch, MatrixState, stack
+from steepest.optim.precision import factor_dtype
 from steepest.optim.scales import Scale
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import Parameters
@@ -109,7 +110,7 @@ class KLShampoo(KroneckerDescent):
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return a L^-1/2 N R^-1/2 for each matrix."""
         count_step(batch)
-        N = unbiased(group, batch, N.to(full(N.dtype)))
+        N = unbiased(group, batch, N.to(factor_dtype(group, batch.W[0])))
         G = stack(batch.G).to(N.dtype)
         if group["sequential"]:
             renewed = self._take_in(group, batch, "right", whitened(batch, G, "left"))
@@ -120,7 +121,7 @@ class KLShampoo(KroneckerDescent):
             renewed += self._take_in(group, batch, "left", right)
         for state in renewed:
             balance(state)
-        return preconditioned(group, batch, N)
+        return preconditioned(group, batch, N, degree=1)
 
     def _take_in(
         self, group: dict[str, Any], batch: Batch, side: Side, G: Tensor
@@ -148,10 +149,15 @@ def balance(state: MatrixState) -> None:
 
 def whitened(batch: Batch, G: Tensor, side: Side) -> Tensor:
     """L^-1/2 G or G R^-1/2, with the identity times the RMS entry of G before the first renewal."""
-    largest = G.abs().amax((-2, -1), keepdim=True)  # without it small squares would vanish
-    rms = largest * (G / largest).square().mean((-2, -1), keepdim=True).sqrt()
+    tiny = torch.finfo(G.dtype).tiny
+    largest = G.abs().amax((-2, -1), keepdim=True).clamp(min=tiny)
+    rms = largest * (G / largest).square().mean((-2, -1), keepdim=True).sqrt()  # no square vanishes
     new = [bool(state[f"{side}_renewed"] == NEVER) for state in batch.states]
-    G = torch.where(torch.tensor(new, device=G.device)[:, None, None], G / rms.sqrt(), G)
+    is_new = torch.tensor(new, device=G.device)[:, None, None]
+    # Over a power of two, which is exact, so that no product with a large root overflows.
+    unit = torch.where(is_new, 1.0, power_of_two(largest))
+    G = G / torch.where(is_new, rms.clamp(min=tiny).sqrt(), unit)
     root = stacked(batch, f"{side}_root")
     X = product(root, G) if side == "left" else product(G, root)
-    return X.clamp(-1e16, 1e16)  # whose squares can be summed, however far the scale has jumped
+    limit = 1e16 / unit  # of what can be squared and summed, however far the scale has jumped
+    return X.clamp_(-limit, limit).mul_(unit)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Unpack
 
 import torch
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from steepest.geometry import Spectral
 from steepest.linalg.matrix_roots import inverse_root
+from steepest.linalg.newton_schulz import largest_entry, power_of_two, scaled
 from steepest.linalg.products import fast_products, product, symmetric_product
 from steepest.matrix_view import MatrixView
 from steepest.optim.matrices import Batch, Matrices, MatrixState, stack
+from steepest.optim.precision import adam_eps, factor_dtype
 from steepest.optim.rounding import Assignment
 from steepest.optim.scales import with_adamw_lr
 from steepest.optim.settings import Settings
@@ -47,10 +49,11 @@ class KroneckerDescent(SteepestDescent):
         for state, G in zip(matrices.states(self.state), matrices.gradients, strict=True):
             if "steps" in state:
                 continue
+            dtype = factor_dtype(group, state.parameter)
             for side in sides_of(group, G.shape):
                 n = G.shape[0 if side == "left" else 1]
-                state[side] = torch.zeros(n, n, dtype=full(G.dtype), device=G.device)
-                state[f"{side}_root"] = torch.eye(n, dtype=full(G.dtype), device=G.device)
+                state[side] = torch.zeros(n, n, dtype=dtype, device=G.device)
+                state[f"{side}_root"] = torch.eye(n, dtype=dtype, device=G.device)
                 state[f"{side}_renewed"] = torch.tensor(NEVER)
             state["steps"] = torch.tensor(0)
 
@@ -66,11 +69,6 @@ class KroneckerDescent(SteepestDescent):
     def _take(self, group: dict[str, Any], batch: Batch, assign: Assignment) -> None:
         with fast_products():
             super()._take(group, batch, assign)
-
-
-def full(dtype: torch.dtype) -> torch.dtype:
-    """Return the precision of factors: float32, or float64 for float64."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def sides_of(group: Mapping[str, Any], shape: Sequence[int]) -> list[Side]:
@@ -181,34 +179,77 @@ def stacked(batch: Batch, key: str) -> Tensor:
     return stack([state[key] for state in batch.states])
 
 
-def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor) -> Tensor:
+def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor, degree: int = 2) -> Tensor:
     """Root of L times N times root of R, with another length if there is grafting.
 
-    Before its first renewal a matrix takes the direction whose length it will take.
+    Before its first renewal a matrix takes the direction whose length it will take. Without
+    grafting it is Muon's: of gradients whose factors are too small for their type.
+
+    Args:
+        degree: the power of the gradients that the factors go with.
+
+    Raises:
+        FloatingPointError: without grafting, if that is beyond the range of its type.
     """
-    sides = sides_of(group, N.shape[1:])
-    D = N if group["graft"] == "none" else _normalized(N)
-    if "left" in sides:
-        D = product(stacked(batch, "left_root"), D)
-    if "right" in sides:
-        D = product(D, stacked(batch, "right_root"))
+    roots = {side: stacked(batch, f"{side}_root") for side in sides_of(group, N.shape[1:])}
     early = unready(group, batch)
+    if group["graft"] == "none":
+        D = between(roots, N)
+        power = 1 - group["exponent"] * degree * len(roots)  # of the gradients in D
+        if early and power >= 0:
+            size = frobenius_norm(N[early]) / math.sqrt(min(N.shape[1:]))
+            D[early] = Spectral("auto").direction(N[early]) * size**power
+        low, high = torch.aminmax(D)
+        if not bool((high - low).isfinite()):
+            raise FloatingPointError(
+                "got a direction beyond the range of its type, expected finite entries: without "
+                "grafting it goes with the inverse of the scale that earlier gradients had; pass "
+                'graft="adam" or a larger eps'
+            )
+        return D
     if group["graft"] == "adam":
         other = adam_direction(group, batch, N)
-        length = torch.linalg.matrix_norm(other, keepdim=True)
-        if early:
-            D[early] = other[early]
-    elif group["graft"] == "muon":
-        share = D[0].numel() / (batch.outputs * batch.inputs)  # of a block in the whole matrix
-        rank = min(batch.outputs, batch.inputs)
-        length = torch.full_like(D[:, :1, :1], math.sqrt(rank * share))
-        if early:
-            D[early] = Spectral("auto").direction(N[early])
+        length = frobenius_norm(other)
+        other = other[early]
     else:
-        return D
-    D = _normalized(D)  # after a jump of the gradients' scale its square could overflow
-    norm = torch.linalg.matrix_norm(D, keepdim=True)
+        share = N[0].numel() / (batch.outputs * batch.inputs)  # of a block in the whole matrix
+        rank = min(batch.outputs, batch.inputs)
+        length = torch.full_like(N[:, :1, :1], math.sqrt(rank * share))
+        other = Spectral("auto").direction(N[early]) if early else N[:0]
+
+    def direction(D: Tensor) -> tuple[Tensor, Tensor]:
+        D[early] = other
+        D = _normalized(D)  # after a jump of the gradients' scale its square could overflow
+        return D, torch.linalg.matrix_norm(D, keepdim=True)
+
+    D, norm = direction(between(roots, _normalized(N)))
+    if not bool(((norm > 0) & (norm < math.inf)).all()):  # a product has under- or overflowed
+        roots = {side: scaled(root) for side, root in roots.items()}
+        D, norm = direction(between(roots, _normalized(N), scaled))
     return D * torch.where(norm > 0, length / torch.where(norm > 0, norm, 1.0), 0.0)
+
+
+def between(
+    roots: Mapping[Side, Tensor], X: Tensor, then: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """The left root times X times the right root; `then` acts on the first product."""
+    for side, root in roots.items():
+        X = product(root, X) if side == "left" else product(X, root)
+        X = then(X) if then else X
+    return X
+
+
+def frobenius_norm(X: Tensor) -> Tensor:
+    """Frobenius norms of matrices `(matrices, m, n)`, also of those whose squares vanish.
+
+    >>> frobenius_norm(torch.full((1, 2, 2), 1e-30)).item()
+    2.0000000031710769e-30
+    """
+    norm = torch.linalg.matrix_norm(X, keepdim=True)
+    if bool(((norm > 1e-15) & (norm < 1e15)).all()):
+        return norm
+    unit = power_of_two(largest_entry(X))  # which changes no bit where no square vanishes
+    return torch.linalg.matrix_norm(X / unit, keepdim=True) * unit
 
 
 def _normalized(X: Tensor) -> Tensor:
@@ -223,7 +264,7 @@ def adam_direction(group: Mapping[str, Any], batch: Batch, N: Tensor) -> Tensor:
     squares = [G.to(v.dtype).square() for G, v in zip(batch.G, V, strict=True)]
     torch._foreach_lerp_(V, squares, 1 - group["graft_beta2"])
     V_hat = stack(V).to(N.dtype) / corrections(batch, group["graft_beta2"], N)
-    return N / (V_hat.sqrt() + group["graft_eps"])
+    return N / (V_hat.sqrt() + adam_eps(group["graft_eps"], V[0].dtype))
 
 
 def unbiased(group: Mapping[str, Any], batch: Batch, M: Tensor) -> Tensor:

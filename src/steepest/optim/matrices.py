@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steepest.matrix_view import MatrixView
+from steepest.optim.precision import memory_dtype
 
 State = dict[str, Any]
 
@@ -34,18 +35,18 @@ class MatrixState:
 
     def __init__(self, states: Mapping[Tensor, State], p: Tensor, index: int, position: int):
         self._states = states
-        self._parameter = p
+        self.parameter = p
         self._index = index
         self.position = position  # of the matrix among all of the group
 
     def __getitem__(self, key: str) -> Tensor:
-        return self._states[self._parameter][f"{key}.{self._index}"]
+        return self._states[self.parameter][f"{key}.{self._index}"]
 
     def __setitem__(self, key: str, value: Tensor) -> None:
-        self._states[self._parameter][f"{key}.{self._index}"] = value
+        self._states[self.parameter][f"{key}.{self._index}"] = value
 
     def __contains__(self, key: str) -> bool:
-        return f"{key}.{self._index}" in self._states[self._parameter]
+        return f"{key}.{self._index}" in self._states[self.parameter]
 
 
 @dataclass(frozen=True)
@@ -180,15 +181,6 @@ class Matrices:
                 self._copies.append((p, dense))
             matrices += view.of(dense)
         return matrices
-
-
-def memory_dtype(group: Mapping[str, Any], p: Tensor) -> torch.dtype:
-    """Return the precision of a memory: as asked for, else the parameter's, but never float16.
-
-    In float16 squares of usual gradients are zero.
-    """
-    own = torch.float32 if p.dtype == torch.float16 else p.dtype
-    return cast(torch.dtype, group["state_dtype"] or own)
 
 
 def stack(matrices: list[Tensor]) -> Tensor:

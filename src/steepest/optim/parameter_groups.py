@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steepest.geometry import Spectral
 from steepest.matrix_view import MatrixView
+from steepest.optim.precision import TRAINABLE, is_frozen_base
 from steepest.optim.scales import update_scale
 from steepest.optim.settings import Decay, Rounding
 from steepest.parameter_roles import ParameterRole, Role, RoleTable
@@ -32,8 +33,9 @@ def groups_of(
 ) -> list[dict[str, Any]]:
     """A group of matrices and an AdamW group, and one for each role with settings of its own.
 
-    Tied parameters are in the table once.
+    Tied parameters are in the table once. Frozen ones that cannot be trained are left out.
     """
+    table = RoleTable([row for row in table if not is_frozen_base(row.parameter)])
     settings = dict(settings or {})
     if unknown := set(settings) - set(get_args(Role)):
         raise ValueError(f"got settings for the roles {sorted(unknown)}, expected {get_args(Role)}")
@@ -86,11 +88,11 @@ def complete(group: dict[str, Any], geometries: tuple[str, ...]) -> None:
     if state_dtype is not None and state_dtype.itemsize < 4:
         raise ValueError(f"got state_dtype={state_dtype}, expected torch.float32 or torch.float64")
     update_scale(group["scale"], 1, 1)
-    for p in group["params"]:
-        if not p.is_floating_point():
+    for k, p in enumerate(group["params"]):
+        if p.dtype not in TRAINABLE:
             raise ValueError(
-                f"got a parameter of {p.dtype}, expected a real floating-point type; for complex "
-                "weights optimize torch.view_as_real(parameter)"
+                f"got the {name_of(group, k)} of {p.dtype}, expected torch.float16, bfloat16, "
+                f"float32 or float64; {_remedy(p)}"
             )
         if getattr(p, "_fsdp_flattened", False):
             raise NotImplementedError(
@@ -125,6 +127,13 @@ def complete(group: dict[str, Any], geometries: tuple[str, ...]) -> None:
         _check_uncut(group)
 
 
+def _remedy(p: Tensor) -> str:
+    """What to do with a parameter of a type that cannot be trained."""
+    if p.is_complex():
+        return "for complex weights optimize torch.view_as_real(parameter)"
+    return "train it in bfloat16 and let the products of the model be of that type, or freeze it"
+
+
 def _check_uncut(group: Mapping[str, Any]) -> None:
     """Raise if a matrix is cut: spectral norms of its blocks do not make its own."""
     for p, view in zip(group["params"], group["views"], strict=True):
@@ -135,6 +144,14 @@ def _check_uncut(group: Mapping[str, Any]) -> None:
                 f"{tuple(p.shape)}, expected whole matrices, whose spectral norm it sets; pass "
                 "block=None"
             )
+
+
+def name_of(group: Mapping[str, Any], k: int) -> str:
+    """Return what to call parameter `k` of a group in an error."""
+    names = group.get("param_names", ())
+    if k < len(names):
+        return f"parameter {names[k]}"
+    return f"parameter of shape {tuple(group['params'][k].shape)}"
 
 
 def check_stacks(group: Mapping[str, Any]) -> None:

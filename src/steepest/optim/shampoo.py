@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Unpack
 
-import torch
 from torch import Tensor
 
+from steepest.linalg.solvers import svd
 from steepest.matrix_view import MatrixView
 from steepest.optim.kronecker import (
     Graft,
@@ -15,13 +15,13 @@ from steepest.optim.kronecker import (
     average,
     count_step,
     due,
-    full,
     preconditioned,
     renew_roots,
     sides_of,
     unbiased,
 )
 from steepest.optim.matrices import Batch, stack
+from steepest.optim.precision import factor_dtype
 from steepest.optim.scales import Scale
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import MOMENTUM, Parameters
@@ -50,7 +50,8 @@ class Shampoo(KroneckerDescent):
     each matrix is renewed every `interval` steps, at a step of its own, so that no step is much
     dearer than another. Before its first renewal a matrix takes the direction that it takes its
     length from, Adam's or Muon's; without grafting it is renewed in every step of its first
-    interval.
+    interval. In float32 a factor of gradients below 1e-18 is too small to be renewed: they take
+    that direction too, Muon's without grafting.
 
     Args:
         params: a model, a role table, parameters or groups; see `SteepestDescent`.
@@ -68,7 +69,8 @@ class Shampoo(KroneckerDescent):
             which have factors of their own; `None` to cut nothing.
         graft: the length of D: "adam" (default), "muon" for sqrt(min(out, in)), or "none". Without,
             and p = 1/2, it goes with the inverse of the gradient's scale.
-        graft_beta2, graft_eps: β₂ and ε of that Adam.
+        graft_beta2, graft_eps: β₂ and ε of that Adam. Gradients far below ε take smaller steps, as
+            Adam's are; ε is at least 1e-19 in float32, where squares underflow.
         scale: shape factor s, see `update_scale`; "none" by default.
         settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
             that are no matrices is `lr` unless given, and as for Muon, 0.15 `lr`
@@ -127,7 +129,7 @@ class Shampoo(KroneckerDescent):
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return a L^-p N R^-p for each matrix."""
         count_step(batch)
-        N = unbiased(group, batch, N.to(full(N.dtype)))
+        N = unbiased(group, batch, N.to(factor_dtype(group, batch.W[0])))
         G = stack(batch.G).to(N.dtype)
         for side in sides_of(group, G.shape[1:]):
             average(group, batch, side, G)
@@ -168,10 +170,10 @@ class Shampoo(KroneckerDescent):
         if M is None:
             raise ValueError("got a parameter without momentum or gradient, expected either")
         M = MatrixView(*group["views"][where]).matrices(M.contiguous(), group["block"])[matrix]
-        M = M.to(full(M.dtype)) / (1 - beta ** float(state[f"steps.{matrix}"]))
+        M = M.to(factor_dtype(group, parameter)) / (1 - beta ** float(state[f"steps.{matrix}"]))
         M = M * (1 - beta) if group["heavy_ball"] else M
         roots = {side: state[f"{side}_root.{matrix}"] for side in sides_of(group, M.shape)}
-        U, S, Vh = torch.linalg.svd(M, full_matrices=False)
+        U, S, Vh = svd(M)
         left, right = (U * S.sqrt()) @ U.mT, (Vh.mT * S.sqrt()) @ Vh
         left = roots["left"] @ left if "left" in roots else left
         right = right @ roots["right"] if "right" in roots else right

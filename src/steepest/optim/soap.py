@@ -23,12 +23,12 @@ from steepest.optim.kronecker import (
     corrections,
     count_step,
     due,
-    full,
     sides_of,
     stacked,
     unbiased,
 )
 from steepest.optim.matrices import Batch, stack
+from steepest.optim.precision import adam_eps, factor_dtype
 from steepest.optim.scales import Scale
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import MOMENTUM, Parameters, remembered
@@ -54,7 +54,7 @@ class SOAP(KroneckerDescent):
         lr: Adam's rate, times s; with `normalize="spectral"`, lr s is the spectral norm.
         momentum: β, in [0, 1).
         beta2: β₂, in [0, 1).
-        eps: ε of Adam.
+        eps: ε of Adam; at least 1e-19 in float32, below which squares of gradients underflow.
         sides: "both" (default), or "left" or "right" to rotate one side alone.
         interval: steps between renewals of a basis.
         max_side: a side longer than this has no factor and keeps the basis of the weights; `None`
@@ -109,7 +109,7 @@ class SOAP(KroneckerDescent):
 
     def remember(self, group: dict[str, Any], batch: Batch) -> Tensor:
         """Return the gradients: the momentum is kept in the eigenbasis."""
-        return stack(batch.G).to(full(batch.G[0].dtype))
+        return stack(batch.G).to(factor_dtype(group, batch.W[0]))
 
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return Adam's direction in the eigenbasis, for each matrix."""
@@ -121,7 +121,7 @@ class SOAP(KroneckerDescent):
         V = batch.memory[SECOND_MOMENT]
         squares = rotated.square().to(V[0].dtype)
         torch._foreach_lerp_(V, list(squares.unbind(0)), 1 - group["beta2"])
-        root = stack(V).to(G.dtype).sqrt() + group["eps"]
+        root = stack(V).to(G.dtype).sqrt() + adam_eps(group["eps"], V[0].dtype)
         D = corrections(batch, group["beta2"], G).sqrt() * unbiased(group, batch, M) / root
         D = _rotated(D, {side: Q.mT for side, Q in bases.items()})
         for side in sides:
@@ -164,8 +164,7 @@ def _of_spectral_norm_one(D: Tensor) -> Tensor:
         norm = spectral_norm(D, "krylov", iterations=10)[:, None, None]
     except ValueError as error:
         raise FloatingPointError(
-            "got NaN or infinite entries in the direction of SOAP, expected finite ones; with "
-            "eps=0, entries without a gradient are zero over zero"
+            "got NaN or infinite entries in the direction of SOAP, expected finite ones"
         ) from error
     return D / torch.where(norm > 0, norm, 1.0)
 

@@ -67,6 +67,11 @@ class SpectralDescent(SteepestDescent):
         }
         super().__init__(params, own, **with_adamw_lr(settings, lr, scale))
 
+    def largest_entry(self, group: dict[str, Any], dtype: torch.dtype) -> float:
+        """Return the largest gradient entry whose dual norm, a sum of products, is finite."""
+        dual = group["geometry"] == "spectral" and group["length"] == "dual"
+        return super().largest_entry(group | {"geometry": "adamw"} if dual else group, dtype)
+
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return the polar factor, times the dual norm if the length is that of the theory."""
         if group["length"] == "constant":

@@ -18,8 +18,15 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from steepest.geometry import Spectral
-from steepest.optim.matrices import Batch, Matrices, memory_dtype, stack
+from steepest.linalg.autocast import without_autocast
+from steepest.optim.matrices import Batch, Matrices, stack
 from steepest.optim.parameter_groups import complete, groups_of
+from steepest.optim.precision import (
+    adam_eps,
+    gradient_dtype,
+    memory_dtype,
+    without_frozen_base,
+)
 from steepest.optim.rounding import Assignment
 from steepest.optim.scales import update_scale
 from steepest.optim.settings import Settings
@@ -135,6 +142,7 @@ class SteepestDescent(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; for `"geometry": "adamw"` the `adamw_*` settings are the defaults."""
         adamw = param_group.get("geometry") == "adamw"
+        param_group = without_frozen_base(param_group)
         super().add_param_group({**(self._adamw_defaults if adamw else {}), **param_group})
         group = self.param_groups[-1]
         try:
@@ -179,10 +187,8 @@ class SteepestDescent(Optimizer):
                 if "." in key:  # of a matrix as a whole: never in half precision
                     device = value.device if value.ndim == 0 else p.device
                     self.state[p][key] = value.to(device, copy=True)
-                elif key != "step" and group["geometry"] != "adamw":
+                elif key != "step":
                     self.state[p][key] = value.to(p.device, memory_dtype(group, p), copy=True)
-                elif key != "step" and group["state_dtype"] is not None:
-                    self.state[p][key] = value.to(p.device, group["state_dtype"], copy=True)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -221,7 +227,9 @@ class SteepestDescent(Optimizer):
     def _refuses(self, work: list[tuple[dict[str, Any], Matrices]], largest: list[float]) -> bool:
         """Whether a gradient is beyond what its group can work with; raises if asked to."""
         limits = [
-            self.largest_entry(group, G.dtype) for group, each in work for G in each.gradients
+            self.largest_entry(group, gradient_dtype(group, G))
+            for group, each in work
+            for G in each.gradients
         ]
         broken = [
             i
@@ -264,6 +272,7 @@ class SteepestDescent(Optimizer):
                 ) from error
             moved += len(batch.G)
 
+    @without_autocast()
     def _take(self, group: dict[str, Any], batch: Batch, assign: Assignment) -> None:
         """The step of a batch, whose intermediate results end with it."""
         N = self.remember(group, batch)
@@ -274,45 +283,61 @@ class SteepestDescent(Optimizer):
     ) -> None:
         for p in work.params:
             if not self.state[p]:
-                dtype = group["state_dtype"] or p.dtype
+                dtype = memory_dtype(group, p)
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
                 self.state[p]["exp_avg"] = torch.zeros_like(p, dtype=dtype)
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
         params, grads = _only(work.params, active), _only(work.gradients, active)
         state = [self.state[p] for p in params]
-        # In the precision of the memory, where that is not the parameters'.
-        exact = [p.to(s["exp_avg"].dtype) for p, s in zip(params, state, strict=True)]
-        grads = [G.to(s["exp_avg"].dtype) for G, s in zip(grads, state, strict=True)]
         in_step = all(  # the fused kernel walks through memory, whatever the strides
             p.stride() == G.stride() == s["exp_avg"].stride() == s["exp_avg_sq"].stride()
-            for p, G, s in zip(exact, grads, state, strict=True)
+            for p, G, s in zip(params, grads, state, strict=True)
         )
-        adamw(
-            exact,
-            grads,
-            [s["exp_avg"] for s in state],
-            [s["exp_avg_sq"] for s in state],
-            [],
-            [s["step"] for s in state],
-            fused=group["fused"] and in_step,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            eps=group["eps"],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            amsgrad=False,
-            maximize=group["maximize"],
-        )
-        for p, W in zip(params, exact, strict=True):
-            if W is not p:
-                assign(p, W)
+        fused = bool(group["fused"] and in_step)
+        # By the type that the step is computed in: the wider of the parameter's and the memory's.
+        # The fused kernel computes in float32 what it reads and writes in half precision.
+        parts: dict[torch.dtype, list[tuple[Tensor, ...]]] = {}
+        for p, G, s in zip(params, grads, state, strict=True):
+            dtype = torch.promote_types(p.dtype, s["exp_avg"].dtype)
+            if not fused or assign.rounds(p):
+                dtype = torch.promote_types(dtype, torch.float32)
+            parts.setdefault(dtype, []).append((p, G, s["exp_avg"], s["exp_avg_sq"], s["step"]))
+        for dtype, part in parts.items():
+            params, grads, means, squares, steps = (list(each) for each in zip(*part, strict=True))
+            weights, gradients, M, V = (
+                [t if t.dtype == dtype else t.to(dtype) for t in each]
+                for each in (params, grads, means, squares)
+            )
+            adamw(
+                weights,
+                gradients,
+                M,
+                V,
+                [],
+                steps,
+                fused=fused,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                eps=adam_eps(group["eps"], dtype),
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                amsgrad=False,
+                maximize=group["maximize"],
+            )
+            for kept, exact in zip(means + squares, M + V, strict=True):
+                if exact is not kept:
+                    kept.copy_(exact)
+            for p, exact in zip(params, weights, strict=True):
+                if exact is not p:
+                    assign(p, exact)
 
 
 def remembered(group: Mapping[str, Any], batch: Batch) -> Tensor:
     """M <- β M + (1 - β) G; return M, or (1 - β) G + β M with Nesterov, `(matrices, out, in)`."""
     G, beta = batch.G, group.get("momentum", 0.0)
     if not beta:
-        return stack(G)
+        N = stack(G)
+        return N.float() if N.dtype == torch.float16 else N
     M = batch.memory[MOMENTUM]
     if M[0].dtype != G[0].dtype:
         G = [each.to(M[0].dtype) for each in G]

@@ -7,24 +7,27 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch.optim.optimizer import Optimizer
 
 from steepest.matrix_view import MatrixView
+from steepest.optim.precision import adam_eps
 from steepest.optim.scales import stacked_rank, update_scale
 
 _ADAM_RMS = 0.2  # measured in training, see `expected_rms`
 
 
 def expected_rms(
-    group: Mapping[str, Any], outputs: int, inputs: int, stack: int = 1
+    group: Mapping[str, Any], outputs: int, inputs: int, stack: int = 1, adam: float = 1.0
 ) -> float | None:
     """Return the root-mean-square entry that an update of an `(outputs, inputs)` matrix will have.
 
     Exact for gradients of full rank in the sign and spectral geometries, where a stack is taken as
     a whole; 0.2 lr for AdamW and what takes its length, as Liu et al. measured in training (arXiv
-    2502.16982, section 2.2); `None` where the length depends on the gradient.
+    2502.16982, section 2.2), times the share `adam` that its ε leaves of that (see `adam_share`);
+    `None` where the length depends on the gradient.
 
     >>> group = {"geometry": "spectral", "lr": 0.02, "scale": "spectral"}
     >>> round(expected_rms(group, 1024, 256), 5)
@@ -35,17 +38,31 @@ def expected_rms(
         return lr
     scale = update_scale(group["scale"], outputs, inputs)
     if group["geometry"] == "adamw":
-        return lr * _ADAM_RMS
+        return lr * _ADAM_RMS * adam
     if group.get("graft") == "none" or group.get("normalize") == "spectral":
         return None
     if group["geometry"] == "soap" or group.get("graft") == "adam":
-        return lr * scale * _ADAM_RMS
+        return lr * scale * _ADAM_RMS * adam
     if group.get("length", "constant") != "constant":
         return None
     rank = float(min(outputs, inputs))
     if stack > 1 and not group["compensate"]:
         rank = stacked_rank(outputs, inputs, stack, group["mode"]) / stack
     return lr * scale * math.sqrt(rank / (outputs * inputs))
+
+
+def adam_share(group: Mapping[str, Any], state: Mapping[str, Any]) -> float:
+    """Return v / (v + ε) for the root mean square v of a parameter's gradients, by their memory.
+
+    It is 1 before the first step. Gradients of 1e-10 and the usual ε of 1e-8 leave 0.01.
+    """
+    steps = float(state.get("step", state.get("steps.0", 0)))
+    if not steps or "exp_avg_sq" not in state:
+        return 1.0
+    beta = group["betas"][1] if "betas" in group else group.get("graft_beta2", group.get("beta2"))
+    square = float(state["exp_avg_sq"].mean(dtype=torch.float64)) / (1 - beta**steps)
+    eps = group["graft_eps"] if "graft_eps" in group else group["eps"]
+    return math.sqrt(square) / (math.sqrt(square) + adam_eps(eps, state["exp_avg_sq"].dtype))
 
 
 def table_of(optimizer: Optimizer) -> str:
@@ -63,7 +80,10 @@ def table_of(optimizer: Optimizer) -> str:
             view = None if view is None else MatrixView(*view)
             sizes = view.sizes() if view else [(1, 1)]
             stacks = [1 if i is None else in_stack[i] for i in label or [None] * len(sizes)]
-            each = (expected_rms(group, *size, k) for size, k in zip(sizes, stacks, strict=True))
+            adam = adam_share(group, optimizer.state.get(p, {}))
+            each = (
+                expected_rms(group, *size, k, adam) for size, k in zip(sizes, stacks, strict=True)
+            )
             rms = sorted({"?" if value is None else f"{value:.2g}" for value in each})
             stacked = f", stacks of {max(stacks)}" if max(stacks) > 1 else ""
             table.add_row(
