@@ -18,8 +18,9 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from steepest.geometry import Spectral
+from steepest.optim.checks import CHECKS, check_setting
 from steepest.optim.matrices import Batch, Matrices, memory_dtype, stack
-from steepest.optim.parameter_groups import complete, groups_of
+from steepest.optim.parameter_groups import check_role_settings, complete, groups_of
 from steepest.optim.rounding import Assignment
 from steepest.optim.scales import update_scale
 from steepest.optim.settings import Settings
@@ -63,9 +64,11 @@ class SteepestDescent(Optimizer):
     def __init__(self, params: Parameters, defaults: dict[str, Any], **settings: Unpack[Settings]):
         if unknown := set(settings) - set(Settings.__annotations__):
             raise TypeError(f"{type(self).__name__} got unknown settings: {sorted(unknown)}")
+        check_setting("lr", defaults["lr"])
+        for key, value in settings.items():
+            if key in CHECKS:
+                check_setting(key, value)
         self.nonfinite = settings.get("nonfinite", "raise")
-        if self.nonfinite not in ("raise", "skip"):
-            raise ValueError(f'got nonfinite={self.nonfinite!r}, expected "raise" or "skip"')
         self.skipped_steps = 0
         shared = {
             "scale": "none",
@@ -88,6 +91,8 @@ class SteepestDescent(Optimizer):
             "fused": True,
         }
         own = settings.get("roles")
+        if own is not None:
+            check_role_settings(own, {*shared, *defaults, *self._adamw_defaults, "base_lr"})
         if isinstance(params, nn.Module):
             params = roles(params)
         if isinstance(params, RoleTable):
