@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
-from typing import NamedTuple
+from operator import index
+from typing import NamedTuple, SupportsIndex
 
 from torch import Size, Tensor
 
@@ -33,7 +33,7 @@ class MatrixView(_Fields):
             that take turns: `(1, 1)` for two matrices of every other output.
 
     Raises:
-        ValueError: for sizes that are not whole numbers of at least 1, or a `transposed` that is not
+        ValueError: for sizes that are not whole numbers of at least 1, and `transposed` that is not
             True or False. `check` raises for sizes that do not fit a parameter.
 
     >>> import torch
@@ -182,8 +182,8 @@ def _size(name: str, value: object, size: object = None) -> int:
     size = value if size is None else size
     if type(size) is int and size > 0:
         return size
-    if isinstance(size, Integral) and not isinstance(size, bool) and size > 0:
-        return int(size)
+    if isinstance(size, SupportsIndex) and not isinstance(size, bool) and index(size) > 0:
+        return index(size)
     raise _wrong(name, value, "whole numbers of at least 1")
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steepest.matrix_view import MatrixView
+from steepest.optim.parameter_groups import name_of
 
 State = dict[str, Any]
 
@@ -34,18 +35,18 @@ class MatrixState:
 
     def __init__(self, states: Mapping[Tensor, State], p: Tensor, index: int, position: int):
         self._states = states
-        self._parameter = p
+        self.parameter = p
         self._index = index
         self.position = position  # of the matrix among all of the group
 
     def __getitem__(self, key: str) -> Tensor:
-        return self._states[self._parameter][f"{key}.{self._index}"]
+        return self._states[self.parameter][f"{key}.{self._index}"]
 
     def __setitem__(self, key: str, value: Tensor) -> None:
-        self._states[self._parameter][f"{key}.{self._index}"] = value
+        self._states[self.parameter][f"{key}.{self._index}"] = value
 
     def __contains__(self, key: str) -> bool:
-        return f"{key}.{self._index}" in self._states[self._parameter]
+        return f"{key}.{self._index}" in self._states[self.parameter]
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,9 @@ class Matrices:
     def name(self, i: int) -> str:
         """Return what to call the parameter of the matrix `i` in an error."""
         owner = self._owners[i][0]
-        if "param_names" in self._group:
-            place = next(k for k, p in enumerate(self._group["params"]) if p is owner)
-            return f"parameter {self._group['param_names'][place]}"
-        return f"parameter of shape {tuple(owner.shape)}"
+        return name_of(
+            self._group, next(k for k, p in enumerate(self._group["params"]) if p is owner)
+        )
 
     def _check(self, gradient: Tensor) -> None:
         if gradient.is_sparse:

@@ -117,6 +117,14 @@ def _check_uncut(group: Mapping[str, Any]) -> None:
             )
 
 
+def name_of(group: Mapping[str, Any], k: int) -> str:
+    """Return what to call parameter `k` of a group in an error."""
+    names = group.get("param_names", ())
+    if k < len(names):
+        return f"parameter {names[k]}"
+    return f"parameter of shape {tuple(group['params'][k].shape)}"
+
+
 def check_stacks(group: Mapping[str, Any]) -> None:
     """Raise unless "stacks" has a number or None for each matrix, and stacks are of one shape."""
     stacks = group["stacks"]

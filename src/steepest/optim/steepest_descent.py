@@ -19,8 +19,13 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from steepest.geometry import Spectral
 from steepest.optim.checks import CHECKS, check_setting
+from steepest.optim.fitting import Fit
+from steepest.optim.loading import Loading
 from steepest.optim.matrices import Batch, Matrices, memory_dtype, stack
+from steepest.optim.memory import memory_of
 from steepest.optim.parameter_groups import check_role_settings, complete, groups_of
+from steepest.optim.progress import Progress
+from steepest.optim.rates import Rates
 from steepest.optim.rounding import Assignment
 from steepest.optim.scales import update_scale
 from steepest.optim.settings import Settings
@@ -70,6 +75,8 @@ class SteepestDescent(Optimizer):
                 check_setting(key, value)
         self.nonfinite = settings.get("nonfinite", "raise")
         self.skipped_steps = 0
+        self._fits: dict[int, Fit] = {}
+        self._rates = Rates()
         shared = {
             "scale": "none",
             "method": "auto",
@@ -147,10 +154,16 @@ class SteepestDescent(Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
+        self._fits[id(group)] = Fit(group)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("nonfinite", "skipped_steps", "_adamw_defaults")
+        own = ("nonfinite", "skipped_steps", "_adamw_defaults", "_rates")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_fits", {})  # made anew for a copy
+        self.__dict__.setdefault("_rates", Rates())
 
     def __repr__(self) -> str:
         """Return a table: what each parameter gets."""
@@ -159,35 +172,44 @@ class SteepestDescent(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned; how parameters are matrices stays as constructed.
 
-        Raises:
-            ValueError: if the groups are of other sizes or geometries; nothing is changed then.
-        """
-        state, groups = self.state, self.param_groups
-        super().load_state_dict(state_dict)
-        for i, (own, loaded) in enumerate(zip(groups, self.param_groups, strict=True)):
-            if loaded.get("geometry") != own["geometry"]:
-                self.state, self.param_groups = state, groups
-                raise ValueError(
-                    f"got a state whose group {i} has the geometry {loaded.get('geometry')!r}, "
-                    f"expected {own['geometry']!r}; build the optimizer as it was when it was saved"
-                )
-            for key in own.keys() - loaded.keys() | {"views", "stacks"} & own.keys():
-                loaded[key] = own[key]
-        self._restore_precision(state_dict)
+        Where names are known, a state goes to the parameter of its name, whatever the order;
+        `module.` and `_orig_mod.` in names do not count. Hooks are those of `torch.optim`: what
+        they return is loaded, what they change stays.
 
-    def _restore_precision(self, state_dict: dict[str, Any]) -> None:
-        """Undo what torch does to state on loading, which is to give it the parameter's type."""
-        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        params = [(group, p) for group in self.param_groups for p in group["params"]]
-        for i, (group, p) in zip(ids, params, strict=True):
-            for key, value in state_dict["state"].get(i, {}).items():
-                if "." in key:  # of a matrix as a whole: never in half precision
-                    device = value.device if value.ndim == 0 else p.device
-                    self.state[p][key] = value.to(device, copy=True)
-                elif key != "step" and group["geometry"] != "adamw":
-                    self.state[p][key] = value.to(p.device, memory_dtype(group, p), copy=True)
-                elif key != "step" and group["state_dtype"] is not None:
-                    self.state[p][key] = value.to(p.device, group["state_dtype"], copy=True)
+        Raises:
+            ValueError: with the name of the parameter, if the groups are of other sizes, geometries
+                or names, settings are wrong, or memory is missing, of another shape, or of another
+                optimizer; nothing is changed then.
+        """
+        loading, groups = Loading(self), self.param_groups
+        last = self.register_load_state_dict_pre_hook(loading.check)
+        first = self.register_load_state_dict_post_hook(loading.convert, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+            first.remove()
+            self._go_on(groups)
+
+    def _go_on(self, groups: list[dict[str, Any]]) -> None:
+        """Take what is known of groups over to those that a loaded state has put in their place."""
+        for own, loaded in zip(groups, self.param_groups, strict=False):
+            if own is not loaded and id(own) in self._fits:
+                fit = self._fits.pop(id(own))
+                fit.move_to(loaded)
+                self._fits[id(loaded)] = fit
+        self._rates.restart(self.param_groups)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, to be saved and given to `load_state_dict`.
+
+        A parameter that has not taken a step has none, even if its state was looked at.
+        """
+        for group in self.param_groups:
+            for k, p in enumerate(group["params"]):
+                if p in self.state and not self.state[p] and memory_of(self, group, k):
+                    del self.state[p]
+        return super().state_dict()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -207,21 +229,39 @@ class SteepestDescent(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._check()
         work = [(group, Matrices(group)) for group in self.param_groups]
         largest = _largest_entries([G for _, each in work for G in each.gradients])
         if self._refuses(work, largest):
             self.skipped_steps += 1
             return loss
+        self._rates.watch(self.param_groups)
         entries = iter(largest)
-        for i, (group, each) in enumerate(work):
-            active = [next(entries) > 0.0 for _ in each.gradients]
-            assign = Assignment(group["rounding"], seed=(i << 24) + group["step_count"])
-            if group["geometry"] == "adamw":
-                self._adamw(group, each, active, assign)
-            else:
-                self._descend(group, each, active, assign)
-            group["step_count"] += any(active)
+        progress = Progress(self.param_groups)
+        try:
+            for group, each in work:
+                self.make_memory(group, each)
+            for i, (group, each) in enumerate(work):
+                active = [next(entries) > 0.0 for _ in each.gradients]
+                progress.begin(i, sum(active))
+                assign = Assignment(group["rounding"], seed=(i << 24) + group["step_count"])
+                if group["geometry"] == "adamw":
+                    self._adamw(group, each, active, assign)
+                else:
+                    self._descend(group, each, active, assign, progress)
+                group["step_count"] += any(active)
+        except Exception as error:  # undoing it would need a copy of everything
+            progress.explain(error)
+            raise
         return loss
+
+    def _check(self) -> None:
+        """Check all groups, before anything moves."""
+        for group in self.param_groups:
+            fit = self._fits.get(id(group))
+            if fit is None or fit.group is not group:
+                fit = self._fits[id(group)] = Fit(group)
+            fit.check(self)
 
     def _refuses(self, work: list[tuple[dict[str, Any], Matrices]], largest: list[float]) -> bool:
         """Whether a gradient is beyond what its group can work with; raises if asked to."""
@@ -246,28 +286,38 @@ class SteepestDescent(Optimizer):
             )
         return bool(broken)
 
+    def make_memory(self, group: dict[str, Any], matrices: Matrices) -> None:
+        """Make the memory of parameters with a gradient, of zeros, where there is none."""
+        for p in group["params"]:
+            if p.grad is not None:
+                self.state[p]  # torch.distributed.checkpoint wants a state, also an empty one
+        if group["geometry"] != "adamw":
+            for key in self.entry_memory(group):
+                matrices.entries(self.state, key)
+            self.start(group, matrices)
+            return
+        for p in matrices.params:
+            state = self.state[p]
+            if "step" not in state:
+                dtype = memory_dtype(group, p)
+                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
+                state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
+
     def _descend(
-        self, group: dict[str, Any], matrices: Matrices, active: list[bool], assign: Assignment
+        self,
+        group: dict[str, Any],
+        matrices: Matrices,
+        active: list[bool],
+        assign: Assignment,
+        progress: Progress,
     ) -> None:
-        keys = self.entry_memory(group)
-        for key in keys:
-            matrices.entries(self.state, key)
-        self.start(group, matrices)
         if not any(active):
             return
-        moved = 0
-        for batch in matrices.batches(self.state, keys, active):
-            try:
-                self._take(group, batch, assign)
-            except FloatingPointError as error:  # undoing it would need a copy of everything
-                raise FloatingPointError(
-                    f"{error}. The step ended there, at {len(batch.G)} matrices of "
-                    f"{batch.outputs} x {batch.inputs}: up to {moved} of {sum(active)} matrices of "
-                    "their group have moved, and all groups before it; memory has taken in the "
-                    "gradients of what has moved and of these. Load the last checkpoint before "
-                    "another step"
-                ) from error
-            moved += len(batch.G)
+        for batch in matrices.batches(self.state, self.entry_memory(group), active):
+            progress.enter(batch)
+            self._take(group, batch, assign)
+            progress.leave(batch)
 
     def _take(self, group: dict[str, Any], batch: Batch, assign: Assignment) -> None:
         """The step of a batch, whose intermediate results end with it."""
@@ -277,12 +327,6 @@ class SteepestDescent(Optimizer):
     def _adamw(
         self, group: dict[str, Any], work: Matrices, active: list[bool], assign: Assignment
     ) -> None:
-        for p in work.params:
-            if not self.state[p]:
-                dtype = group["state_dtype"] or p.dtype
-                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-                self.state[p]["exp_avg"] = torch.zeros_like(p, dtype=dtype)
-                self.state[p]["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
         params, grads = _only(work.params, active), _only(work.gradients, active)
         state = [self.state[p] for p in params]
         # In the precision of the memory, where that is not the parameters'.

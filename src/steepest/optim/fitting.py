@@ -1,0 +1,138 @@
+"""Before a step: whether settings, gradients and memory fit the parameters of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from steepest.optim.checks import check_setting, check_settings
+from steepest.optim.memory import Memory, memory_of
+from steepest.optim.parameter_groups import name_of
+
+if TYPE_CHECKING:
+    from steepest.optim.steepest_descent import SteepestDescent
+
+_OFTEN = {"lr", "weight_decay", "momentum", "betas", "step_count"}  # changed, and not for memory
+_OF_TORCH = {"differentiable"}  # a default that torch adds when it copies an optimizer
+_NOTHING = object()
+
+
+class Fit:
+    """What was checked of a group, so that the next step only looks at what has changed."""
+
+    def __init__(self, group: dict[str, Any]):
+        self.group = group
+        self._settings: dict[str, Any] = {}
+        self._shapes: list[torch.Size] = [p.shape for p in group["params"]]
+        self._memory: dict[tuple[Any, ...], Memory] = {}
+        self._keys: tuple[str, ...] | None = None
+        self._optional: set[str] = set()  # what a setting changed in the middle asks for
+
+    def move_to(self, group: dict[str, Any]) -> None:
+        """Go on with the group that a loaded state has put in the place of this one."""
+        self.group, self._settings, self._memory, self._keys = group, {}, {}, None
+
+    def check(self, optimizer: SteepestDescent) -> None:
+        """Raise a `ValueError`, with the name of a setting or parameter, for what does not fit."""
+        group = self.group
+        self._check_settings(optimizer)
+        params, views, state = group["params"], group.get("views"), optimizer.state
+        for k, p in enumerate(params):
+            gradient = p.grad
+            if gradient is None:
+                continue
+            shape = p.shape
+            if gradient.shape != shape:
+                raise ValueError(
+                    f"got a gradient of shape {tuple(gradient.shape)} for the {name_of(group, k)}, "
+                    f"which has the shape {tuple(shape)}; nothing was updated. Take the gradient "
+                    "anew after changing a parameter"
+                )
+            if gradient.dtype != p.dtype:
+                _check_types(group, k, gradient)
+            if views is not None and views[k] is not None and shape != self._shapes[k]:
+                raise ValueError(
+                    f"got the {name_of(group, k)} with the shape {tuple(shape)}, which had the "
+                    f"shape {tuple(self._shapes[k])} when it was given to the optimizer; nothing "
+                    "was updated. Make the optimizer anew"
+                )
+            kept = state.get(p)
+            if kept:
+                memory = self._memory.get(key := (shape, p.dtype, views and views[k]))
+                if memory is None:
+                    memory = self._memory[key] = memory_of(optimizer, group, k)
+                self._check_memory(k, p, kept, memory)
+
+    def _check_settings(self, optimizer: SteepestDescent) -> None:
+        group, seen = self.group, self._settings
+        changed = [key for key, value in group.items() if seen.get(key, _NOTHING) is not value]
+        if (changed and changed != ["step_count"]) or len(group) != len(seen):
+            if missing := optimizer.defaults.keys() - group.keys() - _OF_TORCH:
+                raise ValueError(
+                    f"got a group without {sorted(missing)}, expected all settings; add groups "
+                    "with add_param_group"
+                )
+            if seen and "geometry" in changed:
+                raise ValueError(
+                    f"got a group whose geometry has become {group['geometry']!r}, expected "
+                    f"{seen['geometry']!r}; make the optimizer anew"
+                )
+            check_settings(group, changed)
+            if not _OFTEN.issuperset(changed):
+                self._memory.clear()
+        if isinstance(group["lr"], Tensor):  # whose number can change
+            check_setting("lr", group["lr"])
+        if group["geometry"] != "adamw":
+            self._check_matrices(optimizer)
+        if changed or len(group) != len(seen):
+            self._settings = dict(group)
+
+    def _check_matrices(self, optimizer: SteepestDescent) -> None:
+        params, views = self.group["params"], self.group["views"]
+        if len(views) != len(params):
+            raise ValueError(
+                f"got {len(params)} parameters in a group that was made with {len(views)}; "
+                "nothing was updated. Add parameters with add_param_group"
+            )
+        self._shapes += [p.shape for p in params[len(self._shapes) :]]
+        keys = optimizer.entry_memory(self.group)
+        if keys != self._keys:
+            self._optional |= set(keys) - set(keys if self._keys is None else self._keys)
+            self._keys = keys
+            self._memory.clear()
+
+    def _check_memory(self, k: int, p: Tensor, kept: Mapping[str, Any], memory: Memory) -> None:
+        device, missing = p.device, []
+        for name, expected in memory.items():
+            value = kept.get(name, _NOTHING)
+            if value is _NOTHING:
+                missing.append(name)
+            elif (
+                value.__class__ is not Tensor
+                or value.shape != expected.shape
+                or value.dtype != expected.dtype
+                or (expected.beside and value.device != device)
+            ) and (problem := expected.problem(value, device)):
+                raise ValueError(
+                    f"the memory {name!r} of the {name_of(self.group, k)} {problem}; nothing was "
+                    "updated. optimizer.load_state_dict(optimizer.state_dict()) converts types "
+                    "and devices; after a change of shape, delete optimizer.state[parameter]"
+                )
+        missing = [name for name in missing if name not in self._optional]
+        if missing and len(missing) < len(memory):
+            raise ValueError(
+                f"the {name_of(self.group, k)} has lost its memory {missing[0]!r}; nothing was "
+                "updated. Delete optimizer.state[parameter] to start its memory anew"
+            )
+
+
+def _check_types(group: Mapping[str, Any], k: int, gradient: Tensor) -> None:
+    types = gradient.dtype, group["params"][k].dtype
+    if torch.float64 in types:
+        raise ValueError(
+            f"got a gradient of {types[0]} for the {name_of(group, k)} of {types[1]}; nothing was "
+            "updated. Take the gradient anew after changing the type of a parameter"
+        )
