@@ -23,9 +23,9 @@ _NOTHING = object()
 class Fit:
     """What was checked of a group, so that the next step only looks at what has changed."""
 
-    def __init__(self, group: dict[str, Any]):
+    def __init__(self, group: dict[str, Any], checked: bool = False):
         self.group = group
-        self._settings: dict[str, Any] = {}
+        self._settings: dict[str, Any] = dict(group) if checked else {}
         self._shapes: list[torch.Size] = [p.shape for p in group["params"]]
         self._memory: dict[tuple[Any, ...], Memory] = {}
         self._keys: tuple[str, ...] | None = None

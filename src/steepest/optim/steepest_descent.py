@@ -154,7 +154,7 @@ class SteepestDescent(Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
-        self._fits[id(group)] = Fit(group)
+        self._fits[id(group)] = Fit(group, checked=True)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("nonfinite", "skipped_steps", "_adamw_defaults", "_rates")
