@@ -229,7 +229,7 @@ class SteepestDescent(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check()
+        same = [self._fit(group).check(self) for group in self.param_groups]
         work = [(group, Matrices(group)) for group in self.param_groups]
         largest = _largest_entries([G for _, each in work for G in each.gradients])
         if self._refuses(work, largest):
@@ -239,8 +239,9 @@ class SteepestDescent(Optimizer):
         entries = iter(largest)
         progress = Progress(self.param_groups)
         try:
-            for group, each in work:
-                self.make_memory(group, each)
+            for (group, each), has_memory in zip(work, same, strict=True):
+                if not has_memory:
+                    self.make_memory(group, each)
             for i, (group, each) in enumerate(work):
                 active = [next(entries) > 0.0 for _ in each.gradients]
                 progress.begin(i, sum(active))
@@ -255,19 +256,20 @@ class SteepestDescent(Optimizer):
             raise
         return loss
 
-    def _check(self) -> None:
-        """Check all groups, before anything moves."""
-        for group in self.param_groups:
-            fit = self._fits.get(id(group))
-            if fit is None or fit.group is not group:
-                fit = self._fits[id(group)] = Fit(group)
-            fit.check(self)
+    def _fit(self, group: dict[str, Any]) -> Fit:
+        """What was checked of a group."""
+        fit = self._fits.get(id(group))
+        if fit is None or fit.group is not group:
+            fit = self._fits[id(group)] = Fit(group)
+        return fit
 
     def _refuses(self, work: list[tuple[dict[str, Any], Matrices]], largest: list[float]) -> bool:
         """Whether a gradient is beyond what its group can work with; raises if asked to."""
-        limits = [
-            self.largest_entry(group, G.dtype) for group, each in work for G in each.gradients
-        ]
+        limits = []
+        for group, each in work:
+            dtypes = [G.dtype for G in each.gradients]
+            limit = {dtype: self.largest_entry(group, dtype) for dtype in set(dtypes)}
+            limits += [limit[dtype] for dtype in dtypes]
         broken = [
             i
             for i, (limit, entry) in enumerate(zip(limits, largest, strict=True))
