@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from steepest.optim.steepest_descent import SteepestDescent
 
 _OFTEN = {"lr", "weight_decay", "momentum", "betas", "step_count"}  # changed, and not for memory
-_OF_TORCH = {"differentiable"}  # a default that torch adds when it copies an optimizer
 _NOTHING = object()
 _Seen = tuple[Tensor, torch.Size, torch.dtype, list[tuple[str, Tensor, int]]]
 """A parameter as it was in the step before: shape, type, and the tensors of its memory."""
@@ -111,7 +110,7 @@ class Fit:
         group, seen = self.group, self._settings
         changed = [key for key, value in group.items() if seen.get(key, _NOTHING) is not value]
         if (changed and changed != ["step_count"]) or len(group) != len(seen):
-            if missing := optimizer.defaults.keys() - group.keys() - _OF_TORCH:
+            if missing := optimizer.settings_of(group) - group.keys():
                 raise ValueError(
                     f"got a group without {sorted(missing)}, expected all settings; add groups "
                     "with add_param_group"

@@ -156,6 +156,11 @@ class SteepestDescent(Optimizer):
             raise
         self._fits[id(group)] = Fit(group, checked=True)
 
+    def settings_of(self, group: dict[str, Any]) -> set[str]:
+        """Return the settings that a group must have."""
+        own = {*self.defaults, "base_lr", "step_count"} - {"differentiable"}  # which torch adds
+        return own | self._adamw_defaults.keys() if group.get("geometry") == "adamw" else own
+
     def __getstate__(self) -> dict[str, Any]:
         own = ("nonfinite", "skipped_steps", "_adamw_defaults", "_rates")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
