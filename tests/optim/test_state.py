@@ -598,7 +598,9 @@ def test_replaced_and_appended_parameters_are_checked(optimizer):
     assert not torch.equal(others[-1], before)
     matrices.append(new(4, 4))
     before = everything(tested)
-    with pytest.raises(ValueError, match=r"4 parameters in a group that was made with 3.*add_param"):
+    with pytest.raises(
+        ValueError, match=r"4 parameters in a group that was made with 3.*add_param"
+    ):
         tested.step()
     assert equal(everything(tested), before)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
 _TINY = 1 / 20  # of the smallest base rate: where a warm-up of any rate can begin
+
+
+_INSIDE = ("torch", __name__.split(".")[0])
 
 
 class Rates:
@@ -70,5 +74,13 @@ class Rates:
             "`for group in optimizer.param_groups: group['lr'] = factor * group['base_lr']`. "
             "Where one rate is meant, pass it as adamw_lr too",
             UserWarning,
-            stacklevel=6,
+            stacklevel=_callers_level(),
         )
+
+
+def _callers_level() -> int:
+    """How far up from a warning the line of the program is that took the step."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
+        frame, level = frame.f_back, level + 1
+    return level
