@@ -94,7 +94,7 @@ CHECKS: dict[str, _Check] = {
         lambda value: isinstance(value, str) and value in METHODS,
         "one of " + ", ".join(f'"{name}"' for name in METHODS),
     ),
-    "steps": (_or_none(_is_whole), "a whole number of at least 1, or None for the method's own"),
+    "steps": (_or_none(_is_count), "at least 1, a whole number, or None for the method's own"),
     "dtype": (
         _or_none(lambda value: isinstance(value, torch.dtype) and value in _PRECISIONS),
         "torch.float32, torch.float64, torch.bfloat16, torch.float16, or None for the method's own",

@@ -30,8 +30,8 @@ def check_role_settings(settings: Any, known: Set[str]) -> None:
     for role, own in settings.items():
         if unknown := own.keys() - known:
             raise ValueError(
-                f"got unknown settings {sorted(map(str, unknown))} for the role {role!r}, "
-                f"expected some of {sorted(known)}"
+                f"got roles={{{role!r}: ...}} with the unknown settings "
+                f"{sorted(map(str, unknown))}, expected some of {sorted(known)}"
             )
 
 
