@@ -182,9 +182,9 @@ class SteepestDescent(Optimizer):
         they return is loaded, what they change stays.
 
         Raises:
-            ValueError: with the name of the parameter, if the groups are of other sizes, geometries
-                or names, settings are wrong, or memory is missing, of another shape, or of another
-                optimizer; nothing is changed then.
+            ValueError: with the name of the setting or parameter, if groups have other sizes,
+                geometries or names, or if settings are wrong. Also if memory is missing, has
+                another shape, or is that of another optimizer. Nothing is changed then.
         """
         loading, groups = Loading(self), self.param_groups
         last = self.register_load_state_dict_pre_hook(loading.check)
