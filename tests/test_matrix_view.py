@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import copy
+import pickle
+import re
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from steepest import MatrixView
+from steepest import MatrixView, Muon
 
 
 def _numbered(*shape: int) -> Tensor:
@@ -205,3 +211,52 @@ def test_prints_the_outputs_first() -> None:
     assert str(MatrixView.of((8, 64, 32), batch=8)) == "8 x (64, 32)"
     assert str(MatrixView.of((16, 8), splits=(8, 4, 4))) == "(8+4+4, 8)"
     assert str(MatrixView.of((4, 12), transposed=True, splits=(4, 4, 4))) == "(3 x 4, 4)"
+
+
+WRONG = [
+    ({"batch": 0}, "got batch=0 for a MatrixView, expected whole numbers of at least 1"),
+    ({"batch": True}, "got batch=True"),
+    ({"rows": -8}, "got rows=-8"),
+    ({"rows": 8.0}, "got rows=8.0"),
+    ({"columns": None}, "got columns=None"),
+    ({"columns": "6"}, "got columns='6'"),
+    ({"transposed": 1}, "got transposed=1 for a MatrixView, expected True or False"),
+    ({"transposed": "no"}, "got transposed='no'"),
+    ({"splits": (8, 0)}, r"got splits=\(8, 0\)"),
+    ({"splits": (-4, 12)}, r"got splits=\(-4, 12\)"),
+    ({"splits": (4.0, 4)}, r"got splits=\(4.0, 4\)"),
+    ({"splits": (True, True)}, r"got splits=\(True, True\)"),
+    ({"splits": (None, 8)}, r"got splits=\(None, 8\)"),
+    ({"splits": 8}, "got splits=8 for a MatrixView, expected a tuple of whole numbers"),
+    ({"splits": "44"}, "got splits='44'"),
+    ({"splits": None}, "got splits=None"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), WRONG, ids=str)
+def test_views_of_no_parameter_are_refused_when_they_are_made(
+    settings: dict[str, Any], message: str
+) -> None:
+    right = {"batch": 1, "rows": 8, "columns": 6}
+    with pytest.raises(ValueError, match=message):
+        MatrixView(**right | settings)
+    if "rows" not in settings and "columns" not in settings:
+        with pytest.raises(ValueError, match=rf"got {next(iter(settings))}"):
+            MatrixView.of((8, 6), **settings)
+
+
+@pytest.mark.parametrize("splits", [(3, 3), (8, 8), (1, 1, 1), [4, 3]])
+def test_splits_that_do_not_add_up_are_refused_before_a_step(splits: Sequence[int]) -> None:
+    message = f"got splits {re.escape(str(tuple(splits)))}, expected sizes that add up to 8 outputs"
+    with pytest.raises(ValueError, match=message):
+        MatrixView.of((8, 6), splits=splits)
+    view = MatrixView(1, 8, 6, False, splits)
+    with pytest.raises(ValueError, match=message):
+        Muon([{"params": [nn.Parameter(torch.ones(8, 6))], "views": [view]}])
+
+
+def test_views_are_tuples_that_are_copied_and_compared() -> None:
+    view = MatrixView(1, 8, 6, False, [4, 4])
+    assert view == (1, 8, 6, False, (4, 4)) == pickle.loads(pickle.dumps(view))
+    assert view._replace(splits=()) == MatrixView.of((8, 6)) == (*copy.deepcopy(view)[:4], ())
+    assert repr(view) == "MatrixView(batch=1, rows=8, columns=6, transposed=False, splits=(4, 4))"

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from operator import index
+from typing import NamedTuple, SupportsIndex
 
 from torch import Size, Tensor
 
 
-class MatrixView(NamedTuple):
+class _Fields(NamedTuple):
+    batch: int
+    rows: int
+    columns: int
+    transposed: bool
+    splits: tuple[int, ...]
+
+
+class MatrixView(_Fields):
     """A parameter seen as `batch` independent matrices, each of `rows` x `columns` as stored.
 
     Attributes:
@@ -23,16 +32,34 @@ class MatrixView(NamedTuple):
             and value of a fused projection); empty for one block. Nothing but ones for outputs
             that take turns: `(1, 1)` for two matrices of every other output.
 
+    Raises:
+        ValueError: for sizes that are not whole numbers of at least 1, and `transposed` that is not
+            True or False. `check` raises for sizes that do not fit a parameter.
+
     >>> import torch
     >>> [tuple(W.shape) for W in MatrixView(1, 4, 12, True, (4, 4, 4)).matrices(torch.ones(4, 12))]
     [(4, 4), (4, 4), (4, 4)]
     """
 
-    batch: int
-    rows: int
-    columns: int
-    transposed: bool = False
-    splits: tuple[int, ...] = ()
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        batch: int,
+        rows: int,
+        columns: int,
+        transposed: bool = False,
+        splits: Sequence[int] = (),
+    ) -> MatrixView:
+        """Refuse what can be the view of no parameter."""
+        batch, rows, columns = _size("batch", batch), _size("rows", rows), _size("columns", columns)
+        if type(transposed) is not bool:
+            raise _wrong("transposed", transposed, "True or False")
+        if not isinstance(splits, (tuple, list)):
+            raise _wrong("splits", splits, "a tuple of whole numbers")
+        if splits:
+            splits = [_size("splits", splits, size) for size in splits]
+        return super().__new__(cls, batch, rows, columns, transposed, tuple(splits))
 
     @classmethod
     def of(
@@ -41,7 +68,7 @@ class MatrixView(NamedTuple):
         *,
         batch: int = 1,
         transposed: bool = False,
-        splits: tuple[int, ...] = (),
+        splits: Sequence[int] = (),
     ) -> MatrixView:
         """View a tensor of `shape` with rows along its first axis (its second after a batch axis).
 
@@ -50,7 +77,7 @@ class MatrixView(NamedTuple):
         elements = math.prod(shape)
         if len(shape) < 2 or elements == 0:
             raise ValueError(f"got a parameter of shape {tuple(shape)}, expected a matrix or more")
-        if batch < 1 or shape[0] % batch:
+        if type(batch) is not int or batch < 1 or shape[0] % batch:
             raise ValueError(f"got batch={batch}, expected a divisor of {shape[0]} rows")
         experts = len(shape) == 3 and batch == shape[0]
         rows = shape[1] if experts else shape[0] // batch
@@ -148,6 +175,20 @@ class MatrixView(NamedTuple):
             out = f"{len(sizes)} x {sizes[0]}" if equal else "+".join(map(str, sizes))
         matrix = f"({out}, {self.inputs})"
         return matrix if self.batch == 1 else f"{self.batch} x {matrix}"
+
+
+def _size(name: str, value: object, size: object = None) -> int:
+    """Return the size as an int, `value` or one of its entries; raise if it is none."""
+    size = value if size is None else size
+    if type(size) is int and size > 0:
+        return size
+    if isinstance(size, SupportsIndex) and not isinstance(size, bool) and index(size) > 0:
+        return index(size)
+    raise _wrong(name, value, "whole numbers of at least 1")
+
+
+def _wrong(name: str, value: object, expected: str) -> ValueError:
+    return ValueError(f"got {name}={value!r} for a MatrixView, expected {expected}")
 
 
 def _parts(size: int, block: int) -> list[int]:

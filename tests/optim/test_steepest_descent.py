@@ -939,7 +939,7 @@ def test_every_option_and_precision_continues_bit_for_bit(
     assert equal(snapshot(tested), snapshot(resumed))
 
 
-@every_optimizer
+@pytest.mark.parametrize("optimizer", [SignSGD, Signum, *SPECTRAL])
 def test_a_state_of_the_first_version_can_be_loaded(optimizer, network, set_gradients, snapshot):
     """With the momentum alone for a matrix, and a group of the settings that there were."""
     old_keys = {
@@ -969,9 +969,7 @@ def test_a_state_of_the_first_version_can_be_loaded(optimizer, network, set_grad
         for each, params in ((tested, model.parameters()), (resumed, other.parameters())):
             set_gradients(params, step)
             each.step()
-    assert all(p.isfinite().all() for p in other.parameters())
-    if optimizer not in KRONECKER:
-        assert equal(snapshot(tested), snapshot(resumed))
+    assert equal(snapshot(tested), snapshot(resumed))
 
 
 # In the middle of a run

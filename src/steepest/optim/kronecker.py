@@ -100,7 +100,7 @@ def due(
     One that had no gradient at its turn is renewed as soon as it has one. With `at_once`, a matrix
     is renewed in every step of its first interval.
     """
-    views = tuple(MatrixView(*view) for view in group["views"])
+    views = tuple(group["views"])
     limits = (group["sides"], group.get("max_side"))
     slots = _slots(views, group.get("block"), limits, group["interval"])
     now = group["step_count"] % group["interval"]
@@ -113,13 +113,13 @@ def due(
 
 @functools.lru_cache(maxsize=64)
 def _slots(
-    views: tuple[MatrixView, ...],
+    views: tuple[tuple[Any, ...], ...],
     block: int | None,
     limits: tuple[Sides, int | None],
     interval: int,
 ) -> dict[tuple[int, Side], int]:
     """The step in the interval for each side of each matrix: the dearest first, to the emptiest."""
-    shapes = [shape for view in views for shape in view.block_shapes(block)]
+    shapes = [shape for view in views for shape in MatrixView(*view).block_shapes(block)]
     group = {"sides": limits[0], "max_side": limits[1]}
     costs = [
         (shape[0 if side == "left" else 1] ** 3, i, side)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steepest.matrix_view import MatrixView
+from steepest.optim.parameter_groups import name_of
 from steepest.optim.precision import memory_dtype
 
 State = dict[str, Any]
@@ -85,13 +86,15 @@ class Matrices:
         self._sizes: list[tuple[int, int]] = []
         self._owners: list[tuple[Tensor, int, int]] = []
         self._copies: list[tuple[Tensor, Tensor]] = []
-        position = 0
+        position, block = 0, group.get("block")
         for p, view, stack in zip(params, views, stacks, strict=True):
-            seen = _view(view, group.get("block"))
+            seen = _view(view, block)
             count = len(seen.sizes)
             gradient = p.grad
             if gradient is not None and p.numel():
-                self._owners += [(p, i, position + i) for i in range(count)]
+                self._owners.append((p, 0, position))
+                if count > 1:
+                    self._owners += [(p, i, position + i) for i in range(1, count)]
                 self._check(gradient)
                 self.params.append(p)
                 self.views.append(seen)
@@ -103,10 +106,9 @@ class Matrices:
     def name(self, i: int) -> str:
         """Return what to call the parameter of the matrix `i` in an error."""
         owner = self._owners[i][0]
-        if "param_names" in self._group:
-            place = next(k for k, p in enumerate(self._group["params"]) if p is owner)
-            return f"parameter {self._group['param_names'][place]}"
-        return f"parameter of shape {tuple(owner.shape)}"
+        return name_of(
+            self._group, next(k for k, p in enumerate(self._group["params"]) if p is owner)
+        )
 
     def _check(self, gradient: Tensor) -> None:
         if gradient.is_sparse:
@@ -114,7 +116,9 @@ class Matrices:
                 f"got a sparse gradient for the {self.name(-1)}, expected a dense one; build "
                 "the embedding with sparse=False"
             )
-        if hasattr(gradient, "full_tensor"):  # a DTensor, whose blocks would be copies
+        if type(gradient) is not Tensor and hasattr(
+            gradient, "full_tensor"
+        ):  # a DTensor, whose blocks would be copies
             raise NotImplementedError(
                 f"got a gradient sharded over processes for the {self.name(-1)}, expected the "
                 "whole one; use DistributedDataParallel instead of fully_shard"

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from steepest.geometry import Spectral
 from steepest.matrix_view import MatrixView
+from steepest.optim.checks import check_settings, choice
 from steepest.optim.precision import TRAINABLE, is_frozen_base
-from steepest.optim.scales import update_scale
-from steepest.optim.settings import Decay, Rounding
 from steepest.parameter_roles import ParameterRole, Role, RoleTable
 
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "decay": get_args(Decay),
-    "rounding": get_args(Rounding),
-    "length": ("constant", "dual"),
-    "sides": ("both", "left", "right"),
-    "graft": ("adam", "muon", "none"),
-    "normalize": ("spectral", "none"),
-    "mode": (1, 2),
-}
+
+def check_role_settings(settings: Any, known: Set[str]) -> None:
+    """Raise a `ValueError` unless `settings` has some of the `known` settings for each role."""
+    if not isinstance(settings, Mapping) or not all(
+        isinstance(own, Mapping) for own in settings.values()
+    ):
+        raise ValueError(
+            f"got roles={settings!r}, expected a dictionary of settings for each role, such as "
+            '{"conv": {"lr": 0.01}}'
+        )
+    if unknown := settings.keys() - set(get_args(Role)):
+        raise ValueError(
+            f"got settings for the roles {sorted(map(str, unknown))}, expected {get_args(Role)}"
+        )
+    for role, own in settings.items():
+        if unknown := own.keys() - known:
+            raise ValueError(
+                f"got roles={{{role!r}: ...}} with the unknown settings "
+                f"{sorted(map(str, unknown))}, expected some of {sorted(known)}"
+            )
 
 
 def groups_of(
@@ -36,9 +44,7 @@ def groups_of(
     Tied parameters are in the table once. Frozen ones that cannot be trained are left out.
     """
     table = RoleTable([row for row in table if not is_frozen_base(row.parameter)])
-    settings = dict(settings or {})
-    if unknown := set(settings) - set(get_args(Role)):
-        raise ValueError(f"got settings for the roles {sorted(unknown)}, expected {get_args(Role)}")
+    settings = settings or {}
     groups = [
         _group([row for row in table.matrices if row.role not in settings]),
         _group([row for row in table.others if row.role not in settings], geometry="adamw"),
@@ -59,35 +65,10 @@ def _group(rows: list[ParameterRole], **settings: Any) -> dict[str, Any]:
 
 def complete(group: dict[str, Any], geometries: tuple[str, ...]) -> None:
     """Check the settings and fill in how each parameter is a matrix."""
-    _one_of(group, "geometry", geometries)
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"got a learning rate of shape {tuple(lr.shape)}, expected one number")
-    for key in ("lr", "weight_decay", "eps", "graft_eps"):
-        if key in group and not 0.0 <= float(group[key]) < math.inf:
-            raise ValueError(f"got {key}={group[key]}, expected a finite number of at least 0")
-    for key in ("momentum", "beta2", "graft_beta2"):
-        if not 0.0 <= group.get(key, 0.0) < 1.0:
-            raise ValueError(f"got {key}={group[key]}, expected 0 or more and less than 1")
-    for key in ("interval", "block", "max_side"):
-        if group.get(key) is not None and not (isinstance(group[key], int) and group[key] >= 1):
-            no_limit = "" if key == "interval" else ", or None for no limit"
-            raise ValueError(
-                f"got {key}={group[key]!r}, expected a whole number of at least 1{no_limit}"
-            )
-    for key, values in _CHOICES.items():
-        if key in group:
-            _one_of(group, key, values)
-    if not 0.0 < group.get("exponent", 1.0) < math.inf:
-        raise ValueError(f"got exponent={group['exponent']}, expected a finite number above 0")
-    if group["heavy_ball"] and "momentum" not in group and group["geometry"] != "adamw":
-        raise ValueError("got heavy_ball=True for an optimizer without momentum, expected False")
-    state_dtype = group["state_dtype"]
-    if state_dtype is not None and not state_dtype.is_floating_point:
-        raise ValueError(f"got state_dtype={state_dtype}, expected a real floating-point type")
-    if state_dtype is not None and state_dtype.itemsize < 4:
-        raise ValueError(f"got state_dtype={state_dtype}, expected torch.float32 or torch.float64")
-    update_scale(group["scale"], 1, 1)
+    is_right, expected = choice(*geometries)
+    if not is_right(group["geometry"]):
+        raise ValueError(f"got geometry={group['geometry']!r}, expected {expected}")
+    check_settings(group)
     for k, p in enumerate(group["params"]):
         if p.dtype not in TRAINABLE:
             raise ValueError(
@@ -106,18 +87,17 @@ def complete(group: dict[str, Any], geometries: tuple[str, ...]) -> None:
             UserWarning,
             stacklevel=4,
         )
-    group.setdefault("base_lr", float(lr))
+    group.setdefault("base_lr", float(group["lr"]))
     group.setdefault("step_count", 0)
-    if group["geometry"] == "adamw":
-        if not all(0.0 <= beta < 1.0 for beta in group["betas"]):
-            raise ValueError(f"got betas={group['betas']}, expected both in [0, 1)")
-        group.pop("views", None)  # AdamW acts on entries
-        return
-    if "method" in group:  # checks method, steps and dtype
-        Spectral(group["method"], group["steps"], group["dtype"]).direction(torch.zeros(1, 1))
     if group["rounding"] == "stochastic" and any(p.dtype == torch.float16 for p in group["params"]):
         raise ValueError('got rounding="stochastic" for float16 parameters, expected bfloat16 ones')
+    if group["geometry"] == "adamw":
+        group.pop("views", None)  # AdamW acts on entries
+        group.pop("stacks", None)
+        return
     views = group.get("views") or [None] * len(group["params"])
+    if not isinstance(views, (list, tuple)) or isinstance(views, MatrixView):
+        raise ValueError(f"got views={views!r}, expected a list with a MatrixView or None for each")
     if len(views) != len(group["params"]):
         raise ValueError(f"got {len(views)} views for {len(group['params'])} parameters")
     group["views"] = [
@@ -158,9 +138,18 @@ def check_stacks(group: Mapping[str, Any]) -> None:
     """Raise unless "stacks" has a number or None for each matrix, and stacks are of one shape."""
     stacks = group["stacks"]
     shapes: dict[int, tuple[int, int]] = {}
+    if not isinstance(stacks, (list, tuple)):
+        raise ValueError(f"got stacks={stacks!r}, expected a list with an entry for each parameter")
     if len(stacks) != len(group["params"]):
         raise ValueError(f"got {len(stacks)} stacks for {len(group['params'])} parameters")
     for p, view, numbers in zip(group["params"], group["views"], stacks, strict=True):
+        if view is None and numbers is not None:
+            raise ValueError(
+                f"got stacks for the geometry {group['geometry']!r}, whose parameters are seen "
+                "entry by entry, expected None for each"
+            )
+        if view is None:
+            continue
         sizes = MatrixView(*view).sizes()
         if numbers is not None and (not isinstance(numbers, list) or len(numbers) != len(sizes)):
             raise ValueError(
@@ -168,26 +157,22 @@ def check_stacks(group: Mapping[str, Any]) -> None:
                 f"None or a list with a number or None for each of its {len(sizes)} matrices"
             )
         for number, size in zip(numbers or (), sizes, strict=False):
+            if number is not None and type(number) is not int:
+                raise ValueError(f"got {number!r} in stacks, expected whole numbers or None")
             if number is not None and shapes.setdefault(number, size) != size:
                 raise ValueError(
                     f"got {size} and {shapes[number]} in stack {number}, expected equal shapes"
                 )
 
 
-def _one_of(group: Mapping[str, Any], key: str, values: tuple[Any, ...]) -> None:
-    if group[key] not in values:
-        *most, last = (f'"{value}"' if isinstance(value, str) else str(value) for value in values)
-        expected = f"{', '.join(most)} or {last}" if most else last
-        raise ValueError(f"got {key}={group[key]!r}, expected {expected}")
-
-
 def _view(p: Tensor, view: tuple[Any, ...] | None, geometry: str) -> tuple[Any, ...] | None:
     """How `p` is a matrix, as a plain tuple, which `torch.load(weights_only=True)` accepts."""
     shape = tuple(p.shape)
     if view is not None:
-        *sizes, splits = MatrixView(*view)
+        if not isinstance(view, tuple) or not 3 <= len(view) <= 5:
+            raise ValueError(f"got the view {view!r}, expected a MatrixView or None")
         MatrixView(*view).check(shape)
-        return (*sizes, tuple(splits))
+        return tuple(MatrixView(*view))
     if geometry == "sign":
         return None  # the sign of an entry does not depend on the matrix it is in
     if p.ndim < 2:

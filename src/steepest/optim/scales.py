@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from steepest.optim.checks import check_setting
 from steepest.optim.settings import Settings
 
 Scale = Literal["spectral", "original", "match-rms-adamw", "none"]
@@ -57,4 +58,5 @@ def with_adamw_lr(settings: Settings, lr: float | Tensor, scale: Scale) -> Setti
     """
     if settings.get("adamw_lr") is not None:
         return settings
+    check_setting("lr", lr)
     return {**settings, "adamw_lr": lr * (1.0 if scale == "match-rms-adamw" else 0.15)}

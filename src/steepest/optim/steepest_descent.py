@@ -19,14 +19,20 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from steepest.geometry import Spectral
 from steepest.linalg.autocast import without_autocast
+from steepest.optim.checks import CHECKS, check_setting
+from steepest.optim.fitting import Fit
+from steepest.optim.loading import Loading
 from steepest.optim.matrices import Batch, Matrices, stack
-from steepest.optim.parameter_groups import complete, groups_of
+from steepest.optim.memory import memory_of
+from steepest.optim.parameter_groups import check_role_settings, complete, groups_of
 from steepest.optim.precision import (
     adam_eps,
     gradient_dtype,
     memory_dtype,
     without_frozen_base,
 )
+from steepest.optim.progress import Progress
+from steepest.optim.rates import Rates
 from steepest.optim.rounding import Assignment
 from steepest.optim.scales import update_scale
 from steepest.optim.settings import Settings
@@ -70,10 +76,14 @@ class SteepestDescent(Optimizer):
     def __init__(self, params: Parameters, defaults: dict[str, Any], **settings: Unpack[Settings]):
         if unknown := set(settings) - set(Settings.__annotations__):
             raise TypeError(f"{type(self).__name__} got unknown settings: {sorted(unknown)}")
+        check_setting("lr", defaults["lr"])
+        for key, value in settings.items():
+            if key in CHECKS:
+                check_setting(key, value)
         self.nonfinite = settings.get("nonfinite", "raise")
-        if self.nonfinite not in ("raise", "skip"):
-            raise ValueError(f'got nonfinite={self.nonfinite!r}, expected "raise" or "skip"')
         self.skipped_steps = 0
+        self._fits: dict[int, Fit] = {}
+        self._rates = Rates()
         shared = {
             "scale": "none",
             "method": "auto",
@@ -95,6 +105,8 @@ class SteepestDescent(Optimizer):
             "fused": True,
         }
         own = settings.get("roles")
+        if own is not None:
+            check_role_settings(own, {*shared, *defaults, *self._adamw_defaults, "base_lr"})
         if isinstance(params, nn.Module):
             params = roles(params)
         if isinstance(params, RoleTable):
@@ -150,10 +162,21 @@ class SteepestDescent(Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
+        self._fits[id(group)] = Fit(group, checked=True)
+
+    def settings_of(self, group: dict[str, Any]) -> set[str]:
+        """Return the settings that a group must have."""
+        own = {*self.defaults, "base_lr", "step_count"} - {"differentiable"}  # which torch adds
+        return own | self._adamw_defaults.keys() if group.get("geometry") == "adamw" else own
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("nonfinite", "skipped_steps", "_adamw_defaults")
+        own = ("nonfinite", "skipped_steps", "_adamw_defaults", "_rates")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_fits", {})  # made anew for a copy
+        self.__dict__.setdefault("_rates", Rates())
 
     def __repr__(self) -> str:
         """Return a table: what each parameter gets."""
@@ -162,33 +185,44 @@ class SteepestDescent(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned; how parameters are matrices stays as constructed.
 
-        Raises:
-            ValueError: if the groups are of other sizes or geometries; nothing is changed then.
-        """
-        state, groups = self.state, self.param_groups
-        super().load_state_dict(state_dict)
-        for i, (own, loaded) in enumerate(zip(groups, self.param_groups, strict=True)):
-            if loaded.get("geometry") != own["geometry"]:
-                self.state, self.param_groups = state, groups
-                raise ValueError(
-                    f"got a state whose group {i} has the geometry {loaded.get('geometry')!r}, "
-                    f"expected {own['geometry']!r}; build the optimizer as it was when it was saved"
-                )
-            for key in own.keys() - loaded.keys() | {"views", "stacks"} & own.keys():
-                loaded[key] = own[key]
-        self._restore_precision(state_dict)
+        Where names are known, a state goes to the parameter of its name, whatever the order;
+        `module.` and `_orig_mod.` in names do not count. Hooks are those of `torch.optim`: what
+        they return is loaded, what they change stays.
 
-    def _restore_precision(self, state_dict: dict[str, Any]) -> None:
-        """Undo what torch does to state on loading, which is to give it the parameter's type."""
-        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        params = [(group, p) for group in self.param_groups for p in group["params"]]
-        for i, (group, p) in zip(ids, params, strict=True):
-            for key, value in state_dict["state"].get(i, {}).items():
-                if "." in key:  # of a matrix as a whole: never in half precision
-                    device = value.device if value.ndim == 0 else p.device
-                    self.state[p][key] = value.to(device, copy=True)
-                elif key != "step":
-                    self.state[p][key] = value.to(p.device, memory_dtype(group, p), copy=True)
+        Raises:
+            ValueError: with the name of the setting or parameter, if groups have other sizes,
+                geometries or names, or if settings are wrong. Also if memory is missing, has
+                another shape, or is that of another optimizer. Nothing is changed then.
+        """
+        loading, groups = Loading(self), self.param_groups
+        last = self.register_load_state_dict_pre_hook(loading.check)
+        first = self.register_load_state_dict_post_hook(loading.convert, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+            first.remove()
+            self._go_on(groups)
+
+    def _go_on(self, groups: list[dict[str, Any]]) -> None:
+        """Take what is known of groups over to those that a loaded state has put in their place."""
+        for own, loaded in zip(groups, self.param_groups, strict=False):
+            if own is not loaded and id(own) in self._fits:
+                fit = self._fits.pop(id(own))
+                fit.move_to(loaded)
+                self._fits[id(loaded)] = fit
+        self._rates.restart(self.param_groups)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, to be saved and given to `load_state_dict`.
+
+        A parameter that has not taken a step has none, even if its state was looked at.
+        """
+        for group in self.param_groups:
+            for k, p in enumerate(group["params"]):
+                if p in self.state and not self.state[p] and memory_of(self, group, k):
+                    del self.state[p]
+        return super().state_dict()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -208,29 +242,47 @@ class SteepestDescent(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        same = [self._fit(group).check(self) for group in self.param_groups]
         work = [(group, Matrices(group)) for group in self.param_groups]
         largest = _largest_entries([G for _, each in work for G in each.gradients])
         if self._refuses(work, largest):
             self.skipped_steps += 1
             return loss
+        self._rates.watch(self.param_groups)
         entries = iter(largest)
-        for i, (group, each) in enumerate(work):
-            active = [next(entries) > 0.0 for _ in each.gradients]
-            assign = Assignment(group["rounding"], seed=(i << 24) + group["step_count"])
-            if group["geometry"] == "adamw":
-                self._adamw(group, each, active, assign)
-            else:
-                self._descend(group, each, active, assign)
-            group["step_count"] += any(active)
+        progress = Progress(self.param_groups)
+        try:
+            for (group, each), has_memory in zip(work, same, strict=True):
+                if not has_memory:
+                    self.make_memory(group, each)
+            for i, (group, each) in enumerate(work):
+                active = [next(entries) > 0.0 for _ in each.gradients]
+                progress.begin(i, sum(active))
+                assign = Assignment(group["rounding"], seed=(i << 24) + group["step_count"])
+                if group["geometry"] == "adamw":
+                    self._adamw(group, each, active, assign)
+                else:
+                    self._descend(group, each, active, assign, progress)
+                group["step_count"] += any(active)
+        except Exception as error:  # undoing it would need a copy of everything
+            progress.explain(error)
+            raise
         return loss
+
+    def _fit(self, group: dict[str, Any]) -> Fit:
+        """What was checked of a group."""
+        fit = self._fits.get(id(group))
+        if fit is None or fit.group is not group:
+            fit = self._fits[id(group)] = Fit(group)
+        return fit
 
     def _refuses(self, work: list[tuple[dict[str, Any], Matrices]], largest: list[float]) -> bool:
         """Whether a gradient is beyond what its group can work with; raises if asked to."""
-        limits = [
-            self.largest_entry(group, gradient_dtype(group, G))
-            for group, each in work
-            for G in each.gradients
-        ]
+        limits = []
+        for group, each in work:
+            dtypes = [gradient_dtype(group, G) for G in each.gradients]
+            limit = {dtype: self.largest_entry(group, dtype) for dtype in set(dtypes)}
+            limits += [limit[dtype] for dtype in dtypes]
         broken = [
             i
             for i, (limit, entry) in enumerate(zip(limits, largest, strict=True))
@@ -249,28 +301,38 @@ class SteepestDescent(Optimizer):
             )
         return bool(broken)
 
+    def make_memory(self, group: dict[str, Any], matrices: Matrices) -> None:
+        """Make the memory of parameters with a gradient, of zeros, where there is none."""
+        for p in group["params"]:
+            if p.grad is not None:
+                self.state[p]  # torch.distributed.checkpoint wants a state, also an empty one
+        if group["geometry"] != "adamw":
+            for key in self.entry_memory(group):
+                matrices.entries(self.state, key)
+            self.start(group, matrices)
+            return
+        for p in matrices.params:
+            state = self.state[p]
+            if "step" not in state:
+                dtype = memory_dtype(group, p)
+                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
+                state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
+
     def _descend(
-        self, group: dict[str, Any], matrices: Matrices, active: list[bool], assign: Assignment
+        self,
+        group: dict[str, Any],
+        matrices: Matrices,
+        active: list[bool],
+        assign: Assignment,
+        progress: Progress,
     ) -> None:
-        keys = self.entry_memory(group)
-        for key in keys:
-            matrices.entries(self.state, key)
-        self.start(group, matrices)
         if not any(active):
             return
-        moved = 0
-        for batch in matrices.batches(self.state, keys, active):
-            try:
-                self._take(group, batch, assign)
-            except FloatingPointError as error:  # undoing it would need a copy of everything
-                raise FloatingPointError(
-                    f"{error}. The step ended there, at {len(batch.G)} matrices of "
-                    f"{batch.outputs} x {batch.inputs}: up to {moved} of {sum(active)} matrices of "
-                    "their group have moved, and all groups before it; memory has taken in the "
-                    "gradients of what has moved and of these. Load the last checkpoint before "
-                    "another step"
-                ) from error
-            moved += len(batch.G)
+        for batch in matrices.batches(self.state, self.entry_memory(group), active):
+            progress.enter(batch)
+            self._take(group, batch, assign)
+            progress.leave(batch)
 
     @without_autocast()
     def _take(self, group: dict[str, Any], batch: Batch, assign: Assignment) -> None:
@@ -281,12 +343,6 @@ class SteepestDescent(Optimizer):
     def _adamw(
         self, group: dict[str, Any], work: Matrices, active: list[bool], assign: Assignment
     ) -> None:
-        for p in work.params:
-            if not self.state[p]:
-                dtype = memory_dtype(group, p)
-                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-                self.state[p]["exp_avg"] = torch.zeros_like(p, dtype=dtype)
-                self.state[p]["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
         params, grads = _only(work.params, active), _only(work.gradients, active)
         state = [self.state[p] for p in params]
         in_step = all(  # the fused kernel walks through memory, whatever the strides

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steepest.geometry import Spectral, StackedSpectral
 from steepest.linalg.polar_factor import PolarMethod
+from steepest.optim.checks import check_setting
 from steepest.optim.matrices import Batch
 from steepest.optim.parameter_groups import check_stacks
 from steepest.optim.scales import Scale, stacked_rank, with_adamw_lr
@@ -63,8 +64,7 @@ class TEON(SteepestDescent):
         dtype: torch.dtype | None = None,
         **settings: Unpack[Settings],
     ):
-        if stack < 1:
-            raise ValueError(f"got stack={stack}, expected at least 1 layer")
+        check_setting("stack", stack)
         self._stack = stack
         own = {
             "lr": lr,

@@ -1,0 +1,173 @@
+"""Before a step: whether settings, gradients and memory fit the parameters of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from steepest.optim.checks import check_setting, check_settings
+from steepest.optim.memory import Memory, memory_of
+from steepest.optim.parameter_groups import name_of
+
+if TYPE_CHECKING:
+    from steepest.optim.steepest_descent import SteepestDescent
+
+_OFTEN = {"lr", "weight_decay", "momentum", "betas", "step_count"}  # changed, and not for memory
+_NOTHING = object()
+_Seen = tuple[Tensor, torch.Size, torch.dtype, list[tuple[str, Tensor, int]]]
+"""A parameter as it was in the step before: shape, type, and the tensors of its memory."""
+
+
+class Fit:
+    """What was checked of a group, so that the next step only looks at what has changed."""
+
+    def __init__(self, group: dict[str, Any], checked: bool = False):
+        self.group = group
+        self._settings: dict[str, Any] = dict(group) if checked else {}
+        self._shapes: list[torch.Size] = [p.shape for p in group["params"]]
+        self._seen: list[_Seen | None] = []
+        self._device: torch.device | None = None
+        self._memory: dict[tuple[Any, ...], Memory] = {}
+        self._keys: tuple[str, ...] | None = None
+        self._optional: set[str] = set()  # what a setting changed in the middle asks for
+
+    def move_to(self, group: dict[str, Any]) -> None:
+        """Go on with the group that a loaded state has put in the place of this one."""
+        self.group, self._settings, self._keys = group, {}, None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._memory.clear()
+        self._seen.clear()
+
+    def check(self, optimizer: SteepestDescent) -> bool:
+        """Raise a `ValueError`, with the name of a setting or parameter, for what does not fit.
+
+        Return whether all is as it was in the step before, so that no memory is to be made.
+        """
+        self._check_settings(optimizer)
+        params, seen, state, same = self.group["params"], self._seen, optimizer.state, True
+        if params and self._device != params[0].device:  # a model moves as a whole
+            self._device = params[0].device
+            seen.clear()
+        seen += [None] * (len(params) - len(seen))
+        fused = self.group["geometry"] == "adamw"  # whose kernel looks at no sizes
+        for k, p in enumerate(params):
+            gradient = p.grad
+            if gradient is None:
+                continue
+            kept, known = state.get(p), seen[k]
+            if kept is not None and known is not None:
+                parameter, shape, dtype, memory = known
+                if (
+                    p is parameter
+                    and p.shape == shape
+                    and gradient.shape == shape
+                    and p.dtype is dtype
+                ):
+                    for name, value, entries in memory:
+                        if kept.get(name) is not value or (fused and value.numel() != entries):
+                            break
+                    else:
+                        continue
+            same = False
+            seen[k] = self._look(optimizer, k, p, gradient, kept)
+        return same
+
+    def _look(
+        self, optimizer: SteepestDescent, k: int, p: Tensor, gradient: Tensor, kept: Any
+    ) -> _Seen | None:
+        """Check a parameter with its gradient and memory; return them, if there is memory."""
+        group, shape, views = self.group, p.shape, self.group.get("views")
+        if gradient.shape != shape:
+            raise ValueError(
+                f"got a gradient of shape {tuple(gradient.shape)} for the {name_of(group, k)}, "
+                f"which has the shape {tuple(shape)}; nothing was updated. Take the gradient "
+                "anew after changing a parameter"
+            )
+        if gradient.dtype != p.dtype:
+            _check_types(group, k, gradient)
+        if views is not None and views[k] is not None and shape != self._shapes[k]:
+            raise ValueError(
+                f"got the {name_of(group, k)} with the shape {tuple(shape)}, which had the "
+                f"shape {tuple(self._shapes[k])} when it was given to the optimizer; nothing "
+                "was updated. Make the optimizer anew"
+            )
+        if kept is None:
+            return None
+        memory = self._memory.get(key := (shape, p.dtype, views and views[k]))
+        if memory is None:
+            memory = self._memory[key] = memory_of(optimizer, group, k)
+        self._check_memory(k, p, kept, memory)
+        if not kept.keys() >= memory.keys():
+            return None
+        return p, shape, p.dtype, [(name, kept[name], kept[name].numel()) for name in memory]
+
+    def _check_settings(self, optimizer: SteepestDescent) -> None:
+        group, seen = self.group, self._settings
+        changed = [key for key, value in group.items() if seen.get(key, _NOTHING) is not value]
+        if (changed and changed != ["step_count"]) or len(group) != len(seen):
+            if missing := optimizer.settings_of(group) - group.keys():
+                raise ValueError(
+                    f"got a group without {sorted(missing)}, expected all settings; add groups "
+                    "with add_param_group"
+                )
+            if seen and "geometry" in changed:
+                raise ValueError(
+                    f"got a group whose geometry has become {group['geometry']!r}, expected "
+                    f"{seen['geometry']!r}; make the optimizer anew"
+                )
+            check_settings(group, changed)
+            if not _OFTEN.issuperset(changed):
+                self._forget()
+        if isinstance(group["lr"], Tensor):  # whose number can change
+            check_setting("lr", group["lr"])
+        if group["geometry"] != "adamw":
+            self._check_matrices(optimizer)
+        if changed or len(group) != len(seen):
+            self._settings = dict(group)
+
+    def _check_matrices(self, optimizer: SteepestDescent) -> None:
+        params, views = self.group["params"], self.group["views"]
+        if len(views) != len(params):
+            raise ValueError(
+                f"got {len(params)} parameters in a group that was made with {len(views)}; "
+                "nothing was updated. Add parameters with add_param_group"
+            )
+        self._shapes += [p.shape for p in params[len(self._shapes) :]]
+        keys = optimizer.entry_memory(self.group)
+        if keys != self._keys:
+            self._optional |= set(keys) - set(keys if self._keys is None else self._keys)
+            self._keys = keys
+            self._forget()
+
+    def _check_memory(self, k: int, p: Tensor, kept: Mapping[str, Any], memory: Memory) -> None:
+        missing = []
+        for name, expected in memory.items():
+            value = kept.get(name, _NOTHING)
+            if value is _NOTHING:
+                missing.append(name)
+            elif problem := expected.problem(value, p.device):
+                raise ValueError(
+                    f"the memory {name!r} of the {name_of(self.group, k)} {problem}; nothing was "
+                    "updated. optimizer.load_state_dict(optimizer.state_dict()) converts types "
+                    "and devices; after a change of shape, delete optimizer.state[parameter]"
+                )
+        missing = [name for name in missing if name not in self._optional]
+        if missing and len(missing) < len(memory):
+            raise ValueError(
+                f"the {name_of(self.group, k)} has lost its memory {missing[0]!r}; nothing was "
+                "updated. Delete optimizer.state[parameter] to start its memory anew"
+            )
+
+
+def _check_types(group: Mapping[str, Any], k: int, gradient: Tensor) -> None:
+    types = gradient.dtype, group["params"][k].dtype
+    if torch.float64 in types:
+        raise ValueError(
+            f"got a gradient of {types[0]} for the {name_of(group, k)} of {types[1]}; nothing was "
+            "updated. Take the gradient anew after changing the type of a parameter"
+        )
