@@ -19,7 +19,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from steepest.geometry import Spectral
 from steepest.optim.matrices import Batch, Matrices, memory_dtype, stack
-from steepest.optim.parameter_groups import complete, groups_of
+from steepest.optim.parameter_groups import complete, groups_of, warn_of_guessed_axes
 from steepest.optim.rounding import Assignment
 from steepest.optim.scales import update_scale
 from steepest.optim.settings import Settings
@@ -91,6 +91,7 @@ class SteepestDescent(Optimizer):
         if isinstance(params, nn.Module):
             params = roles(params)
         if isinstance(params, RoleTable):
+            warn_of_guessed_axes(params, {**shared, **defaults}["scale"])
             super().__init__(self.groups(params, own), {**shared, **defaults})
         elif own:
             raise ValueError(

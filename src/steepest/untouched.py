@@ -1,0 +1,65 @@
+"""Run a model once and leave it, and all random generators, as they were."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put back, at the end, what a forward pass of `model` may change in it.
+
+    These are buffers, modes, other attributes of its modules, gradients, and the generators of
+    Python, numpy and torch on the devices of the model. Weights and tensors of the caller that are
+    written to in place are the concern of `steepest.dataflow`.
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(_put_back, module, dict(module.__dict__), _dictionaries(module))
+        for buffer in model.buffers():
+            stack.callback(_overwrite, buffer, buffer.detach().clone())
+        for parameter in model.parameters():
+            stack.callback(setattr, parameter, "grad", parameter.grad)
+        stack.callback(random.setstate, random.getstate())
+        if numpy := sys.modules.get("numpy"):
+            stack.callback(numpy.random.set_state, numpy.random.get_state())
+        for kind, indices in _devices(model).items():
+            stack.enter_context(torch.random.fork_rng(indices, device_type=kind))
+        if not _devices(model):
+            stack.enter_context(torch.random.fork_rng([]))
+        yield
+
+
+def _dictionaries(module: nn.Module) -> dict[str, Any]:
+    """Copies of the dictionaries in a module that a forward pass may assign entries of."""
+    names = ("_buffers", "_parameters", "_modules")
+    return {name: dict(module.__dict__[name]) for name in names}
+
+
+def _put_back(module: nn.Module, attributes: dict[str, Any], inside: dict[str, Any]) -> None:
+    module.__dict__.clear()
+    module.__dict__.update(attributes)
+    for name, entries in inside.items():
+        module.__dict__[name].clear()
+        module.__dict__[name].update(entries)
+
+
+def _overwrite(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    with torch.no_grad():
+        tensor.set_(value) if tensor.shape != value.shape else tensor.copy_(value)
+
+
+def _devices(model: nn.Module) -> dict[str, list[int]]:
+    """The devices with generators of their own that the model is on, by kind."""
+    devices: dict[str, set[int]] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type not in ("cpu", "meta"):
+            devices.setdefault(tensor.device.type, set()).add(tensor.device.index or 0)
+    return {kind: sorted(indices) for kind, indices in devices.items()}
