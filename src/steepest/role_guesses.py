@@ -23,18 +23,20 @@ MATRIX_ROLES: tuple[Role, ...] = ("hidden", "conv", "qkv", "experts")
 
 _HEAD = re.compile(
     r"(?<!pre_)(?<![qkv]_)(?<![^\W_])(lm_?head|head|classifier|embed_out|unembed\w*|score|output_layer"
-    r"|logits|cls_score|bbox_pred|(class|bbox)_embed|seq_relationship|qa_outputs|to_?rgb|pi"
-    r"|policy|value|(actor|critic)(_\w+)?|heads|outc)$",
+    r"|logits|cls_score|bbox_pred|seq_relationship|qa_outputs|to_?rgb)$",
     re.IGNORECASE,
 )
-_OUTPUT = re.compile(r"^(out|output|proj_out|(final|last)(_\w+)?|(conv|linear|fc|layer)_(out|last))$")
+_HEAD_MODULE = re.compile(
+    r"^(policy|value|pi|(actor|critic)(_\w+)?|(class|bbox)_embed|\w*heads|outc)$", re.IGNORECASE
+)
+_OUTPUT = re.compile(r"^(out|output|proj_out|final|(final|last)_\w+|(conv|linear|fc|layer)_(out|last))$")
 _AUXILIARY = re.compile(r"^aux\w*$")
 _EMBEDDING = re.compile(
     r"(^|[._])(\w*emb(ed\w*|edding\w*)?s?|wte|wpe|pos|rel_pos_[hw]|positions?(_enc\w*)?"
     r"|rel\w*_(table|pos\w*)|\w*_tokens?|latents?(_\w+)?|codebook|prototypes?)$"
 )
 _QKV = re.compile(r"(^|_)(\w*qkv(_?(proj|lin\w*|layer))?|c_attn|query_key_value)$", re.IGNORECASE)
-_KV = re.compile(r"(^|_)(kv(_?(proj|lin\w*|layer))?|c_attn|key_value)$", re.IGNORECASE)
+_KV = re.compile(r"(^|_)(kv(_?(proj|lin\w*|layer))?|c_attn|(?<!query_)key_value)$", re.IGNORECASE)
 # Known to have the rows of query, key and value by heads or, in CodeGen, by quarters of the heads.
 _MIXED = re.compile(r"query_key_value|MiniMaxLightningAttention|CodeGenAttention")
 _QUERY_KEY_VALUE = re.compile(
@@ -163,14 +165,14 @@ def _linear(path: str, shape: tuple[int, ...], module: nn.Module, parent: nn.Mod
     last = path.rpartition(".")[2]
     view = MatrixView.of(shape, transposed=not isinstance(module, nn.Linear))
     hidden = Guess("hidden", view, kind, layer=True)
+    splits = _qkv_splits(last, view, parent) if _QKV.search(last) else ()
+    if splits:
+        split = view._replace(splits=splits)
+        return replace(hidden, role="qkv", view=split, reason=f"{kind} named {path!r}")
     if _KV.search(last) and view.outputs == 2 * view.inputs:
         halves = view._replace(splits=(view.outputs // 2,) * 2)
         return replace(hidden, view=halves, reason=f"{kind} named {path!r}, key and value")
     if _QKV.search(last):
-        splits = _qkv_splits(last, view, parent)
-        if splits:
-            split = view._replace(splits=splits)
-            return replace(hidden, role="qkv", view=split, reason=f"{kind} named {path!r}")
         reason = f"{kind}; rows of query, key, value mixed or unknown: one matrix"
         return replace(hidden, reason=f"{reason}, override with a view")
     linear = [m for m in parent.children() if isinstance(m, nn.Linear)]
@@ -331,7 +333,8 @@ def guessed_heads(model: nn.Module) -> dict[int, str]:
         last = name.rpartition(".")[2]
         if not name or _ADAPTER.search(name):
             continue
-        if _HEAD.search(last) or ("." not in name and _OUTPUT.match(last)):
+        at_top = "." not in name and _OUTPUT.match(last)
+        if _HEAD.search(last) or _HEAD_MODULE.match(last) or at_top:
             heads |= _named(name, module, model)
         elif _AUXILIARY.match(last):
             auxiliary |= _named(name, module, model)
