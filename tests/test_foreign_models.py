@@ -885,7 +885,7 @@ hugging(
 )
 T5 = {
     "num_layers": 2, "num_decoder_layers": 2, "d_model": 16, "d_ff": 24, "num_heads": 4, "d_kv": 4,
-    "vocab_size": 40,
+    "vocab_size": 40, "decoder_start_token_id": 0, "pad_token_id": 0,
 }  # fmt: skip
 hugging(
     "SwitchTransformersForConditionalGeneration",

@@ -19,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from steepest.layouts import Layout, Places, integers
+from steepest.layouts import Layout, Places, integers, is_progression
 
 Nature = Literal["data", "weight", "constant"]
 _NONE: frozenset[int] = frozenset()
@@ -96,6 +96,7 @@ class Dataflow(TorchDispatchMode):
             entry by entry; that were put into a layer as data; from which others were computed.
         widths: for each layer the number of columns of its result.
         parts: for each layer the columns of its result that were split off.
+        blocks: how many blocks of a result were multiplied by a matrix each.
         chosen: layers whose results were sorted or compared, to choose.
     """
 
@@ -124,6 +125,7 @@ class Dataflow(TorchDispatchMode):
         self.entered: set[int] = set()
         self.computed: set[int] = set()
         self.parts: dict[int, set[tuple[int, ...]]] = defaultdict(set)
+        self.blocks: dict[int, int] = {}
         self.chosen: set[int] = set()
         self._start(model)
 
@@ -299,7 +301,10 @@ class Dataflow(TorchDispatchMode):
         first, second = self._record(left), self._record(right)
         if first.nature == second.nature == "weight":
             ranks = [self._rank(first), self._rank(second)]
-            if ranks[0] == ranks[1]:
+            known, other = (left, right) if ranks[0] > ranks[1] else (right, left)
+            square = other.ndim > 1 and other.shape[-1] == other.shape[-2]
+            turned = square and known.shape == result.shape and not self._record(other).layouts
+            if ranks[0] == ranks[1] or turned:  # by a rotation that is computed, as in BOFT
                 both = self._shown(left, first) | self._shown(right, second)
                 self.computed |= both
                 return Record("weight", parameters=both)
@@ -337,9 +342,11 @@ class Dataflow(TorchDispatchMode):
             use = Use(places.base, places.axes[inner], outputs, batch)
             uses = self.constant_uses if self._is_constant(data) else self.uses
             uses[places.source].append(use)
-            numel = self._parameters[places.source].numel()
-            if len(batch) == 1 and len(outputs) * len(use.inputs) == numel:
-                layouts.append(self._columns(places.source, result, axis))
+            order = outputs.argsort().argsort()  # as `MatrixView` counts them
+            if is_progression(outputs[outputs.argsort()]):
+                layouts.append(self._columns(places.source, result, axis, order))
+            if len(batch) > 1:
+                self._note_blocks(data)
         return self._enter(nodes, data, W.requires_grad, tuple(layouts))
 
     def _convolution(self, W: Tensor, data: Tensor, result: Tensor, use: Convolved) -> Record:
@@ -347,9 +354,12 @@ class Dataflow(TorchDispatchMode):
         for places in self._places(W, False):
             self.uses[places.source].append(use)
         layouts = []
+        axis = result.ndim - W.ndim + 1
         if use.groups == 1:
-            layouts = [self._columns(node, result, result.ndim - W.ndim + 1) for node in nodes]
-        depthwise = use.groups > 1 and use.groups == data.shape[result.ndim - W.ndim + 1]
+            layouts = [
+                self._columns(node, result, axis, integers(result.shape[axis])) for node in nodes
+            ]
+        depthwise = use.groups > 1 and use.groups == data.shape[axis]
         if depthwise:  # which acts channel by channel: no matrix, and no layer
             self.layers |= nodes
             return Record("data", self._layers(data))
@@ -375,8 +385,8 @@ class Dataflow(TorchDispatchMode):
             if (record := self._record(data)).nature == "weight":
                 self.entered |= record.parameters
             trained |= data.requires_grad
-        for layer in entering:
-            self.feeds[layer] |= nodes
+        for layer in entering:  # but for an iteration for a norm, without gradients
+            self.feeds[layer] |= nodes if torch.is_grad_enabled() else nodes - {layer}
         above = entering.union(*(self._above[layer] for layer in entering))
         for node in nodes:
             self._above[node] |= above
@@ -405,6 +415,9 @@ class Dataflow(TorchDispatchMode):
         weights = [
             (t, r) for t, r in zip(read, records, strict=True) if r.nature == "weight" and t.ndim
         ]
+        if name in ("index", "index_select") and weights and weights[0][0] is read[0]:
+            if read[0].ndim > 2 and len(read) == 2:
+                return self._chosen_matrices(*weights[0], read[1])
         if name in _LOOKUPS and weights and weights[0][0] is read[0]:
             self.read |= self._shown(*weights[0])
         data = [t for t, r in zip(read, records, strict=True) if r.nature == "data"]
@@ -432,6 +445,20 @@ class Dataflow(TorchDispatchMode):
             return Record("weight", parameters=parameters, layouts=layouts)
         return Record("constant")
 
+    def _chosen_matrices(self, weight: Tensor, record: Record, index: Tensor) -> Record:
+        """Some of the matrices in a parameter of three axes or more, such as some experts."""
+        layouts = []
+        for places in self._places(weight, False):
+            if index.dtype in (torch.int32, torch.int64) and not index.is_meta:
+                first = places.axes[0][index.flatten().cpu()]
+                shape = (*index.shape, *weight.shape[1:])
+                copy = torch.empty(shape, device="meta")
+                axes = (first, *places.axes[1:]) if index.ndim else places.axes[1:]
+                base = places.base if index.ndim else places.base + int(first)
+                if index.ndim < 2:
+                    layouts.append(places._replace(base=base, axes=axes).layout(copy))
+        return replace(record, layouts=tuple(layouts))
+
     def _kept(
         self, name: str, pointwise: bool, tensors: list[Tensor], of_result: bool
     ) -> tuple[Layout, ...]:
@@ -448,16 +475,25 @@ class Dataflow(TorchDispatchMode):
             return  # halves of a head, as rotary embeddings take them
         for after in self._places(part, True):
             columns = after.all_entries()
+            if not len(columns):
+                continue
             for before in self._places(whole, True):
                 size = len(before.all_entries())
                 same = before.source == after.source
                 if same and len(columns) < size == self.widths[after.source]:
                     self.parts[after.source].add(tuple(columns.tolist()))
 
-    def _columns(self, source: int, result: Tensor, axis: int) -> Layout:
-        """The layout of a layer's result, whose columns are along one axis."""
+    def _note_blocks(self, data: Tensor) -> None:
+        """Note a result that is multiplied in blocks of columns, by a matrix for each."""
+        for places in self._places(data, True):
+            first = places.axes[0]
+            if places.source not in self._known and len(first) > 1 and int(first.abs().max()):
+                self.blocks[places.source] = len(first)
+
+    def _columns(self, source: int, result: Tensor, axis: int, order: Tensor) -> Layout:
+        """The layout of a layer's result, whose columns are along one axis in this order."""
         axes = [torch.zeros_like(integers(n)) for n in result.shape]
-        axes[axis] = integers(result.shape[axis])
+        axes[axis] = order
         self.widths[source] = result.shape[axis]
         return Places(source, True, 0, tuple(axes)).layout(result)
 

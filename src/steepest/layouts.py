@@ -82,3 +82,9 @@ class Places(NamedTuple):
 def integers(size: int) -> Tensor:
     """Return 0, 1, ..., on the CPU whatever the device of the model."""
     return torch.arange(size, device="cpu")
+
+
+def is_progression(places: Tensor) -> bool:
+    """Whether places are equally spaced."""
+    steps = places.diff()
+    return bool((steps == steps[:1]).all())

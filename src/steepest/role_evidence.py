@@ -13,8 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from steepest.dataflow import Convolved, Dataflow, Use
+from steepest.layouts import is_progression
 from steepest.matrix_view import MatrixView
-from steepest.role_guesses import MATRIX_ROLES, Guess, attention_kinds, is_layer, plain_name
+from steepest.role_guesses import (
+    MATRIX_ROLES,
+    Guess,
+    Role,
+    attention_kinds,
+    is_layer,
+    is_qkv,
+    plain_name,
+)
 from steepest.untouched import untouched
 
 
@@ -72,7 +81,7 @@ def judge(number: int, name: str, parameter: Tensor, guess: Guess, flow: Dataflo
         return guess
     uses = flow.uses.get(number) or flow.constant_uses.get(number)
     if uses:
-        return _multiplied(parameter, guess, uses)
+        return _multiplied(number, parameter, guess, uses, flow)
     known = replace(guess, guessed=False)
     if guess.role not in MATRIX_ROLES:
         seen = flow.read | flow.added | flow.entered | flow.computed | flow.layers
@@ -96,7 +105,9 @@ def _judge_layer(number: int, name: str, guess: Guess, flow: Dataflow) -> Guess:
         return guess
     known, view = replace(guess, guessed=False), guess.view
     parts = flow.parts.get(number)
-    if view is None or view.batch != 1 or not parts or guess.role == "vector":
+    if view is None or view.batch != 1 or not parts or not guess.guessed:
+        return known
+    if guess.role == "vector" or flow.widths.get(number) != view.outputs:
         return known
     splits = _splits(parts, view.outputs)
     if not splits:
@@ -106,8 +117,8 @@ def _judge_layer(number: int, name: str, guess: Guess, flow: Dataflow) -> Guess:
         return known if not view.splits else replace(known, view=one, reason=reason)
     if splits == view.splits:
         return known
-    fused = "qkv" if guess.role == "qkv" and len(splits) == 3 else guess.role
-    role = "hidden" if fused == "qkv" and len(splits) != 3 else fused
+    role = "hidden" if guess.role == "qkv" else guess.role
+    role = "qkv" if len(splits) == 3 and is_qkv(name) else role
     reason = f"{guess.reason.partition(',')[0].partition(';')[0]}, its result split in {len(splits)}"
     return replace(known, role=role, view=view._replace(splits=splits), reason=reason)
 
@@ -126,7 +137,9 @@ def _splits(parts: set[tuple[int, ...]], outputs: int) -> tuple[int, ...]:
     return (1,) * steps if steps > 1 and ordered == turns else ()
 
 
-def _multiplied(parameter: Tensor, guess: Guess, uses: list[Use | Convolved]) -> Guess:
+def _multiplied(
+    number: int, parameter: Tensor, guess: Guess, uses: list[Use | Convolved], flow: Dataflow
+) -> Guess:
     """A bare parameter, which products show as a batch of matrices."""
     shape = tuple(parameter.shape)
     known = replace(guess, guessed=False, axes_known=True)
@@ -142,19 +155,22 @@ def _multiplied(parameter: Tensor, guess: Guess, uses: list[Use | Convolved]) ->
         reason = f"{guess.reason}; multiplied in parts that make no batch of matrices"
         return replace(guess, reason=reason)
     order = "(in, out)" if view.transposed else "(out, in)"
+    by_name = guess.view if guess.role == "experts" else None
+    named = by_name is not None and by_name.transposed == view.transposed
+    blocks = flow.blocks.get(number, by_name.batch if by_name is not None and named else 1)
+    if len(shape) == 2 and view.batch == 1 and not view.transposed and view.rows % blocks == 0:
+        view = MatrixView(blocks, view.rows // blocks, view.columns)
+    elif len(shape) == 2 and view.batch > 1 and not view.transposed and guess.role != "experts":
+        view = MatrixView(1, *shape, splits=(view.rows,) * view.batch)  # query, key and value, say
     if guess.view is not None and guess.view._replace(splits=()) == view:
         view = guess.view  # with the splits that are known
-    fused = len(shape) == 2 and not view.transposed and guess.role != "experts"
-    if view.batch > 1 and fused:  # rows that are sliced: query, key and value for instance
-        view = MatrixView(1, *shape, splits=(view.rows,) * view.batch)
-    if view.batch > 1:
-        role = guess.role if keeps else "experts"
-        reason = f"multiplied as {view.batch} matrices of {order}"
-    else:
-        role = guess.role if keeps or guess.role == "qkv" else "hidden"
-        reason = f"multiplied as {order}"
+    elif number in flow.parts and flow.widths.get(number) == view.outputs:
+        view = view._replace(splits=_splits(flow.parts[number], view.outputs))
+    several = f"{view.batch} matrices of " if view.batch > 1 else ""
+    reason = f"multiplied as {several}{order}"
     if keeps:
-        reason = f"{guess.reason}, {reason}"
+        return _unless_vector(replace(known, view=view, reason=f"{guess.reason}, {reason}"))
+    role: Role = "experts" if view.batch > 1 else "hidden"
     return _unless_vector(replace(known, role=role, view=view, reason=reason))
 
 
@@ -172,6 +188,7 @@ def view_of(shape: tuple[int, ...], uses: list[Use]) -> MatrixView | None:
     '(6, 4)'
     """
     total, steps = math.prod(shape), set()
+    uses = [_in_blocks(use) for use in uses]
     for use in uses:
         inner, outer = _progression(use.inputs), _progression(use.outputs)
         if inner is None or outer is None:
@@ -210,11 +227,24 @@ def view_of(shape: tuple[int, ...], uses: list[Use]) -> MatrixView | None:
 
 
 def _progression(places: Tensor) -> tuple[int, int] | None:
-    """Number and step of equally spaced places, or None."""
-    if len(places) < 2:
-        return (len(places), 0)
-    steps = places.diff()
-    return (len(places), int(steps[0])) if bool((steps == steps[0]).all()) else None
+    """Number and step of equally spaced places in increasing order, or None."""
+    if not is_progression(places):
+        return None
+    return (len(places), int(places[1] - places[0]) if len(places) > 1 else 0)
+
+
+def _in_blocks(use: Use) -> Use:
+    """The same with outputs in increasing order, of one matrix; those of others are in its batch."""
+    outputs, inputs = use.outputs.sort().values, use.inputs.sort().values
+    steps = outputs.diff()
+    if is_progression(outputs):
+        return use._replace(outputs=outputs, inputs=inputs)
+    run = int((steps != steps[0]).nonzero()[0]) + 1
+    blocks = outputs.unflatten(0, (-1, run)) if len(outputs) % run == 0 else outputs[None]
+    if not bool((blocks - blocks[:, :1] == blocks[:1] - blocks[0, 0]).all()):
+        return use
+    batch = (use.batch[:, None] + blocks[:, 0]).flatten()
+    return Use(use.base, inputs, blocks[0], batch)
 
 
 def _tiles(spans: set[tuple[int, int]], size: int) -> tuple[int, ...]:

@@ -100,7 +100,9 @@ def guess(name: str, parameter: Tensor, model: nn.Module) -> Guess:
     """Return role, view and reason: by module type, then by name, then by shape."""
     name = plain_name(name)
     path, _, last = name.rpartition(".")
-    module, parent = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
+    module = model.get_submodule(path)
+    path = path.removesuffix(".base_layer")  # what an adapter is around
+    parent = model.get_submodule(path.rpartition(".")[0])
     kind = type(module).__name__
     shape = tuple(parameter.shape)
     if parameter.ndim < 2 or parameter.numel() == 0:
@@ -123,6 +125,12 @@ def guess(name: str, parameter: Tensor, model: nn.Module) -> Guess:
 def plain_name(name: str) -> str:
     """Return what a parameter was called before it was parametrized, as by weight norm."""
     return _PARAMETRIZED.sub(r"\1\2", name)
+
+
+def is_qkv(name: str) -> bool:
+    """Whether a weight is named as a fused query, key and value."""
+    layer = plain_name(name).rpartition(".")[0].removesuffix(".base_layer")
+    return _QKV.search(layer.rpartition(".")[2]) is not None
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -374,6 +382,9 @@ def _last_layers(module: nn.Module) -> Iterator[nn.Module]:
     """The layers in a module that give its result: the last, or all of a list side by side."""
     if _gives(module):
         yield module
+        return
+    if isinstance(base := getattr(module, "base_layer", None), nn.Module):
+        yield from _last_layers(base)
         return
     children = [child for child in module.children() if any(map(_gives, child.modules()))]
     side_by_side = isinstance(module, nn.ModuleList | nn.ModuleDict) and not _is_chain(children)
