@@ -286,8 +286,9 @@ class GoogLeNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
         branches = {"one": nn.Conv2d(8, 4, 1), "three": nn.Conv2d(8, 4, 3, padding=1)}
-        self.inception1, self.inception2 = nn.ModuleDict(branches), nn.ModuleDict(
-            {"one": nn.Conv2d(8, 4, 1), "three": nn.Conv2d(8, 4, 3, padding=1)}
+        self.inception1, self.inception2 = (
+            nn.ModuleDict(branches),
+            nn.ModuleDict({"one": nn.Conv2d(8, 4, 1), "three": nn.Conv2d(8, 4, 3, padding=1)}),
         )
         self.aux1, self.aux2, self.fc = Auxiliary(), Auxiliary(), nn.Linear(8, 5)
 
@@ -514,8 +515,10 @@ class DLRM(nn.Module):
 
 
 @foreign(
-    lambda: lambda model: (
-        (model(torch.randn(4, 1, 8, 8)) - model(torch.randn(4, 1, 8, 8))).square().sum()
+    lambda: (
+        lambda model: (
+            (model(torch.randn(4, 1, 8, 8)) - model(torch.randn(4, 1, 8, 8))).square().sum()
+        )
     ),
     """
     convolution.weight conv   (4, 9)
@@ -734,9 +737,7 @@ class Perceiver(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.latents = nn.Parameter(torch.randn(4, 16))
-        self.layers = nn.ModuleList(
-            [nn.ModuleList([CrossAttention(), SwiGLU()]) for _ in range(2)]
-        )
+        self.layers = nn.ModuleList([nn.ModuleList([CrossAttention(), SwiGLU()]) for _ in range(2)])
         self.norm, self.to_logits = nn.LayerNorm(16), nn.Linear(16, 3)
 
     def forward(self, data: Tensor) -> Tensor:
@@ -780,7 +781,10 @@ class Einsums(nn.Module):
         super().__init__()
         self.attention = Heads()
         self.readout = nn.Parameter(torch.randn(16, 3))
-        self.kernel, self.back = nn.Parameter(torch.randn(16, 32)), nn.Parameter(torch.randn(16, 32))
+        self.kernel, self.back = (
+            nn.Parameter(torch.randn(16, 32)),
+            nn.Parameter(torch.randn(16, 32)),
+        )
         self.shift, self.table = nn.Parameter(torch.randn(5, 16)), nn.Parameter(torch.randn(9, 16))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -1079,7 +1083,9 @@ def lora() -> nn.Module:
 
 
 def _mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    return nn.Sequential(
+        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)
+    )
 
 
 @foreign(
@@ -1147,7 +1153,9 @@ def test_with_an_example_every_role_is_right(name: str) -> None:
     assert not [row for row in table.matrices if "a guess" in row.reason]
 
 
-def test_without_an_example_nine_tenths_are_right_and_the_others_say_that_they_are_guesses() -> None:
+def test_without_an_example_nine_tenths_are_right_and_the_others_say_that_they_are_guesses() -> (
+    None
+):
     wrong, count = [], 0
     for model in FOREIGN.values():
         table = all_roles(model.build())

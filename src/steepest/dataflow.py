@@ -103,7 +103,7 @@ class Dataflow(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module, layers: Iterable[int], tables: Iterable[int]):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._known, self._tables = frozenset(layers), frozenset(tables)
         self._parameters = list(model.parameters())
         self._records: dict[int, Record] = {}
@@ -166,9 +166,9 @@ class Dataflow(TorchDispatchMode):
         for tensor in written:
             self._keep(tensor)
         for value in kwargs.values():
-            if isinstance(value, torch.Generator):
-                if all(value is not known for known, _ in self._generators):
-                    self._generators.append((value, value.get_state()))
+            known = any(value is generator for generator, _ in self._generators)
+            if isinstance(value, torch.Generator) and not known:
+                self._generators.append((value, value.get_state()))
         output = func(*args, **kwargs)
         self._follow(func, args, kwargs, written, output)
         return output
@@ -211,9 +211,9 @@ class Dataflow(TorchDispatchMode):
 
     def _shown(self, tensor: Tensor, record: Record) -> frozenset[int]:
         """The parameters behind a weight: of several in one storage those that it shows."""
-        if len(record.parameters) > 1:
-            if record.parameters == {layout.source for layout in record.layouts}:
-                return frozenset(places.source for places in self._places(tensor, False))
+        several = len(record.parameters) > 1
+        if several and record.parameters == {layout.source for layout in record.layouts}:
+            return frozenset(places.source for places in self._places(tensor, False))
         return record.parameters
 
     # --------------------------------------------------------------------------------- operations
@@ -314,10 +314,10 @@ class Dataflow(TorchDispatchMode):
             if not weight and first.nature != "weight":
                 return Record("data", self._layers(left) | self._layers(right))
         if weight:
-            axes = (-2, -1) if right.ndim > 1 else (-1, None)
-            return self._layer(right, *axes, left, result, -1)
-        axes = (-1, -2) if left.ndim > 1 else (-1, None)
-        return self._layer(left, *axes, right, result, -2 if right.ndim > 1 else -1)
+            inner, outer = (-2, -1) if right.ndim > 1 else (-1, None)
+            return self._layer(right, inner, outer, left, result, -1)
+        outer = -2 if left.ndim > 1 else None
+        return self._layer(left, -1, outer, right, result, -2 if right.ndim > 1 else -1)
 
     def _rank(self, record: Record) -> int:
         """How surely a weight is that of a layer, and no data."""
@@ -415,10 +415,10 @@ class Dataflow(TorchDispatchMode):
         weights = [
             (t, r) for t, r in zip(read, records, strict=True) if r.nature == "weight" and t.ndim
         ]
-        if name in ("index", "index_select") and weights and weights[0][0] is read[0]:
-            if read[0].ndim > 2 and len(read) == 2:
-                return self._chosen_matrices(*weights[0], read[1])
-        if name in _LOOKUPS and weights and weights[0][0] is read[0]:
+        looked_up = name in _LOOKUPS and bool(weights) and weights[0][0] is read[0]
+        if looked_up and name.startswith("index") and read[0].ndim > 2 and len(read) == 2:
+            return self._chosen_matrices(*weights[0], read[1])
+        if looked_up:
             self.read |= self._shown(*weights[0])
         data = [t for t, r in zip(read, records, strict=True) if r.nature == "data"]
         matrix = any(t.ndim > 1 for t, _ in weights)
@@ -466,7 +466,9 @@ class Dataflow(TorchDispatchMode):
         if not (pointwise or name in _KEEP_PLACES):
             return ()
         return tuple(
-            places.layout(tensor) for tensor in tensors for places in self._places(tensor, of_result)
+            places.layout(tensor)
+            for tensor in tensors
+            for places in self._places(tensor, of_result)
         )
 
     def _split_off(self, whole: Tensor, part: Tensor) -> None:

@@ -43,13 +43,13 @@ class Layout(NamedTuple):
 
     def seen_by(self, view: Tensor) -> Places | None:
         """Return which entries a view of the storage shows."""
-        start = view.storage_offset()
+        start = int(view.storage_offset())
         axes = []
         first = self.entries(integers(1) + start)
         if first is None:
             return None
         for size, stride in zip(view.shape, view.stride(), strict=True):
-            along = self.entries(start + stride * integers(size))
+            along = self.entries(start + int(stride) * integers(size))
             if along is None:
                 return None
             axes.append(along - first)
@@ -67,7 +67,7 @@ class Places(NamedTuple):
     def layout(self, tensor: Tensor) -> Layout:
         """Return the same for the storage of `tensor`, which has one element for each place."""
         shape, strides = tuple(tensor.shape), tensor.stride()
-        offset = tensor.storage_offset()
+        offset = int(tensor.storage_offset())
         return Layout(self.source, self.of_result, offset, shape, strides, self.base, self.axes)
 
     def all_entries(self) -> Tensor:

@@ -7,6 +7,8 @@ pattern. Each row of the table gives its reason.
 from __future__ import annotations
 
 import difflib
+import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,6 +53,8 @@ class ParameterRole:
     """Whether names, shapes or the order of layers decided, and no type or example."""
     axes_known: bool = True
     """Whether it is known which axis of a parameter of no known layer is the input."""
+    by_example: bool = False
+    """Whether an example showed other matrices than names and types would."""
 
     @property
     def is_matrix(self) -> bool:
@@ -178,14 +182,21 @@ def roles(
 
 
 def all_roles(
-    model: nn.Module, overrides: Mapping[str, Override] | None = None, *, example: Any = None
+    model: nn.Module,
+    overrides: Mapping[str, Override] | None = None,
+    *,
+    example: Any = None,
+    like: RoleTable | None = None,
 ) -> RoleTable:
-    """Return the same without a warning: for what is no optimizer of matrices."""
+    """Return the same without a warning: for what is no optimizer of matrices.
+
+    `like` is such a table of the same model at another size, made with an example.
+    """
     model = cast(nn.Module, getattr(model, "_orig_mod", model))
     overrides = dict(overrides or {})
     flow = None if example is None else follow(model, example)
     aliases = _aliases(model)
-    table = RoleTable(_rows(model, overrides, flow, aliases))
+    table = RoleTable(tuple(_rows(model, overrides, flow, aliases, like)))
     if not len(table):
         raise ValueError(f"got a {type(model).__name__} without parameters, expected some")
     _check_patterns(overrides, aliases, table)
@@ -217,11 +228,13 @@ def _rows(
     overrides: Mapping[str, Override],
     flow: Dataflow | None,
     aliases: Mapping[int, list[str]],
+    like: RoleTable | None,
 ) -> Iterator[ParameterRole]:
     heads, choosing = guessed_heads(model), routers(model)
+    shown = {} if like is None else _by_name(like)
     for number, (name, parameter) in enumerate(model.named_parameters()):
         names = aliases[id(parameter)]
-        answer = guess(name, parameter, model)
+        answer = first = guess(name, parameter, model)
         path = plain_name(name).rpartition(".")[0]
         owner = id(model.get_submodule(path))
         if flow is not None:
@@ -235,7 +248,10 @@ def _rows(
             reason = f"{kind} {stated}" if stated.startswith("named") else f"{kind}, {stated}"
             certain = stated == STATED and flow is None
             answer = replace(answer, role="head", reason=reason, guessed=not certain)
+        if (other := shown.get(name) or shown.get(_family(name))) is not None:
+            answer = at_size(tuple(parameter.shape), first, other)
         role, view, reason = answer.role, answer.view, answer.reason
+        by_example = view != first.view and not answer.guessed
         guessed, axes_known = answer.guessed, answer.axes_known
         pattern = next((p for p in overrides if any(fnmatchcase(n, p) for n in names)), None)
         if pattern is not None:
@@ -250,7 +266,42 @@ def _rows(
                 if role in ("hidden", "head"):  # the embedding came second
                     role = "embedding" if _is_embedding_too(model, names) else role
         kinds = attention_kinds(name, role, view)
-        yield ParameterRole(name, parameter, role, view, reason, kinds, guessed, axes_known)
+        row = ParameterRole(name, parameter, role, view, reason, kinds, guessed, axes_known)
+        yield replace(row, by_example=by_example and pattern is None)
+
+
+def _family(name: str) -> str:
+    """The name without the numbers of layers."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+
+
+def _by_name(table: RoleTable) -> dict[str, ParameterRole]:
+    """The rows by name, and by name without the numbers of layers."""
+    return {key: row for row in table for key in (_family(row.name), row.name)}
+
+
+def at_size(shape: tuple[int, ...], guess: Guess, other: ParameterRole) -> Guess:
+    """Return what an example showed of the same parameter at another size."""
+    known = replace(guess, role=other.role, reason=other.reason, axes_known=other.axes_known)
+    view, before = other.view, tuple(other.parameter.shape)
+    known = replace(known, guessed=False)  # the reason says whether it was a guess
+    if view is None or guess.view is None or len(shape) < 2:
+        return replace(known, view=None if view is None else guess.view)
+    if guess.layer:
+        now = guess.view._replace(splits=())
+    else:
+        trailing = [math.prod(before[i:]) for i in range(1, len(before))]
+        if view.columns not in trailing:
+            return replace(known, view=guess.view)
+        columns = math.prod(shape[1 + trailing.index(view.columns) :])
+        rows = math.prod(shape) // (view.batch * columns)
+        now = MatrixView(view.batch, rows, columns, view.transposed)
+    if view.is_interleaved:
+        return replace(known, view=now._replace(splits=view.splits))
+    sizes = [size * now.outputs for size in view.splits]
+    if any(size % view.outputs for size in sizes):
+        return replace(known, view=now)
+    return replace(known, view=now._replace(splits=tuple(s // view.outputs for s in sizes)))
 
 
 def _placed(

@@ -117,9 +117,11 @@ def _judge_layer(number: int, name: str, guess: Guess, flow: Dataflow) -> Guess:
         return known if not view.splits else replace(known, view=one, reason=reason)
     if splits == view.splits:
         return known
-    role = "hidden" if guess.role == "qkv" else guess.role
+    role: Role = "hidden" if guess.role == "qkv" else guess.role
     role = "qkv" if len(splits) == 3 and is_qkv(name) else role
-    reason = f"{guess.reason.partition(',')[0].partition(';')[0]}, its result split in {len(splits)}"
+    reason = (
+        f"{guess.reason.partition(',')[0].partition(';')[0]}, its result split in {len(splits)}"
+    )
     return replace(known, role=role, view=view._replace(splits=splits), reason=reason)
 
 
@@ -146,9 +148,10 @@ def _multiplied(
     keeps = guess.role in ("head", "embedding")
     if isinstance(use := uses[0], Convolved):
         flat = (shape[0], math.prod(shape[1:]))
-        view = MatrixView.of(flat, batch=math.gcd(use.groups, shape[0]), transposed=use.transposed)
-        role = guess.role if keeps else "conv"
-        return _unless_vector(replace(known, role=role, view=view, reason="convolved with"))
+        groups = math.gcd(use.groups, shape[0])
+        kernel = MatrixView.of(flat, batch=groups, transposed=use.transposed)
+        kind = guess.role if keeps else "conv"
+        return _unless_vector(replace(known, role=kind, view=kernel, reason="convolved with"))
     products = [use for use in uses if isinstance(use, Use)]
     view = view_of(shape, products)
     if view is None:
@@ -195,7 +198,9 @@ def view_of(shape: tuple[int, ...], uses: list[Use]) -> MatrixView | None:
             return None
         if min(inner[0], outer[0]) == 1:
             column = shape[0] == inner[0] > 1
-            return MatrixView.of(shape, transposed=column) if total == max(inner, outer)[0] else None
+            return (
+                MatrixView.of(shape, transposed=column) if total == max(inner, outer)[0] else None
+            )
         steps.add((inner[1], outer[1]))
     if len(steps) != 1:
         return None  # once this way and once the other
@@ -234,7 +239,7 @@ def _progression(places: Tensor) -> tuple[int, int] | None:
 
 
 def _in_blocks(use: Use) -> Use:
-    """The same with outputs in increasing order, of one matrix; those of others are in its batch."""
+    """The same in increasing order, with the outputs of one matrix; others are in its batch."""
     outputs, inputs = use.outputs.sort().values, use.inputs.sort().values
     steps = outputs.diff()
     if is_progression(outputs):
@@ -282,4 +287,3 @@ def chooses(number: int, model: nn.Module, path: str, flow: Dataflow) -> bool:
             if isinstance(child, nn.ModuleList) and len(child) == width and width > 1:
                 return True
     return False
-

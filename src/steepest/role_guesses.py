@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
@@ -29,7 +30,9 @@ _HEAD = re.compile(
 _HEAD_MODULE = re.compile(
     r"^(policy|value|pi|(actor|critic)(_\w+)?|(class|bbox)_embed|\w*heads|outc)$", re.IGNORECASE
 )
-_OUTPUT = re.compile(r"^(out|output|proj_out|final|(final|last)_\w+|(conv|linear|fc|layer)_(out|last))$")
+_OUTPUT = re.compile(
+    r"^(out|output|proj_out|final|(final|last)_\w+|(conv|linear|fc|layer)_(out|last))$"
+)
 _AUXILIARY = re.compile(r"^aux\w*$")
 _EMBEDDING = re.compile(
     r"(^|[._])(\w*emb(ed\w*|edding\w*)?s?|wte|wpe|pos|rel_pos_[hw]|positions?(_enc\w*)?"
@@ -114,7 +117,9 @@ def guess(name: str, parameter: Tensor, model: nn.Module) -> Guess:
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return Guess("embedding", MatrixView.of(shape), kind, guessed=False)
     if _ROTATION.search(name):
-        return Guess("vector", None, f"{kind}, numbers of an adapter that no input is multiplied by")
+        return Guess(
+            "vector", None, f"{kind}, numbers of an adapter that no input is multiplied by"
+        )
     answer = _layer(path, last, shape, module, parent) or _bare(name, shape, module)
     view = answer.view
     if view is not None and view.is_vector and answer.role in MATRIX_ROLES:
@@ -221,7 +226,7 @@ def attention_kinds(name: str, role: Role, view: MatrixView | None) -> tuple[str
     """Return which of query, key and value the matrices are, if any."""
     if view is None or view.batch != 1 or _FEED_FORWARD.search(name):
         return ()
-    if role == "qkv" and len(view.splits) == 3:
+    if len(view.splits) == 3 and (role == "qkv" or (role == "hidden" and is_qkv(name))):
         return ("q", "k", "v")
     layer = name.removesuffix("weight").rstrip("._")
     if role == "hidden" and len(view.splits) == 2 and _KV.search(layer.rpartition(".")[2]):
@@ -335,8 +340,8 @@ def guessed_heads(model: nn.Module) -> dict[int, str]:
         stated = cast(Any, model).get_output_embeddings()
     except (NotImplementedError, AttributeError):
         stated = None
-    heads = {}
-    auxiliary = {}
+    heads: dict[int, str] = {}
+    auxiliary: dict[int, str] = {}
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
         if not name or _ADAPTER.search(name):
@@ -396,7 +401,7 @@ def _is_chain(layers: list[nn.Module]) -> bool:
     """Whether each layer takes as many inputs as the one before it gives."""
     sizes = [(m.in_features, m.out_features) for m in layers if isinstance(m, nn.Linear)]
     same = len(sizes) == len(layers) > 1
-    return same and all(a[1] == b[0] for a, b in zip(sizes, sizes[1:], strict=False))
+    return same and all(a[1] == b[0] for a, b in pairwise(sizes))
 
 
 def _in_blocks(name: str, model: nn.Module) -> bool:

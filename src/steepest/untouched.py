@@ -53,7 +53,9 @@ def _put_back(module: nn.Module, attributes: dict[str, Any], inside: dict[str, A
 
 def _overwrite(tensor: torch.Tensor, value: torch.Tensor) -> None:
     with torch.no_grad():
-        tensor.set_(value) if tensor.shape != value.shape else tensor.copy_(value)
+        if tensor.shape != value.shape:  # it was resized
+            tensor.resize_(value.shape)
+        tensor.copy_(value)
 
 
 def _devices(model: nn.Module) -> dict[str, list[int]]:
