@@ -358,7 +358,8 @@ def guessed_heads(model: nn.Module) -> dict[int, str]:
     tied = any(id(m.weight) in tables for _, m in layers)
     if not heads and not tied and layers:
         name, last_layer = layers[-1]
-        if name and not _in_blocks(name, model):
+        alone = len(layers) == 1 and not isinstance(last_layer, nn.Linear)
+        if name and not alone and not _in_blocks(name, model):
             heads[id(last_layer)] = f"{STATED}, as the layer registered last"
     return {**heads, **auxiliary}
 

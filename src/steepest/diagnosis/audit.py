@@ -145,13 +145,16 @@ def audit(
     if clip_norm is not None and not 0 < clip_norm < math.inf:
         raise ValueError(f"got clip_norm={clip_norm}, expected a finite number above 0, or None")
     model = unwrapped(model)
-    first = None if batches is None else list(islice(batches, 1))
-    if first == []:
-        raise ValueError("got no batches, expected at least one; a generator can be read once")
-    table = roles_in_loss(model, loss, first[0]) if loss is not None and first else all_roles(model)
-    if meta := [row.name for row in table if row.parameter.is_meta]:
+    if meta := [name for name, p in model.named_parameters() if p.is_meta]:
         raise ValueError(f"got {meta[0]} on the meta device, expected a model filled with weights")
     with torch.random.fork_rng({p.device.index for p in model.parameters() if p.is_cuda}):
+        first = None if batches is None else list(islice(batches, 1))
+        if first == []:
+            raise ValueError("got no batches, expected at least one; a generator can be read once")
+        if loss is None or first is None:
+            table = all_roles(model)
+        else:
+            table = roles_in_loss(model, loss, first[0])
         gradients, norm = _gradients(model, loss, first)
         updates = _updates(optimizers, gradients)
         halves = _updates(optimizers, gradients, scale=0.5)
