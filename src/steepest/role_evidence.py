@@ -161,7 +161,8 @@ def _multiplied(
     by_name = guess.view if guess.role == "experts" else None
     named = by_name is not None and by_name.transposed == view.transposed
     blocks = flow.blocks.get(number, by_name.batch if by_name is not None and named else 1)
-    if len(shape) == 2 and view.batch == 1 and not view.transposed and view.rows % blocks == 0:
+    plain = len(shape) == 2 and view.is_plain
+    if plain and blocks > 1 and view.rows % blocks == 0:
         view = MatrixView(blocks, view.rows // blocks, view.columns)
     elif len(shape) == 2 and view.batch > 1 and not view.transposed and guess.role != "experts":
         view = MatrixView(1, *shape, splits=(view.rows,) * view.batch)  # query, key and value, say

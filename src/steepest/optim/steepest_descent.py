@@ -23,6 +23,7 @@ from steepest.optim.parameter_groups import complete, groups_of, warn_of_guessed
 from steepest.optim.rounding import Assignment
 from steepest.optim.scales import update_scale
 from steepest.optim.settings import Settings
+from steepest.optim.stored_groups import override_for
 from steepest.optim.table import table_of
 from steepest.parameter_roles import RoleTable, roles
 
@@ -159,6 +160,11 @@ class SteepestDescent(Optimizer):
             ValueError: if the groups are of other sizes or geometries; nothing is changed then.
         """
         state, groups = self.state, self.param_groups
+        if call := override_for(groups, state_dict["param_groups"]):
+            raise ValueError(
+                "got a state in which other parameters are matrices than in this optimizer, "
+                f"expected the roles it was saved with; pass {call} in place of the model"
+            )
         super().load_state_dict(state_dict)
         for i, (own, loaded) in enumerate(zip(groups, self.param_groups, strict=True)):
             if loaded.get("geometry") != own["geometry"]:
