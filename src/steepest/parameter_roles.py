@@ -282,9 +282,10 @@ def _by_name(table: RoleTable) -> dict[str, ParameterRole]:
 
 def at_size(shape: tuple[int, ...], guess: Guess, other: ParameterRole) -> Guess:
     """Return what an example showed of the same parameter at another size."""
-    known = replace(guess, role=other.role, reason=other.reason, axes_known=other.axes_known)
     view, before = other.view, tuple(other.parameter.shape)
-    known = replace(known, guessed=False)  # the reason says whether it was a guess
+    reason = other.reason.partition(", a guess")[0]
+    known = replace(guess, role=other.role, reason=reason, guessed=other.guessed)
+    known = replace(known, axes_known=other.axes_known)
     if view is None or guess.view is None or len(shape) < 2:
         return replace(known, view=None if view is None else guess.view)
     if guess.layer:

@@ -68,7 +68,7 @@ class PlanRow:
             return
         view: Any = self.view  # of JSON a list, of TOML a table
         try:
-            view = MatrixView(*(view.values() if isinstance(view, dict) else view))
+            view = MatrixView(**view) if isinstance(view, dict) else MatrixView(*view)
             view = view._replace(splits=tuple(view.splits))
             view.check((view.batch * view.rows * view.columns,))
         except (TypeError, ValueError) as error:
