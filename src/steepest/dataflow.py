@@ -9,20 +9,17 @@ Copies, casts and products entry by entry get a `Layout`, which says the same of
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from steepest.layouts import Layout, Places, integers, is_progression
-
-Nature = Literal["data", "weight", "constant"]
-_NONE: frozenset[int] = frozenset()
+from steepest.storages import NONE, Nature, Record, Storages, key_of, tensors_in, written_by
 
 # Operands of products: (left, right), and what is added to the product.
 _PRODUCTS = {
@@ -44,23 +41,6 @@ _LOOKUPS = {"embedding", "_embedding_bag", "_embedding_bag_forward_only", "index
 _LOOKUPS |= {"gather", "take", "embedding_renorm_"}
 _KEEP_PLACES = {"clone", "_to_copy", "_weight_norm_interface", "native_dropout", "tril", "triu"}
 _OVERWRITE = {"copy_", "zero_", "fill_", "uniform_", "normal_", "bernoulli_", "exponential_"}
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is known of a storage.
-
-    Attributes:
-        nature: "weight" if computed of parameters alone, "constant" if of no example either.
-        layers: the last layers with weights whose results are in it, by number of a parameter.
-        parameters: what a weight is computed of.
-        layouts: how it shows the entries of parameters, or the columns of layers.
-    """
-
-    nature: Nature
-    layers: frozenset[int] = _NONE
-    parameters: frozenset[int] = _NONE
-    layouts: tuple[Layout, ...] = ()
 
 
 class Use(NamedTuple):
@@ -105,12 +85,7 @@ class Dataflow(TorchDispatchMode):
     def __init__(self, model: nn.Module, layers: Iterable[int], tables: Iterable[int]):
         super().__init__()  # type: ignore[no-untyped-call]
         self._known, self._tables = frozenset(layers), frozenset(tables)
-        self._parameters = list(model.parameters())
-        self._records: dict[int, Record] = {}
-        self._alive: dict[int, StorageWeakRef] = {}  # an address is not used again while it is here
-        self._fresh: set[int] = set()
-        self._before: list[tuple[Tensor, Tensor]] = []
-        self._generators: list[tuple[torch.Generator, Tensor]] = []
+        self._storages = Storages(model)
         self._above: dict[int, frozenset[int]] = defaultdict(frozenset)
         self._trained: set[int] = set()
         self.widths: dict[int, int] = {}
@@ -127,94 +102,37 @@ class Dataflow(TorchDispatchMode):
         self.parts: dict[int, set[tuple[int, ...]]] = defaultdict(set)
         self.blocks: dict[int, int] = {}
         self.chosen: set[int] = set()
-        self._start(model)
-
-    def _start(self, model: nn.Module) -> None:
-        """Note what is known of the tensors in the model."""
-        for module in model.modules():
-            for value in (*module._buffers.values(), *module.__dict__.values()):
-                if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                    self._set(value, Record("constant"))
-        for number, p in enumerate(self._parameters):
-            logical = torch.empty(p.shape, device="meta").stride()
-            places = tuple(s * integers(n) for n, s in zip(p.shape, logical, strict=True))
-            layout = Places(number, False, 0, places).layout(p)
-            known = self._record(p) if (key := _key(p)) in self._records else Record("weight")
-            if key is not None:
-                layouts = (*known.layouts, layout)
-                both = known.parameters | {number}
-                self._set(p, Record("weight", parameters=both, layouts=layouts))
-
-    def finish(self, output: Any) -> None:
-        """Note which layers reach the output."""
-        for tensor in _tensors(output):
-            self.outputs |= self._layers(tensor)
 
     def put_back(self) -> None:
         """Undo what was written in place to tensors that were there before."""
-        with torch.no_grad():
-            for tensor, value in reversed(self._before):
-                tensor.copy_(value)
-        for generator, state in self._generators:
-            generator.set_state(state)
+        self._storages.put_back()
+
+    def finish(self, output: Any) -> None:
+        """Note which layers reach the output."""
+        for tensor in tensors_in(output):
+            self.outputs |= self._layers(tensor)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        written = _written(func, args, kwargs)
+        written = written_by(func, args, kwargs)
         for tensor in written:
-            self._keep(tensor)
-        for value in kwargs.values():
-            known = any(value is generator for generator, _ in self._generators)
-            if isinstance(value, torch.Generator) and not known:
-                self._generators.append((value, value.get_state()))
+            self._storages.keep(tensor)
+        self._storages.keep_generators(kwargs.values())
         output = func(*args, **kwargs)
         self._follow(func, args, kwargs, written, output)
         return output
 
     # ------------------------------------------------------------------------------- bookkeeping
 
-    def _keep(self, tensor: Tensor) -> None:
-        """Copy a tensor from before, which is about to be written to."""
-        key = _key(tensor)
-        if key is None or key in self._fresh:
-            return
-        whole = tensor.detach()
-        if not any(_key(kept) == key for kept, _ in self._before):
-            size = whole.untyped_storage().nbytes() // whole.element_size()
-            whole = whole.as_strided((size,), (1,), 0)
-            self._before.append((whole, whole.clone()))
-
-    def _set(self, tensor: Tensor, record: Record) -> None:
-        key = _key(tensor)
-        if key is not None:
-            self._records[key] = record
-            self._alive.setdefault(key, StorageWeakRef(tensor.untyped_storage()))
-
-    def _record(self, tensor: Tensor) -> Record:
-        """What is known of a tensor; one from outside the model is data."""
-        key = _key(tensor)
-        return self._records.get(key, Record("data")) if key is not None else Record("data")
-
     def _layers(self, tensor: Tensor) -> frozenset[int]:
         """The last layers in a tensor, none if it was detached from them."""
-        record = self._record(tensor)
+        record = self._storages.of(tensor)
         if record.nature != "data" or not (tensor.is_floating_point() or tensor.is_complex()):
-            return _NONE
+            return NONE
         detached = torch.is_grad_enabled() and not tensor.requires_grad
-        return _NONE if detached and record.layers & self._trained else record.layers
-
-    def _places(self, tensor: Tensor, of_result: bool) -> list[Places]:
-        layouts = [each for each in self._record(tensor).layouts if each.of_result == of_result]
-        return [seen for each in layouts if (seen := each.seen_by(tensor)) is not None]
-
-    def _shown(self, tensor: Tensor, record: Record) -> frozenset[int]:
-        """The parameters behind a weight: of several in one storage those that it shows."""
-        several = len(record.parameters) > 1
-        if several and record.parameters == {layout.source for layout in record.layouts}:
-            return frozenset(places.source for places in self._places(tensor, False))
-        return record.parameters
+        return NONE if detached and record.layers & self._trained else record.layers
 
     # --------------------------------------------------------------------------------- operations
 
@@ -224,8 +142,8 @@ class Dataflow(TorchDispatchMode):
         name = _name(func)
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        before = {_key(tensor) for tensor in inputs}
-        fresh = [tensor for tensor in outputs if _key(tensor) not in before]
+        before = {key_of(tensor) for tensor in inputs}
+        fresh = [tensor for tensor in outputs if key_of(tensor) not in before]
         if not fresh and not written:  # a view
             for tensor in outputs:
                 self._split_off(inputs[0], tensor)
@@ -233,10 +151,10 @@ class Dataflow(TorchDispatchMode):
         if name == "glu":
             for half in inputs[0].chunk(2, dim=args[1] if len(args) > 1 else -1):
                 self._split_off(inputs[0], half)
-        self._fresh |= {key for t in fresh if (key := _key(t)) is not None}
+        self._storages.add(fresh)
         if torch._C._current_graph_task_id() != -1:  # a backward pass, whose products are no layers
             result = self._generic(name, func, inputs)
-            result = replace(result, layers=_NONE, layouts=())
+            result = replace(result, layers=NONE, layouts=())
         else:
             result = self._result(name, func, args, inputs, fresh)
         for tensor in fresh:
@@ -245,28 +163,28 @@ class Dataflow(TorchDispatchMode):
                 Places(each.source, each.of_result, each.base, each.places).layout(tensor)
                 for each in layouts
             )
-            self._set(tensor, replace(result, layouts=layouts))
+            self._storages.set(tensor, replace(result, layouts=layouts))
         for tensor in written:
             self._write(name, tensor, result)
 
     def _write(self, name: str, tensor: Tensor, result: Record) -> None:
         """Note that a result was written into a tensor, which keeps what else is in it."""
-        key, old = _key(tensor), self._record(tensor)
+        key, old = key_of(tensor), self._storages.of(tensor)
         whole = (
             key is not None
             and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
         )
         if name in _OVERWRITE and whole:
-            self._set(tensor, replace(result, layouts=()))
+            self._storages.set(tensor, replace(result, layouts=()))
             return
         natures = {old.nature, result.nature}
         nature: Nature = "data" if "data" in natures else "weight"
         nature = "constant" if natures == {"constant"} else nature
         both = old.parameters | result.parameters
         layouts = old.layouts if whole else ()
-        if key is not None and key not in self._fresh and old.nature == "weight":
+        if old.nature == "weight" and not self._storages.is_fresh(tensor):
             return  # a parameter stays one
-        self._set(tensor, Record(nature, old.layers | result.layers, both, layouts))
+        self._storages.set(tensor, Record(nature, old.layers | result.layers, both, layouts))
 
     def _result(
         self, name: str, func: Any, args: Any, inputs: list[Tensor], fresh: list[Tensor]
@@ -278,7 +196,7 @@ class Dataflow(TorchDispatchMode):
                 return product
             return self._sum(args[plus], fresh[0], self._layers(args[plus]), product)
         if name in ("convolution", "linear") and isinstance(args[1], Tensor) and fresh:
-            record = self._record(args[1])
+            record = self._storages.of(args[1])
             if record.nature == "weight" and name == "linear":
                 return self._layer(args[1], 1, 0, args[0], fresh[0], -1)
             if record.nature == "weight":
@@ -290,22 +208,22 @@ class Dataflow(TorchDispatchMode):
                 return self._kernel(inputs, weights)
         if name in ("topk", "sort", "argmax", "max", "argmin"):
             layers = self._layers(inputs[0])
-            self.chosen |= layers if len(layers) == 1 else _NONE
+            self.chosen |= layers if len(layers) == 1 else NONE
         return self._generic(name, func, inputs)
 
     def _weights(self, tensor: Tensor) -> frozenset[int]:
-        record = self._record(tensor)
-        return record.parameters if record.nature == "weight" and tensor.ndim > 1 else _NONE
+        record = self._storages.of(tensor)
+        return record.parameters if record.nature == "weight" and tensor.ndim > 1 else NONE
 
     def _product(self, left: Tensor, right: Tensor, result: Tensor) -> Record:
-        first, second = self._record(left), self._record(right)
+        first, second = self._storages.of(left), self._storages.of(right)
         if first.nature == second.nature == "weight":
             ranks = [self._rank(first), self._rank(second)]
             known, other = (left, right) if ranks[0] > ranks[1] else (right, left)
             square = other.ndim > 1 and other.shape[-1] == other.shape[-2]
-            turned = square and known.shape == result.shape and not self._record(other).layouts
+            turned = square and known.shape == result.shape and not self._storages.of(other).layouts
             if ranks[0] == ranks[1] or turned:  # by a rotation that is computed, as in BOFT
-                both = self._shown(left, first) | self._shown(right, second)
+                both = self._storages.shown(left, first) | self._storages.shown(right, second)
                 self.computed |= both
                 return Record("weight", parameters=both)
             weight = ranks[1] > ranks[0]
@@ -329,10 +247,10 @@ class Dataflow(TorchDispatchMode):
         self, W: Tensor, inner: int, outer: int | None, data: Tensor, result: Tensor, axis: int
     ) -> Record:
         """A product of data with a weight, whose axis `inner` is summed over."""
-        record = self._record(W)
-        nodes = self._shown(W, record)
+        record = self._storages.of(W)
+        nodes = self._storages.shown(W, record)
         layouts = []
-        for places in self._places(W, False):
+        for places in self._storages.places(W, False):
             axes = [n % W.ndim for n in (inner, outer) if n is not None]
             batch = integers(1)
             for n in range(W.ndim):
@@ -350,8 +268,8 @@ class Dataflow(TorchDispatchMode):
         return self._enter(nodes, data, W.requires_grad, tuple(layouts))
 
     def _convolution(self, W: Tensor, data: Tensor, result: Tensor, use: Convolved) -> Record:
-        nodes = self._shown(W, self._record(W))
-        for places in self._places(W, False):
+        nodes = self._storages.shown(W, self._storages.of(W))
+        for places in self._storages.places(W, False):
             self.uses[places.source].append(use)
         layouts = []
         axis = result.ndim - W.ndim + 1
@@ -366,7 +284,7 @@ class Dataflow(TorchDispatchMode):
         return self._enter(nodes, data, W.requires_grad, tuple(layouts))
 
     def _kernel(self, inputs: list[Tensor], weights: list[Tensor]) -> Record:
-        nodes = frozenset().union(*(self._shown(t, self._record(t)) for t in weights))
+        nodes = frozenset().union(*(self._storages.shown(t, self._storages.of(t)) for t in weights))
         entering = frozenset().union(*(self._layers(t) for t in inputs))
         trained = any(t.requires_grad for t in weights)
         return self._enter(nodes, None, trained, (), entering)
@@ -377,12 +295,12 @@ class Dataflow(TorchDispatchMode):
         data: Tensor | None,
         trained: bool,
         layouts: tuple[Layout, ...],
-        entering: frozenset[int] = _NONE,
+        entering: frozenset[int] = NONE,
     ) -> Record:
         """Note which results enter layers, and return what is known of their own."""
         if data is not None:
             entering = self._layers(data)
-            if (record := self._record(data)).nature == "weight":
+            if (record := self._storages.of(data)).nature == "weight":
                 self.entered |= record.parameters
             trained |= data.requires_grad
         for layer in entering:  # but for an iteration for a norm, without gradients
@@ -391,7 +309,7 @@ class Dataflow(TorchDispatchMode):
         for node in nodes:
             self._above[node] |= above
         self.layers |= nodes
-        self._trained |= nodes if trained else _NONE
+        self._trained |= nodes if trained else NONE
         return Record("data", nodes, layouts=layouts)
 
     def _sum(self, term: Tensor, result: Tensor, layers: frozenset[int], other: Record) -> Record:
@@ -405,13 +323,13 @@ class Dataflow(TorchDispatchMode):
             self.residual |= {layer for layer in here if there & self._above[layer]}
 
     def _is_constant(self, tensor: Tensor) -> bool:
-        return self._record(tensor).nature != "data"
+        return self._storages.of(tensor).nature != "data"
 
     def _generic(self, name: str, func: Any, inputs: list[Tensor]) -> Record:
         """All other operations: what is in the result is what is in the inputs."""
         pointwise = torch.Tag.pointwise in getattr(func, "tags", ())
         read = inputs[1:] if name in _OVERWRITE else inputs
-        records = [self._record(t) for t in read]
+        records = [self._storages.of(t) for t in read]
         weights = [
             (t, r) for t, r in zip(read, records, strict=True) if r.nature == "weight" and t.ndim
         ]
@@ -419,14 +337,14 @@ class Dataflow(TorchDispatchMode):
         if looked_up and name.startswith("index") and read[0].ndim > 2 and len(read) == 2:
             return self._chosen_matrices(*weights[0], read[1])
         if looked_up:
-            self.read |= self._shown(*weights[0])
+            self.read |= self._storages.shown(*weights[0])
         data = [t for t, r in zip(read, records, strict=True) if r.nature == "data"]
         matrix = any(t.ndim > 1 for t, _ in weights)
         scaled = pointwise and matrix and all(t.ndim == 0 for t in data)  # by a norm of its own
         if data and not scaled:
             if pointwise:
                 for tensor, record in weights:
-                    self.added |= self._shown(tensor, record)
+                    self.added |= self._storages.shown(tensor, record)
             if name in ("cat", "stack"):
                 self._joined(data)
                 self.entered |= frozenset().union(*(r.parameters for _, r in weights))
@@ -437,7 +355,7 @@ class Dataflow(TorchDispatchMode):
             layouts = self._kept(name, pointwise, data, True)
             return Record("data", frozenset().union(*layers), layouts=layouts)
         if weights:
-            parameters = frozenset().union(*(self._shown(t, r) for t, r in weights))
+            parameters = frozenset().union(*(self._storages.shown(t, r) for t, r in weights))
             keeps = pointwise or name in _KEEP_PLACES
             if not keeps and name not in _LOOKUPS:
                 self.computed |= parameters
@@ -448,7 +366,7 @@ class Dataflow(TorchDispatchMode):
     def _chosen_matrices(self, weight: Tensor, record: Record, index: Tensor) -> Record:
         """Some of the matrices in a parameter of three axes or more, such as some experts."""
         layouts = []
-        for places in self._places(weight, False):
+        for places in self._storages.places(weight, False):
             if index.dtype in (torch.int32, torch.int64) and not index.is_meta:
                 first = places.axes[0][index.flatten().cpu()]
                 shape = (*index.shape, *weight.shape[1:])
@@ -468,18 +386,18 @@ class Dataflow(TorchDispatchMode):
         return tuple(
             places.layout(tensor)
             for tensor in tensors
-            for places in self._places(tensor, of_result)
+            for places in self._storages.places(tensor, of_result)
         )
 
     def _split_off(self, whole: Tensor, part: Tensor) -> None:
         """Note a view that shows some of the columns of a layer's result, where `whole` has all."""
         if part.ndim == whole.ndim > 3 and part.shape[:-1] == whole.shape[:-1]:
             return  # halves of a head, as rotary embeddings take them
-        for after in self._places(part, True):
+        for after in self._storages.places(part, True):
             columns = after.all_entries()
             if not len(columns):
                 continue
-            for before in self._places(whole, True):
+            for before in self._storages.places(whole, True):
                 size = len(before.all_entries())
                 same = before.source == after.source
                 if same and len(columns) < size == self.widths[after.source]:
@@ -487,7 +405,7 @@ class Dataflow(TorchDispatchMode):
 
     def _note_blocks(self, data: Tensor) -> None:
         """Note a result that is multiplied in blocks of columns, by a matrix for each."""
-        for places in self._places(data, True):
+        for places in self._storages.places(data, True):
             first = places.axes[0]
             if places.source not in self._known and len(first) > 1 and int(first.abs().max()):
                 self.blocks[places.source] = len(first)
@@ -503,48 +421,13 @@ class Dataflow(TorchDispatchMode):
         """Forget the parts of a result that are put together again, such as heads of attention."""
         parts: dict[int, set[tuple[int, ...]]] = defaultdict(set)
         for tensor in tensors:
-            for places in self._places(tensor, True):
+            for places in self._storages.places(tensor, True):
                 parts[places.source].add(tuple(places.all_entries().tolist()))
         for source, joined in parts.items():
             if len(joined) > 1 and joined == self.parts.get(source):
                 del self.parts[source]
 
 
-def _key(tensor: Tensor) -> int | None:
-    """The identity of a storage; None for sparse tensors, which have none."""
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):
-        return None
-
-
 def _name(func: Any) -> str:
     schema = getattr(func, "_schema", None)
     return schema.name.partition("::")[2] if schema is not None else ""
-
-
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The arguments that an operation writes to."""
-    schema = getattr(func, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return []
-    written = []
-    for i, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[i] if i < len(args) else kwargs.get(argument.name)
-            written += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-    return written
-
-
-def _tensors(output: Any, depth: int = 4) -> Iterator[Tensor]:
-    """The tensors in whatever a model returns: containers, dataclasses, distributions, caches."""
-    if isinstance(output, Tensor):
-        yield output
-    elif depth and not isinstance(output, nn.Module | str | bytes | type | None):
-        inside = output
-        if isinstance(output, dict):
-            inside = list(output.values())
-        elif not isinstance(output, list | tuple | set):
-            inside = list(getattr(output, "__dict__", {}).values())
-        for value in inside:
-            yield from _tensors(value, depth - 1)

@@ -40,7 +40,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
 def _dictionaries(module: nn.Module) -> dict[str, Any]:
     """Copies of the dictionaries in a module that a forward pass may assign entries of."""
     names = ("_buffers", "_parameters", "_modules")
-    return {name: dict(module.__dict__[name]) for name in names}
+    entries = {name: module.__dict__.get(name) for name in names}
+    return {name: dict(value) for name, value in entries.items() if isinstance(value, dict)}
 
 
 def _put_back(module: nn.Module, attributes: dict[str, Any], inside: dict[str, Any]) -> None:
