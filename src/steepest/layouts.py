@@ -36,7 +36,7 @@ class Layout(NamedTuple):
         axes = [d for d, size in enumerate(self.shape) if size > 1]
         for d in sorted(axes, key=lambda d: -self.strides[d]):
             index, rest = rest // self.strides[d], rest % self.strides[d]
-            if bool((index < 0).any()) or bool((index >= self.shape[d]).any()):
+            if bool(((index < 0) | (index >= self.shape[d])).any()):
                 return None
             total = total + self.places[d][index]
         return None if bool(rest.any()) else total
@@ -44,6 +44,8 @@ class Layout(NamedTuple):
     def seen_by(self, view: Tensor) -> Places | None:
         """Return which entries a view of the storage shows."""
         start = int(view.storage_offset())
+        if start == self.offset and (axes := self._along(view)) is not None:
+            return Places(self.source, self.of_result, self.base, axes)
         axes = []
         first = self.entries(integers(1) + start)
         if first is None:
@@ -54,6 +56,18 @@ class Layout(NamedTuple):
                 return None
             axes.append(along - first)
         return Places(self.source, self.of_result, int(first), tuple(axes))
+
+
+    def _along(self, view: Tensor) -> tuple[Tensor, ...] | None:
+        """The places along each axis of a view whose axes are those of the layout, in any order."""
+        known = dict(zip(zip(self.shape, self.strides, strict=True), self.places, strict=True))
+        axes = []
+        for size, stride in zip(view.shape, view.stride(), strict=True):
+            along = integers(1) if size == 1 else known.get((int(size), int(stride)))
+            if along is None:
+                return None
+            axes.append(along)
+        return tuple(axes)
 
 
 class Places(NamedTuple):
