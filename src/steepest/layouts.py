@@ -44,19 +44,18 @@ class Layout(NamedTuple):
     def seen_by(self, view: Tensor) -> Places | None:
         """Return which entries a view of the storage shows."""
         start = int(view.storage_offset())
-        if start == self.offset and (axes := self._along(view)) is not None:
-            return Places(self.source, self.of_result, self.base, axes)
-        axes = []
+        if start == self.offset and (known := self._along(view)) is not None:
+            return Places(self.source, self.of_result, self.base, known)
         first = self.entries(integers(1) + start)
         if first is None:
             return None
+        axes: list[Tensor] = []
         for size, stride in zip(view.shape, view.stride(), strict=True):
             along = self.entries(start + int(stride) * integers(size))
             if along is None:
                 return None
             axes.append(along - first)
         return Places(self.source, self.of_result, int(first), tuple(axes))
-
 
     def _along(self, view: Tensor) -> tuple[Tensor, ...] | None:
         """The places along each axis of a view whose axes are those of the layout, in any order."""
