@@ -1,7 +1,7 @@
 """What module types, names and shapes say of a parameter, without running the model.
 
-Types decide where they can. All else, above all whether a layer gives the output and which axis of
-a bare parameter is the input, is a guess, and the reason says so.
+Types decide where they can. All else is a guess, and the reason says so: above all whether a layer
+gives the output, and which axis of a bare parameter is the input.
 """
 
 from __future__ import annotations
