@@ -442,3 +442,29 @@ def test_an_override_stands_above_the_example() -> None:
     view = MatrixView.of((8, 5))
     table = roles(model, {"w0": view, "out.weight": "hidden"}, example=torch.randn(2, 8))
     assert (table["w0"].view, table["out.weight"].role) == (view, "hidden")
+
+
+def test_examples_that_say_nothing() -> None:
+    with pytest.raises(ValueError, match="it gives a NoneType without a tensor"):
+        roles(_network(), example=lambda model: None)
+    with pytest.raises(ValueError, match=r"got 0\.weight without a shape, of a lazy module"):
+        roles(nn.Sequential(nn.LazyLinear(3)), example=torch.randn(2, 4))
+
+
+def test_an_example_without_gradients_and_kernels_of_their_own() -> None:
+    x = torch.randn(2, 4)
+    assert _heads(roles(_network(), example=lambda model: torch.no_grad()(model)(x))) == ["4"]
+    model = Function(
+        lambda self, x: self.out(self.both(x, x)), out=nn.Linear(3, 2), both=nn.Bilinear(4, 4, 3)
+    )
+    assert _heads(all_roles(model, example=x)) == ["out"]
+
+
+def test_a_head_of_several_bare_matrices_says_how_it_is_multiplied() -> None:
+    model = Function(
+        lambda self, x: torch.einsum("bi,eio->beo", self.body(x), self.w0),
+        (3, 8, 5),
+        body=nn.Linear(4, 8),
+    )
+    row = roles(model, example=torch.randn(2, 4))["w0"]
+    assert row.reason == "multiplied as 3 matrices of (in, out), the model's output"

@@ -37,6 +37,7 @@ _PRODUCTS = {
     "_sparse_addmm": (1, 2, 0),
     "_addmm_activation": (1, 2, 0),
 }
+_KERNELS = ("rnn", "lstm", "gru", "trilinear")
 _LOOKUPS = {"embedding", "_embedding_bag", "_embedding_bag_forward_only", "index", "index_select"}
 _LOOKUPS |= {"gather", "take", "embedding_renorm_"}
 _KEEP_PLACES = {"clone", "_to_copy", "_weight_norm_interface", "native_dropout", "tril", "triu"}
@@ -108,9 +109,17 @@ class Dataflow(TorchDispatchMode):
         self._storages.put_back()
 
     def finish(self, output: Any) -> None:
-        """Note which layers reach the output."""
-        for tensor in tensors_in(output):
-            self.outputs |= self._layers(tensor)
+        """Note which layers reach the output.
+
+        Raises:
+            TypeError: for an output without a tensor.
+        """
+        tensors = list(tensors_in(output))
+        if not tensors:
+            raise TypeError(f"it gives a {type(output).__name__} without a tensor")
+        self.outputs |= NONE.union(*map(self._layers, tensors))
+        if not self.outputs:  # all were computed without gradients
+            self.outputs |= NONE.union(*(self._storages.of(tensor).layers for tensor in tensors))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -202,7 +211,7 @@ class Dataflow(TorchDispatchMode):
             if record.nature == "weight":
                 convolved = Convolved(bool(args[6]), int(args[8]))
                 return self._convolution(args[1], args[0], fresh[0], convolved)
-        if func.namespace != "aten" or "rnn" in name or "lstm" in name or "gru" in name:
+        if func.namespace != "aten" or any(part in name for part in _KERNELS):
             weights = [t for t in inputs if self._weights(t) & self._known]
             if weights:  # a kernel of its own with weights of a layer
                 return self._kernel(inputs, weights)

@@ -194,6 +194,10 @@ def all_roles(
     """
     model = cast(nn.Module, getattr(model, "_orig_mod", model))
     overrides = dict(overrides or {})
+    if lazy := [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]:
+        raise ValueError(
+            f"got {lazy[0]} without a shape, of a lazy module; expected one that was called"
+        )
     flow = None if example is None else follow(model, example)
     aliases = _aliases(model)
     table = RoleTable(tuple(_rows(model, overrides, flow, aliases, like)))
@@ -241,10 +245,10 @@ def _rows(
             answer = judge(number, name, parameter, answer, flow)
             answer = _placed(number, name, path, answer, flow, model, owner in heads)
         if owner in choosing and answer.view is not None and answer.role != "embedding":
-            reason = f"{answer.reason.partition(',')[0]}, {choosing[owner]}"
+            reason = f"{_kind(answer)}, {choosing[owner]}"
             answer = replace(answer, role="head", reason=reason)
         elif owner in heads and answer.guessed and answer.role in _MAY_BE_HEADS:
-            kind, stated = answer.reason.partition(",")[0], heads[owner]
+            kind, stated = _kind(answer), heads[owner]
             reason = f"{kind} {stated}" if stated.startswith("named") else f"{kind}, {stated}"
             certain = stated == STATED and flow is None
             answer = replace(answer, role="head", reason=reason, guessed=not certain)
@@ -268,6 +272,13 @@ def _rows(
         kinds = attention_kinds(name, role, view)
         row = ParameterRole(name, parameter, role, view, reason, kinds, guessed, axes_known)
         yield replace(row, by_example=by_example and pattern is None)
+
+
+def _kind(answer: Guess) -> str:
+    """The reason as it begins, with the layer or how it is multiplied."""
+    return (
+        answer.reason if answer.reason.startswith("multiplied") else answer.reason.partition(",")[0]
+    )
 
 
 def _family(name: str) -> str:
@@ -312,8 +323,7 @@ def _placed(
     if number not in flow.layers:
         return answer
     if is_output(number, name, answer, flow, named):
-        reason = f"{answer.reason.partition(',')[0]}, the model's output"
-        return replace(answer, role="head", reason=reason)
+        return replace(answer, role="head", reason=f"{_kind(answer)}, {STATED}")
     if chooses(number, model, path, flow):
         return replace(answer, role="head", reason=f"{answer.reason}, a router")
     return answer

@@ -140,8 +140,8 @@ def is_qkv(name: str) -> bool:
 
 def is_layer(module: nn.Module) -> bool:
     """Whether the type of a module says how its weights are multiplied."""
-    types = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
-    return isinstance(module, types) or _is_conv1d(module)
+    types = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+    return isinstance(module, (*types, nn.RNNBase, nn.RNNCellBase)) or _is_conv1d(module)
 
 
 def _is_conv1d(module: nn.Module) -> bool:
