@@ -99,6 +99,7 @@ def test_convolutions_of_any_dimension(dims: int) -> None:
             "grouped": conv(8, 4, 3, groups=2),
             "transposed": transposed(4, 6, 3),
             "transposed_groups": transposed(4, 6, 3, groups=2),
+            "head": nn.Linear(2, 2),
         }
     )
     table = roles(model)
@@ -335,7 +336,7 @@ def test_routers_are_heads(name: str) -> None:
     for gate, path in ((nn.Linear(8, 3), name), (nested, f"{name}.proj")):
         table = roles(_with_head(moe=Mixture(name, gate)))
         row = table[f"moe.{path}.weight"]
-        assert (row.role, row.reason) == ("head", "Linear, a router")
+        assert (row.role, row.reason) == ("head", "Linear, a router, a guess")
         assert table["moe.experts.0.gate.weight"].role == "hidden"
     assert table[f"moe.{name}.norm.weight"].role == "vector"
 
@@ -521,7 +522,7 @@ def test_mixtures_of_experts(family: str, router: str) -> None:
     path, gate = _layer(model, router)
     assert gate.weight.shape == (3, 16)  # a score for each expert
     assert table[f"{path}.weight"].role == "head"
-    assert table[f"{path}.weight"].reason.endswith("a router")
+    assert table[f"{path}.weight"].reason.endswith("a router, a guess")
     assert _views(table)[path.rpartition(".")[0] + ".experts.down_proj"] == "3 x (16, 24)"
     up = table[path.rpartition(".")[0] + ".experts.gate_up_proj"]
     halves = "48" if family.startswith("Llama4") else "2 x 24"  # which does not state the order
@@ -582,7 +583,7 @@ def test_fused_projections_in_turns_stay_one_matrix(
     row = table[f"{path}.weight"]
     assert (row.role, str(row.view)) == ("hidden", "({}, {})".format(*layer.weight.shape))
     assert row.attention == ()
-    assert table[f"{path.rpartition('.')[0]}.{output}.weight"].reason.endswith("Linear")
+    assert table[f"{path.rpartition('.')[0]}.{output}.weight"].reason.endswith("Linear, a guess")
 
 
 def test_linear_attention_splits_by_its_own_sizes() -> None:

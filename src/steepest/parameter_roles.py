@@ -10,9 +10,8 @@ import difflib
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, cast, get_args, overload
 
@@ -20,37 +19,23 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from steepest.dataflow import Dataflow
 from steepest.matrix_view import MatrixView
+from steepest.role_evidence import NotFollowed, chooses, follow, is_output, judge
+from steepest.role_guesses import (
+    MATRIX_ROLES,
+    STATED,
+    Guess,
+    attention_kinds,
+    guess,
+    guessed_heads,
+    plain_name,
+    routers,
+)
+from steepest.role_guesses import Role as Role
 
-Role = Literal["hidden", "conv", "qkv", "experts", "embedding", "head", "vector"]
 Override = Role | MatrixView | Literal["transposed"]
-_Found = tuple[Role, MatrixView | None, str]  # and the reason
-MATRIX_ROLES: tuple[Role, ...] = ("hidden", "conv", "qkv", "experts")
-
-_HEAD = re.compile(
-    r"(?<!pre_)(?<![qkv]_)(?<![^\W_])(lm_?head|head|classifier|embed_out|unembed\w*|score|output_layer)$"
-)
-_EMBEDDING = re.compile(
-    r"(^|[._])(\w*emb(ed\w*|edding\w*)?s?|wte|wpe|pos|rel_pos_[hw]|positions?(_enc\w*)?"
-    r"|\w*_tokens?|latents?(_\w+)?)$"
-)
-_QKV = re.compile(r"(^|_)(\w*qkv(_?(proj|lin\w*|layer))?|c_attn|query_key_value)$", re.IGNORECASE)
-# Known to have the rows of query, key and value by heads or, in CodeGen, by quarters of the heads.
-_MIXED = re.compile(r"query_key_value|MiniMaxLightningAttention|CodeGenAttention")
-_QUERY_KEY_VALUE = re.compile(
-    r"(^|[.])(w|to_)?_?(?P<kind>q|k|v|query|queries|keys?|values?)(_proj|_lin|_layer|_head|_weight)?$",
-    re.IGNORECASE,
-)
-_FEED_FORWARD = re.compile(r"(^|[.])(ffn?|mlp|feed_?forward)[.]")
-_GATE_AND_UP = re.compile(r"(^|[._])(gate_?up|w_?i$|w12$|weights_in$|input_linear$)", re.IGNORECASE)
-_EXPERTS = re.compile(r"expert|moe", re.IGNORECASE)
-_PARAMETRIZED = re.compile(r"(^|[.])parametrizations[.](\w+)[.]original\d*$")
-_ADAPTER = re.compile(r"(^|[._])lora_(embedding_)?[AB]\b")
-_BIAS = re.compile(r"(^|_)(bias(es|_table|_u|_v)?|rpb|shift_table)$")
-_ENTRYWISE = re.compile(r"^(A_logs?|(\w+_)?scale)$")
-_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
-_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head")
-_HEAD_SIZE = ("head_dim", "head_size", "d_head")
+_MAY_BE_HEADS = (*MATRIX_ROLES, "vector")
 
 
 @dataclass(frozen=True)
@@ -64,6 +49,12 @@ class ParameterRole:
     reason: str
     attention: tuple[str, ...] = ()
     """What each matrix is in an attention layer: "q", "k" or "v"; empty for all else."""
+    guessed: bool = False
+    """Whether names, shapes or the order of layers decided, and no type or example."""
+    axes_known: bool = True
+    """Whether it is known which axis of a parameter of no known layer is the input."""
+    by_example: bool = False
+    """Whether an example showed other matrices than names and types would."""
 
     @property
     def is_matrix(self) -> bool:
@@ -135,7 +126,9 @@ class RoleTable(Sequence[ParameterRole]):
         return capture.get()
 
 
-def roles(model: nn.Module, overrides: Mapping[str, Override] | None = None) -> RoleTable:
+def roles(
+    model: nn.Module, overrides: Mapping[str, Override] | None = None, *, example: Any = None
+) -> RoleTable:
     """Find out what each parameter of `model` is.
 
     | role      | what                                                      | update |
@@ -143,227 +136,197 @@ def roles(model: nn.Module, overrides: Mapping[str, Override] | None = None) -> 
     | hidden    | weight of a linear, recurrent or attention layer           | matrix |
     | conv      | convolution, seen as `(out, in * kh * kw)` for each group | matrix |
     | qkv       | fused query, key, value: three matrices                   | matrix |
-    | experts   | three-dimensional: one or two matrices for each expert    | matrix |
+    | experts   | several matrices in one parameter, as of experts          | matrix |
     | embedding | embedding table, position, class token; also if tied      | other  |
-    | head      | the layer that gives the output, and routers to experts   | other  |
+    | head      | a layer that gives an output, and routers to experts      | other  |
     | vector    | bias, norm gain, what acts entry by entry, a single row   | other  |
 
+    With an `example`, one forward pass is followed. A layer gives an output if its result reaches
+    what the model returns, or the loss, and goes into no other layer with weights; a sum of the
+    results of many layers, as at the end of a transformer without a head, has none. How a bare
+    parameter is multiplied says which axis is the input, and where it is several matrices. A layer
+    whose result is split is as many matrices. Without an example, types and names decide, and each
+    reason that is a guess says so.
+
     Args:
-        model: any module; `torch.compile`d ones too. Nothing is changed or run.
+        model: any module; `torch.compile`d ones too. Weights, gradients, buffers, modes and
+            random generators stay as they are.
         overrides: from a name pattern (`"*.proj.weight"`, as in `fnmatch`) to a role, to
             "transposed" for a matrix stored as (in, out), or to a `MatrixView`; the first pattern
             that matches a parameter decides.
+        example: what the model is called with, in the mode it is in: a tensor, a tuple of
+            arguments, a dictionary of keyword arguments; or a function of the model, such as
+            `lambda model: loss(model, batch)`.
 
     Raises:
         ValueError: for a pattern that matches no parameter, an unknown role, a view that does not
-            fit, a model without parameters.
+            fit, a model without parameters, an example that the model raises for.
 
     Warns if nothing or almost nothing (less than a tenth of what is neither embedding nor head)
     would get a matrix update.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 4))
     >>> [(row.name, row.role) for row in roles(model)][::2]
     [('0.weight', 'hidden'), ('2.weight', 'hidden'), ('3.weight', 'head')]
+    >>> roles(model)["3.weight"].reason
+    "Linear, the model's output, as the layer registered last, a guess"
+    >>> roles(model, example=torch.randn(2, 8))["3.weight"].reason
+    "Linear, the model's output"
     >>> roles(model, {"3.weight": "hidden"})["3.weight"].reason
     "override '3.weight'"
     """
-    table = all_roles(model, overrides)
+    table = all_roles(model, overrides, example=example)
     _warn_if_hardly_any(table)
     return table
 
 
-def all_roles(model: nn.Module, overrides: Mapping[str, Override] | None = None) -> RoleTable:
-    """Return the same without a warning: for what is no optimizer of matrices."""
+def all_roles(
+    model: nn.Module,
+    overrides: Mapping[str, Override] | None = None,
+    *,
+    example: Any = None,
+    like: RoleTable | None = None,
+) -> RoleTable:
+    """Return the same without a warning: for what is no optimizer of matrices.
+
+    `like` is such a table of the same model at another size, made with an example.
+    """
     model = cast(nn.Module, getattr(model, "_orig_mod", model))
     overrides = dict(overrides or {})
-    rows: list[ParameterRole] = []
+    if lazy := [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]:
+        raise ValueError(
+            f"got {lazy[0]} without a shape, of a lazy module; expected one that was called"
+        )
+    flow = None if example is None else follow(model, example)
     aliases = _aliases(model)
-    heads = _heads(model)
-    for name, parameter in model.named_parameters():
-        names = aliases[id(parameter)]
-        role, view, reason = _classify(name, parameter, model, heads)
-        pattern = next((p for p in overrides if any(fnmatchcase(n, p) for n in names)), None)
-        if pattern is not None:
-            role, view = _overridden(name, parameter, role, view, overrides[pattern])
-            reason = f"override {pattern!r}"
-        elif len(names) > 1:
-            reason += f"; tied to {', '.join(names[1:])}"
-            if role in ("hidden", "head"):  # the embedding came second
-                role = "embedding" if _is_embedding_too(model, names) else role
-        rows += [ParameterRole(name, parameter, role, view, reason, _attention(name, role, view))]
-    if not rows:
+    table = RoleTable(tuple(_rows(model, overrides, flow, aliases, like)))
+    if not len(table):
         raise ValueError(f"got a {type(model).__name__} without parameters, expected some")
-    table = RoleTable(rows)
     _check_patterns(overrides, aliases, table)
     return table
 
 
-def _classify(name: str, parameter: Tensor, model: nn.Module, heads: dict[int, str]) -> _Found:
-    """Role, view and reason: by module type, then by name, then by shape."""
-    name = _PARAMETRIZED.sub(r"\1\2", name)  # what it was called before, for instance, weight norm
-    path, _, last = name.rpartition(".")
-    module, parent = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
-    kind = type(module).__name__
-    shape = tuple(parameter.shape)
-    if parameter.ndim < 2 or parameter.numel() == 0:
-        return "vector", None, f"{parameter.ndim}-dimensional"
-    if isinstance(module, nn.LayerNorm) or kind.endswith("Norm") or _BIAS.search(last):
-        return "vector", None, f"{kind} {'bias' if _BIAS.search(last) else 'gain'}"
+def roles_in_loss(
+    model: nn.Module, loss: Callable[[Any, Any], Any], batch: Any, **overrides: Any
+) -> RoleTable:
+    """Return the roles by one evaluation of `loss(model, batch)`.
 
-    view: MatrixView | None
-    role: Role
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return "embedding", MatrixView.of(shape), kind
-    if isinstance(module, nn.modules.conv._ConvNd):
-        role, reason = "conv", kind if module.groups == 1 else f"{kind}, {module.groups} groups"
-        flat = (shape[0], math.prod(shape[1:]))  # a three-dimensional shape would mean experts
-        groups = math.gcd(module.groups, shape[0])  # 1 for the gains of a weight norm
-        view = MatrixView.of(flat, batch=groups, transposed=module.transposed)
-    elif isinstance(module, nn.MultiheadAttention) and last == "in_proj_weight":
-        role, reason = "qkv", kind
-        view = MatrixView.of(shape, splits=(shape[0] // 3,) * 3)
-    elif isinstance(module, nn.RNNBase):
-        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1) if "weight_hr" not in last else 1
-        role, reason = "hidden", f"{kind}, {gates} gate{'s' * (gates > 1)}"
-        view = MatrixView.of(shape, splits=(shape[0] // gates,) * gates if gates > 1 else ())
-    elif isinstance(module, nn.Linear) or (kind == "Conv1D" and hasattr(module, "nf")):
-        role, view, reason = _linear(path, shape, module, parent)
+    Where that cannot be followed, names and types decide, and every reason that is a guess tells
+    why it was left at that.
+    """
+    try:
+        return all_roles(model, **overrides, example=lambda called: loss(called, batch))
+    except NotFollowed as error:
+        cause = f" ({type(error.__cause__).__name__} in the forward pass)"
+        return RoleTable(
+            [
+                replace(row, reason=row.reason + cause) if row.guessed else row
+                for row in all_roles(model, **overrides)
+            ]
+        )
+
+
+def _rows(
+    model: nn.Module,
+    overrides: Mapping[str, Override],
+    flow: Dataflow | None,
+    aliases: Mapping[int, list[str]],
+    like: RoleTable | None,
+) -> Iterator[ParameterRole]:
+    heads, choosing = guessed_heads(model), routers(model)
+    shown = {} if like is None else _by_name(like)
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        names = aliases[id(parameter)]
+        answer = first = guess(name, parameter, model)
+        path = plain_name(name).rpartition(".")[0]
+        owner = id(model.get_submodule(path))
+        if flow is not None:
+            answer = judge(number, name, parameter, answer, flow)
+            answer = _placed(number, name, path, answer, flow, model, owner in heads)
+        if owner in choosing and answer.view is not None and answer.role != "embedding":
+            reason = f"{_kind(answer)}, {choosing[owner]}"
+            answer = replace(answer, role="head", reason=reason)
+        elif owner in heads and answer.guessed and answer.role in _MAY_BE_HEADS:
+            kind, stated = _kind(answer), heads[owner]
+            reason = f"{kind} {stated}" if stated.startswith("named") else f"{kind}, {stated}"
+            certain = stated == STATED and flow is None
+            answer = replace(answer, role="head", reason=reason, guessed=not certain)
+        if (other := shown.get(name) or shown.get(_family(name))) is not None:
+            answer = at_size(tuple(parameter.shape), first, other)
+        role, view, reason = answer.role, answer.view, answer.reason
+        by_example = view != first.view and not answer.guessed
+        guessed, axes_known = answer.guessed, answer.axes_known
+        pattern = next((p for p in overrides if any(fnmatchcase(n, p) for n in names)), None)
+        if pattern is not None:
+            role, view = _overridden(name, parameter, role, view, overrides[pattern])
+            reason, guessed, axes_known = f"override {pattern!r}", False, True
+        else:
+            if guessed:
+                unused = flow is not None and number not in flow.layers
+                reason += ", a guess: the example does not use it" if unused else ", a guess"
+            if len(names) > 1:
+                reason += f"; tied to {', '.join(names[1:])}"
+                if role in ("hidden", "head"):  # the embedding came second
+                    role = "embedding" if _is_embedding_too(model, names) else role
+        kinds = attention_kinds(name, role, view)
+        row = ParameterRole(name, parameter, role, view, reason, kinds, guessed, axes_known)
+        yield replace(row, by_example=by_example and pattern is None)
+
+
+def _kind(answer: Guess) -> str:
+    """The reason as it begins, with the layer or how it is multiplied."""
+    return (
+        answer.reason if answer.reason.startswith("multiplied") else answer.reason.partition(",")[0]
+    )
+
+
+def _family(name: str) -> str:
+    """The name without the numbers of layers."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+
+
+def _by_name(table: RoleTable) -> dict[str, ParameterRole]:
+    """The rows by name, and by name without the numbers of layers."""
+    return {key: row for row in table for key in (_family(row.name), row.name)}
+
+
+def at_size(shape: tuple[int, ...], guess: Guess, other: ParameterRole) -> Guess:
+    """Return what an example showed of the same parameter at another size."""
+    view, before = other.view, tuple(other.parameter.shape)
+    reason = other.reason.partition(", a guess")[0]
+    known = replace(guess, role=other.role, reason=reason, guessed=other.guessed)
+    known = replace(known, axes_known=other.axes_known)
+    if view is None or guess.view is None or len(shape) < 2:
+        return replace(known, view=None if view is None else guess.view)
+    if guess.layer:
+        now = guess.view._replace(splits=())
     else:
-        role, view, reason = _bare(name, shape, module)
-    if id(module) in heads:
-        return "head", view, f"{kind}, {heads[id(module)]}"
-    if view is not None and view.is_vector and role in MATRIX_ROLES:
-        return "vector", view, f"{reason}: a single row or column"
-    return role, view, reason
+        trailing = [math.prod(before[i:]) for i in range(1, len(before))]
+        if view.columns not in trailing:
+            return replace(known, view=guess.view)
+        columns = math.prod(shape[1 + trailing.index(view.columns) :])
+        rows = math.prod(shape) // (view.batch * columns)
+        now = MatrixView(view.batch, rows, columns, view.transposed)
+    if view.is_interleaved:
+        return replace(known, view=now._replace(splits=view.splits))
+    sizes = [size * now.outputs for size in view.splits]
+    if any(size % view.outputs for size in sizes):
+        return replace(known, view=now)
+    return replace(known, view=now._replace(splits=tuple(s // view.outputs for s in sizes)))
 
 
-def _linear(layer: str, shape: tuple[int, ...], module: nn.Module, parent: nn.Module) -> _Found:
-    kind = type(module).__name__
-    last = layer.rpartition(".")[2]
-    view = MatrixView.of(shape, transposed=not isinstance(module, nn.Linear))
-    if _HEAD.search(last):
-        return "head", view, f"{kind} named {layer!r}"
-    if _QKV.search(last):
-        splits = _qkv_splits(last, view, parent)
-        if splits:
-            return "qkv", view._replace(splits=splits), f"{kind} named {layer!r}"
-        reason = f"{kind}; rows of query, key, value mixed or unknown: one matrix"
-        return "hidden", view, f"{reason}, override with a view"
-    linear = [m for m in parent.children() if isinstance(m, nn.Linear)]
-    gated = any((m.out_features, 2 * m.in_features) == (view.inputs, view.outputs) for m in linear)
-    if gated and _GATE_AND_UP.search(last):  # one half of its outputs multiplies the other
-        return "hidden", view._replace(splits=(view.outputs // 2,) * 2), f"{kind}, gate and up"
-    return "hidden", view, kind
-
-
-def _number(names: tuple[str, ...], module: nn.Module) -> int | None:
-    """The first of these that is an integer of the module or, failing that, of its config."""
-    found = (getattr(s, n, None) for s in (module, getattr(module, "config", None)) for n in names)
-    with suppress(Exception):  # some configs refuse to say what differs between their layers
-        return next((n for n in found if isinstance(n, int)), None)
-    return None
-
-
-def _qkv_splits(name: str, view: MatrixView, attention: nn.Module) -> tuple[int, ...]:
-    """Sizes of query, key and value from the attention module or its config, or a third each."""
-    mixed = _MIXED.search(f"{name} {type(attention).__name__}")
-    if mixed or getattr(attention, "multi_query", None) is False:  # the latter in GPTBigCode
-        return ()
-    key, value = (getattr(attention, each, 0) for each in ("key_dim", "value_dim"))
-    if key and 2 * key + value == view.outputs:  # linear attention
-        return (key, key, value)
-    heads, kv_heads = _number(_HEADS, attention), _number(_KV_HEADS, attention)
-    if heads and kv_heads:
-        size = _number(_HEAD_SIZE, attention) or view.inputs // heads
-        splits = (heads * size, kv_heads * size, kv_heads * size)
-        return splits if sum(splits) == view.outputs else ()
-    return (view.outputs // 3,) * 3 if view.outputs == 3 * view.inputs else ()
-
-
-def _attention(name: str, role: Role, view: MatrixView | None) -> tuple[str, ...]:
-    """Which of query, key and value the matrices are, if any."""
-    if view is None or view.batch != 1 or _FEED_FORWARD.search(name):
-        return ()
-    if role == "qkv" and len(view.splits) == 3:
-        return ("q", "k", "v")
-    match = _QUERY_KEY_VALUE.search(name.removesuffix("weight").rstrip("._"))
-    return (match["kind"][0].lower(),) if match and role == "hidden" and not view.splits else ()
-
-
-def _bare(name: str, shape: tuple[int, ...], module: nn.Module) -> _Found:
-    """Judge a parameter of an unknown module by its name and shape."""
-    kind = type(module).__name__
-    last = name.removesuffix(".weight").rpartition(".")[2]
-    if _EMBEDDING.search(last) or "lora_embedding" in name:
-        return "embedding", MatrixView.of(shape), f"named {last!r}"
-    if _HEAD.search(last):
-        return "head", MatrixView.of(shape), f"named {last!r}"
-    if _ENTRYWISE.match(last) or (last == "D" and hasattr(module, "A_log")):
-        return "vector", None, f"{kind}, which acts entry by entry"
-    if len(shape) == 2:
-        return "hidden", MatrixView.of(shape), f"matrix of {kind}"
-    if len(shape) != 3 or max(shape) == math.prod(shape):
-        return "vector", None, f"{len(shape)}-dimensional parameter of {kind}: not matrices"
-    named = _EXPERTS.search(f"{name} {kind}")
-    if shape[0] == 1 and not named:
-        return "embedding", MatrixView.of(shape), f"{kind}, one for the whole batch"
-    if not named and shape[1:] == (_number(_HEADS, module), _number(_HEAD_SIZE, module)):
-        view = MatrixView.of((shape[0], math.prod(shape[1:])), transposed=last != "o")
-        return "hidden", view, f"matrix of {kind}, with an axis for the heads"
-    view, order = _experts(last, shape, module)
-    why = "named as" if named else "3-dimensional, taken for"
-    return "experts", view, f"{why} experts of {kind}{order}"
-
-
-def _experts(last: str, shape: tuple[int, ...], module: nn.Module) -> tuple[MatrixView, str]:
-    """View a batch of experts; gate and up are two matrices where their order is known."""
-    up, down = (getattr(module, each, None) for each in ("gate_up_proj", "down_proj"))
-    transposed = False
-    if isinstance(up, Tensor) and isinstance(down, Tensor):
-        transposed = up.shape[1:] == (down.shape[2], 2 * down.shape[1])  # (in, 2 x inter)
-    view = MatrixView.of(shape, batch=shape[0], transposed=transposed)
-    if last != "gate_up_proj":
-        return view, ""
-    concatenated = getattr(module, "is_concatenated", None)  # stated by transformers
-    if concatenated is None:
-        return view, "; order of gate and up unknown: one matrix, override with a view"
-    return view._replace(splits=(view.outputs // 2 if concatenated else 1,) * 2), ""
-
-
-def _heads(model: nn.Module) -> dict[int, str]:
-    """Why a module is a head, by its identity: the output layer, and routers to experts."""
-    found = {id(_head_module(model)): "the model's output"}
-    for module in model.modules():
-        for name, child in module.named_children():
-            if name == "router" or (name in ("gate", "gating") and hasattr(module, "experts")):
-                found |= {id(part): "a router" for part in child.modules()}
-    return found
-
-
-def _head_module(model: nn.Module) -> nn.Module | None:
-    """The output layer: what the model says, what is named so, or its last linear layer."""
-    try:  # Hugging Face's models know
-        stated = cast(Any, model).get_output_embeddings()
-    except (NotImplementedError, AttributeError):
-        stated = None
-    if isinstance(stated, nn.Module):
-        return stated
-    linear = [
-        (n, m)
-        for n, m in model.named_modules()
-        if isinstance(m, nn.Linear) and not _ADAPTER.search(n)
-    ]
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    if any(id(m.weight) in tables or (n and _HEAD.search(n.rpartition(".")[2])) for n, m in linear):
-        return None  # found by its name, or as tied to an embedding
-    if not linear:
-        return None
-    name, last = linear[-1]
-    parts = name.split(".")
-    ancestors = [model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
-    inside = (nn.ModuleList, nn.MultiheadAttention, nn.TransformerEncoderLayer)
-    alone = isinstance(model, nn.Linear)
-    return None if alone or any(isinstance(a, inside) for a in ancestors) else last
+def _placed(
+    number: int, name: str, path: str, answer: Guess, flow: Dataflow, model: nn.Module, named: bool
+) -> Guess:
+    """What was seen of where the result of a layer goes."""
+    if number not in flow.layers:
+        return answer
+    if is_output(number, name, answer, flow, named):
+        return replace(answer, role="head", reason=f"{_kind(answer)}, {STATED}")
+    if chooses(number, model, path, flow):
+        return replace(answer, role="head", reason=f"{answer.reason}, a router")
+    return answer
 
 
 def _aliases(model: nn.Module) -> dict[int, list[str]]:

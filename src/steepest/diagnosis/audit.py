@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -27,7 +27,7 @@ from steepest.diagnosis.audit_warnings import (
 )
 from steepest.linalg import spectral_norm
 from steepest.matrix_view import MatrixView
-from steepest.parameter_roles import all_roles
+from steepest.parameter_roles import all_roles, roles_in_loss
 from steepest.printing import as_text
 from steepest.random_numbers import generators_kept, seeded
 
@@ -146,11 +146,17 @@ def audit(
     if clip_norm is not None and not 0 < clip_norm < math.inf:
         raise ValueError(f"got clip_norm={clip_norm}, expected a finite number above 0, or None")
     model = unwrapped(model)
-    table = all_roles(model)
-    if meta := [row.name for row in table if row.parameter.is_meta]:
+    if meta := [name for name, p in model.named_parameters() if p.is_meta]:
         raise ValueError(f"got {meta[0]} on the meta device, expected a model filled with weights")
     with generators_kept():
-        gradients, norm = _gradients(model, loss, batches)
+        first = None if batches is None else list(islice(batches, 1))
+        if first == []:
+            raise ValueError("got no batches, expected at least one; a generator can be read once")
+        if loss is None or first is None:
+            table = all_roles(model)
+        else:
+            table = roles_in_loss(model, loss, first[0])
+        gradients, norm = _gradients(model, loss, first)
         updates = _updates(optimizers, gradients)
         halves = _updates(optimizers, gradients, scale=0.5)
         decayed = _updates(optimizers, gradients, decay=True)
@@ -212,19 +218,16 @@ def _optimizers(given: Optimizer | Iterable[Optimizer], memory: bool) -> list[Op
 
 
 def _gradients(
-    model: nn.Module, loss: Loss | None, batches: Iterable[Any] | None
+    model: nn.Module, loss: Loss | None, batches: Sequence[Any] | None
 ) -> tuple[_Tensors, float | None]:
     """The gradient of each trained parameter, and the norm of all where there is a batch."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if loss is None or batches is None:
         seeded = torch.Generator().manual_seed(0)
         return {p: torch.randn(p.shape, generator=seeded) for p in trained.values()}, None
-    first = list(islice(batches, 1))
-    if not first:
-        raise ValueError("got no batches, expected at least one; a generator can be read once")
     function = LossFunction(model, loss, batch_norm="batch" if model.training else "eval")
     copies = function.parameters
-    found = torch.autograd.grad(function(first[0]), list(copies.values()), allow_unused=True)
+    found = torch.autograd.grad(function(batches[0]), list(copies.values()), allow_unused=True)
     given = zip(copies, found, strict=True)
     gradients: _Tensors = {trained[name]: G for name, G in given if G is not None}
     return gradients, math.hypot(*(float(G.norm()) for G in gradients.values()))

@@ -20,7 +20,7 @@ from steepest.curvature.operators import Hessian
 from steepest.diagnosis.inputs import InputRanks, Inputs
 from steepest.geometry import Euclidean, Sign
 from steepest.linalg import gram_singular_values, leading_singular_values, polar
-from steepest.parameter_roles import ParameterRole, all_roles
+from steepest.parameter_roles import ParameterRole, roles_in_loss
 
 GeometryName = Literal["euclidean", "sign", "spectral", "adaptive"]
 EXACT = 128
@@ -111,7 +111,7 @@ def gather(
     `tick` is called after each gradient, and after each Hessian-vector product.
     """
     model = unwrapped(model)
-    table = all_roles(model)
+    table = roles_in_loss(model, loss, batches[0])
     function = LossFunction(model, loss, parameters, **how)
     rows = [
         row

@@ -18,6 +18,7 @@ from torch import nn
 
 from steepest.curvature.loss_function import unwrapped
 from steepest.files import write_atomically
+from steepest.matrix_view import MatrixView
 from steepest.optim.mixed import Mixed
 from steepest.optim.teon import find_stacks
 from steepest.parameter_roles import RoleTable, roles
@@ -52,6 +53,7 @@ class PlanRow:
             (AdamW).
         lr_scale: times the rate of its geometry.
         reason: why, for the reader.
+        view: how it is seen as matrices, where a batch showed other ones than names and types.
     """
 
     parameter: str
@@ -59,6 +61,22 @@ class PlanRow:
     geometry: Planned
     lr_scale: float = 1.0
     reason: str = ""
+    view: MatrixView | None = None
+
+    def __post_init__(self) -> None:
+        if self.view is None:
+            return
+        view: Any = self.view  # of JSON a list, of TOML a table
+        try:
+            view = MatrixView(**view) if isinstance(view, dict) else MatrixView(*view)
+            view = view._replace(splits=tuple(view.splits))
+            view.check((view.batch * view.rows * view.columns,))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"got view={self.view!r} for {self.parameter}, expected batch, rows, columns, "
+                "transposed and splits, as a MatrixView has them"
+            ) from error
+        object.__setattr__(self, "view", view)
 
 
 class Plan(Sequence[PlanRow]):
@@ -116,6 +134,7 @@ class Plan(Sequence[PlanRow]):
                 tuple(row.parameter.shape),
                 "spectral" if row.is_matrix else "adaptive",
                 reason=f"{row.role}: {row.reason}",
+                view=row.view if row.by_example else None,
             )
             for row in table
         )
@@ -134,6 +153,7 @@ class Plan(Sequence[PlanRow]):
             lines += [f"# {' x '.join(map(str, row.shape)) or 'a number'}"]
             lines += [f"geometry = {_text(row.geometry)}"]
             lines += [f"lr_scale = {row.lr_scale!r}"] if row.lr_scale != 1 else []
+            lines += [] if row.view is None else [f"view = {_view(row.view)}"]
             lines += [f"shape = {list(row.shape)}", f"reason = {_text(row.reason)}"]
         write_atomically(path, ("\n".join(lines) + "\n").encode())
 
@@ -157,7 +177,7 @@ class Plan(Sequence[PlanRow]):
                     f'got {name} in {path} without a geometry, expected geometry = "spectral", or '
                     "another one; put names with dots into quotes"
                 )
-            _known(entry, ("geometry", "lr_scale", "shape", "reason"), "key", name)
+            _known(entry, ("geometry", "lr_scale", "shape", "reason", "view"), "key", name)
             rows.append(
                 PlanRow(
                     name,
@@ -165,6 +185,7 @@ class Plan(Sequence[PlanRow]):
                     entry["geometry"],
                     entry.get("lr_scale", 1.0),
                     str(entry.get("reason", "")),
+                    entry.get("view"),
                 )
             )
         return cls(rows, content.get("rates"))
@@ -181,8 +202,9 @@ class Plan(Sequence[PlanRow]):
             ValueError: for a parameter that the model does not have, has in another shape, or has
                 beside the plan; for matrix geometries of what is no matrix.
         """
-        table = roles(unwrapped(model))
-        names = [row.name for row in table]
+        views = {row.parameter: row.view for row in self._rows if row.view is not None}
+        names = [name for name, _ in unwrapped(model).named_parameters()]
+        table = roles(unwrapped(model), {n: v for n, v in views.items() if n in names})
         planned = {row.parameter: row for row in self._rows}
         _known(planned, names, "parameter", "the plan")
         if missing := [name for name in names if name not in planned]:
@@ -234,6 +256,12 @@ class Plan(Sequence[PlanRow]):
 def _order(item: tuple[tuple[str, float], Any]) -> tuple[int, float]:
     (geometry, scale), _ = item
     return list(RATES).index(geometry), scale
+
+
+def _view(view: MatrixView) -> str:
+    """A TOML table of one line."""
+    entries = (f"{name} = {json.dumps(value)}" for name, value in view._asdict().items())
+    return f"{{ {', '.join(entries)} }}"
 
 
 def _text(value: str) -> str:

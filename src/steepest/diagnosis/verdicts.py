@@ -24,7 +24,7 @@ from steepest.diagnosis.intervals import Interval, jackknife, worth_it
 from steepest.diagnosis.plan import Plan
 from steepest.diagnosis.race import RaceResult, race
 from steepest.diagnosis.stacks import StackDiagnosis, judge_stack, stack_layers
-from steepest.parameter_roles import all_roles
+from steepest.parameter_roles import roles_in_loss
 
 STACK = 2
 """Layers in a stack, as by default in TEON."""
@@ -107,7 +107,7 @@ def diagnose(
     raced: dict[str, tuple[RaceResult, ...]] = {}
     if level == "thorough":
         raced = race(model, loss, given[len(given) // 2 :], found, tick, **how)
-    table = all_roles(unwrapped(model))
+    table = roles_in_loss(unwrapped(model), loss, given[0])
     descended: list[dict[str, Descent]] = [{} for _ in found]
     stacks: list[StackDiagnosis] = []
     if level != "quick":

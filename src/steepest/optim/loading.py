@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from steepest.matrix_view import MatrixView
 from steepest.optim.checks import CHECKS, check_settings
-from steepest.optim.precision import memory_dtype
 from steepest.optim.memory import Memory, memory_of, of_this_package
 from steepest.optim.parameter_groups import name_of
+from steepest.optim.precision import memory_dtype
+from steepest.optim.stored_groups import override_for
 
 if TYPE_CHECKING:
     from steepest.optim.steepest_descent import SteepestDescent
@@ -43,6 +43,9 @@ class Loading:
                 "what optimizer.state_dict() returned"
             )
         saved = list(state_dict["param_groups"])
+        states = state_dict["state"].values()
+        of_matrices = any("." in str(key) for state in states for key in state)
+        _check_roles(self._groups, saved, of_matrices)
         _check_groups(self._groups, saved)
         ordered = []
         for i, (own, group) in enumerate(zip(self._groups, saved, strict=True)):
@@ -154,7 +157,7 @@ def _check_groups(groups: list[Group], saved: list[Group]) -> None:
     if len(groups) != len(saved):
         raise ValueError(
             f"got a state with another number of parameter groups, {len(saved)}, expected "
-            f"{len(groups)}; build the optimizer as it was when it was saved{_moved(groups, saved)}"
+            f"{len(groups)}; build the optimizer as it was when it was saved"
         )
     for i, (own, group) in enumerate(zip(groups, saved, strict=True)):
         if group.get("geometry") != own["geometry"]:
@@ -166,29 +169,22 @@ def _check_groups(groups: list[Group], saved: list[Group]) -> None:
             raise ValueError(
                 f"got a state whose group {i} has another size, {len(group['params'])} parameters, "
                 f"expected {len(own['params'])}; build the optimizer as it was when it was saved"
-                f"{_moved(groups, saved)}"
+                f""
             )
 
 
-def _moved(groups: list[Group], saved: list[Group]) -> str:
-    """Which overrides of roles put parameters into the groups that they were saved in."""
-    places = [
-        {_plain(name): (group, k) for group in those for k, name in enumerate(_names(group) or ())}
-        for those in (groups, saved)
+def _check_roles(groups: list[Group], saved: list[Group], whole: bool) -> None:
+    """Raise if other parameters are matrices; with `whole`, also if they are other matrices."""
+    own = {_plain(name): name for group in groups for name in _names(group) or ()}
+    stored = [
+        {**group, "param_names": [own.get(_plain(name), name) for name in _names(group) or ()]}
+        for group in saved
     ]
-    overrides = []
-    for name, (own, k) in places[0].items():
-        then, j = places[1].get(name, (own, k))
-        if (then.get("geometry") == "adamw") == (own["geometry"] == "adamw"):
-            continue
-        views = then.get("views") or [None] * (j + 1)
-        view = None if views[j] is None else MatrixView(*views[j])
-        role = '"vector"' if then.get("geometry") == "adamw" else '"hidden"'
-        shown = role if view is None or view.is_plain else f"steepest.{view!r}"
-        overrides.append(f'"{own["param_names"][k]}": {shown}')
-    if not overrides:
-        return ""
-    return f", with steepest.roles(model, {{{', '.join(overrides)}}}) in place of the model"
+    if call := override_for(groups, stored, views=whole):
+        raise ValueError(
+            "got a state in which other parameters are matrices than in this optimizer, "
+            f"expected the roles it was saved with; pass {call} in place of the model"
+        )
 
 
 def _names(group: Group) -> list[str] | None:

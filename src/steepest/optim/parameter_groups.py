@@ -12,6 +12,7 @@ from torch import Tensor
 from steepest.matrix_view import MatrixView
 from steepest.optim.checks import check_settings, choice
 from steepest.optim.precision import TRAINABLE, is_frozen_base
+from steepest.optim.scales import update_scale
 from steepest.parameter_roles import ParameterRole, Role, RoleTable
 
 
@@ -61,6 +62,35 @@ def groups_of(
 def _group(rows: list[ParameterRole], **settings: Any) -> dict[str, Any]:
     group = {"params": [(row.name, row.parameter) for row in rows], **settings}
     return group if group.get("geometry") == "adamw" else group | {"views": [r.view for r in rows]}
+
+
+def warn_of_guessed_axes(table: RoleTable, scale: Any) -> None:
+    """Warn of parameters whose step would be far too long or short if read the wrong way around.
+
+    Args:
+        table: the roles of a model.
+        scale: by which the length of a step follows from outputs and inputs.
+    """
+    wrong = []
+    for row in table.matrices:
+        if row.view is None or row.axes_known:
+            continue
+        sizes = row.view.outputs, row.view.inputs
+        factor = update_scale(scale, *sizes) / update_scale(scale, *sizes[::-1])
+        if not 1 / 3 <= factor <= 3:
+            wrong.append((max(factor, 1 / factor), row.name, row.view))
+    if wrong:
+        factor, name, view = max(wrong)
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        warnings.warn(
+            f"got {name}{more}, a parameter of no known layer, whose axes are read as (out, in) = "
+            f"({view.outputs}, {view.inputs}) by a guess. If it is multiplied the other way "
+            f"around, its steps are {factor:.3g} times too long or too short. Pass "
+            "steepest.roles(model, example=batch) in place of the model to find out, or "
+            f'steepest.roles(model, {{"{name}": "transposed"}})',
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def complete(group: dict[str, Any], geometries: tuple[str, ...]) -> None:

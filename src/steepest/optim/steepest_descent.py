@@ -24,7 +24,12 @@ from steepest.optim.fitting import Fit
 from steepest.optim.loading import Loading
 from steepest.optim.matrices import Batch, Matrices, stack
 from steepest.optim.memory import memory_of
-from steepest.optim.parameter_groups import check_role_settings, complete, groups_of
+from steepest.optim.parameter_groups import (
+    check_role_settings,
+    complete,
+    groups_of,
+    warn_of_guessed_axes,
+)
 from steepest.optim.precision import (
     adam_eps,
     gradient_dtype,
@@ -110,6 +115,7 @@ class SteepestDescent(Optimizer):
         if isinstance(params, nn.Module):
             params = roles(params)
         if isinstance(params, RoleTable):
+            warn_of_guessed_axes(params, {**shared, **defaults}["scale"])
             super().__init__(self.groups(params, own), {**shared, **defaults})
         elif own:
             raise ValueError(

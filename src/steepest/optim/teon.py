@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any, Literal, Unpack, cast
 
 import torch
@@ -135,25 +135,43 @@ class TEON(SteepestDescent):
 def find_stacks(table: RoleTable, size: int) -> dict[str, list[int | None]]:
     """Return for each query, key and value the numbers of the stacks that its matrices are in.
 
-    Those of one kind and shape, in the order of their layers, are taken `size` at a time. What is
-    left over is in no stack.
+    Those of one kind and shape in one list of layers, in its order, are taken `size` at a time.
+    What is left over is in no stack.
     """
+    lists = _lists([row.name for row in table.matrices if row.attention])
     kinds: dict[tuple[Any, ...], list[tuple[int, str, int]]] = defaultdict(list)
     for row in table.matrices:
-        place = re.search(r"(?<![^.])\d+(?![^.])", row.name)  # the first number is the layer's
-        if place is None or not row.attention:
+        if row.name not in lists:
             continue
-        family = f"{row.name[: place.start()]}*{row.name[place.end() :]}"
+        family, layer = lists[row.name]
         sizes = cast(Any, row.view).sizes()
         for index, (kind, shape) in enumerate(zip(row.attention, sizes, strict=True)):
-            kinds[family, kind, shape].append((int(place[0]), row.name, index))
+            kinds[family, kind, shape].append((layer, row.name, index))
     numbers: dict[str, list[int | None]] = {}
     count = 0
-    for found in kinds.values():
-        found.sort()
-        for start in range(0, len(found) - size + 1, size):
-            for _, name, index in found[start : start + size]:
+    for members in kinds.values():
+        members.sort()
+        for start in range(0, len(members) - size + 1, size):
+            for _, name, index in members[start : start + size]:
                 matrices = len(cast(Any, table[name].view).sizes())
                 numbers.setdefault(name, [None] * matrices)[index] = count
             count += 1
     return numbers if size > 1 else {}
+
+
+def _lists(names: list[str]) -> dict[str, tuple[str, int]]:
+    """The list of layers that each parameter is in, and its number there.
+
+    Of several numbers in a name the last one counts that tells it from another of these parameters:
+    in `towers.0.blocks.1.attention.0.query` that of the block. Attention heads are no layers.
+    """
+    places: dict[str, list[tuple[str, int]]] = {}
+    for name in names:
+        numbers = re.finditer(r"(?<![^.])(?<!heads\.)\d+(?![^.])", name)
+        places[name] = [(f"{name[: n.start()]}*{name[n.end() :]}", int(n[0])) for n in numbers]
+    members = Counter(family for listed in places.values() for family, _ in listed)
+    return {
+        name: next((place for place in reversed(listed) if members[place[0]] > 1), listed[0])
+        for name, listed in places.items()
+        if listed
+    }

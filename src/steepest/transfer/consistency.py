@@ -236,7 +236,10 @@ def super_consistency(
 
             def run(target: dict[str, Any] = target, seed: int = seed) -> dict[str, Any]:
                 with seeded(seed):
-                    made = parametrize(build, base, target, rule=rule, optimizer=optimizer, **how)
+                    made = parametrize(
+                        build, base, target, rule=rule, optimizer=optimizer,
+                        example=lambda model: loss(model, batches(0)), **how,
+                    )  # fmt: skip
                     kernel = _Kernel(made, build, batches(0), loss, how)
                     return _followed(made, kernel, lr, batches, loss, steps, every)
 
@@ -283,8 +286,9 @@ class _Kernel:
         kept = {key: value for key, value in how.items() if key != "settings"}
         with seeded(0):  # a model that is not looked at
             sgd = parametrize(
-                build, made.base, made.target, rule=made.rule, optimizer="sgd", **kept
-            )
+                build, made.base, made.target, rule=made.rule, optimizer="sgd",
+                example=lambda model: loss(model, batch), **kept,
+            )  # fmt: skip
         trained = {name for name, p in made.model.named_parameters() if p.requires_grad}
         self._rates: dict[float, list[str]] = {}
         for row in sgd.rows:

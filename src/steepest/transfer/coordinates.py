@@ -226,7 +226,10 @@ def coordinate_check(
 
             def run(size: Mapping[str, Any] = size, seed: int = seed) -> Run:
                 with seeded(seed):
-                    made = parametrize(build, base, size, rule=rule, optimizer=optimizer, **how)
+                    made = parametrize(
+                        build, base, size, rule=rule, optimizer=optimizer,
+                        example=lambda model: loss(model, batch), **how,
+                    )  # fmt: skip
                     return _run(made, batch, loss, lr, steps)
 
             name = named("coordinates", *what, build, loss, fingerprint(batch))

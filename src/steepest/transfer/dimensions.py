@@ -71,16 +71,22 @@ class Growth:
 
 
 def growth(
-    build: Build, base: Mapping[str, Any], target: Mapping[str, Any], overrides: Overrides | None
+    build: Build,
+    base: Mapping[str, Any],
+    target: Mapping[str, Any],
+    overrides: Overrides | None,
+    like: RoleTable | None = None,
 ) -> Growth:
     """Find out what grows; `target` has a value for every size of `base`.
+
+    `like` are the roles of the base by an example, if there is one.
 
     Raises:
         ValueError: if `build` fails on the meta device, for an axis that does not grow in
             proportion, and for parameters of the target that the base has nothing like. The
             message names the parameter and the axis.
     """
-    first = last = blueprint(build, base, overrides)
+    first = last = blueprint(build, base, overrides, like)
     sizes, waiting, deepening = dict(base), [], []
     deepened: set[str] = set()
     alone: dict[str, set[str]] = {}
@@ -89,7 +95,7 @@ def growth(
         sizes[key] = target[key]
         waiting.append(key)
         try:
-            after = blueprint(build, sizes, overrides)
+            after = blueprint(build, sizes, overrides, like)
         except ValueError:  # perhaps only together with the next: heads that divide the width
             if key == differ[-1]:
                 raise
@@ -118,7 +124,12 @@ def growth(
     return grown
 
 
-def blueprint(build: Build, sizes: Mapping[str, Any], overrides: Overrides | None) -> Blueprint:
+def blueprint(
+    build: Build,
+    sizes: Mapping[str, Any],
+    overrides: Overrides | None,
+    like: RoleTable | None = None,
+) -> Blueprint:
     """Build a model on the meta device."""
     call = f"build({', '.join(f'{key}={value!r}' for key, value in sizes.items())})"
     try:
@@ -139,7 +150,7 @@ def blueprint(build: Build, sizes: Mapping[str, Any], overrides: Overrides | Non
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few matrices are no reason to worry here
-        return Blueprint(model, all_roles(model, overrides))
+        return Blueprint(model, all_roles(model, overrides, like=like))
 
 
 def growing_lists(base: Iterable[str], target: Iterable[str]) -> dict[str, tuple[int, int]]:

@@ -19,7 +19,7 @@ from steepest import optim
 from steepest.files import write_json
 from steepest.optim.scales import with_adamw_lr
 from steepest.optim.teon import find_stacks
-from steepest.parameter_roles import ParameterRole, all_roles
+from steepest.parameter_roles import ParameterRole, RoleTable, all_roles
 from steepest.printing import as_text
 from steepest.transfer import initialization
 from steepest.transfer.attention import HeadSize, check_gains
@@ -72,13 +72,14 @@ class Parametrized:
         settings: Mapping[str, Any],
         overrides: Overrides | None,
         readout: Mapping[str, float],
+        like: RoleTable | None = None,
     ):
         self.model = model
         self.rows = tuple(rows)
         self.base, self.target = dict(base), dict(target)
         self.rule, self.optimizer_name, self.settings = rule, optimizer, dict(settings)
         self.readout = dict(readout)
-        self._overrides = overrides
+        self._overrides, self._like = overrides, like
 
     def __getitem__(self, name: str) -> ParameterFactors:
         """Return the row of a parameter."""
@@ -127,7 +128,7 @@ class Parametrized:
             raise ValueError(f'got decay={decay!r}, expected "independent" or "coupled"')
         every = {**self.settings, **(settings or {})}
         rows = {row.name: row for row in self.rows}
-        table = all_roles(self.model, self._overrides)
+        table = all_roles(self.model, self._overrides, like=self._like)
         members: dict[tuple[Any, ...], list[ParameterRole]] = defaultdict(list)
         for role in table:
             if role.name not in rows:
@@ -262,6 +263,7 @@ def parametrize(
     roles: Overrides | None = None,
     branches: Sequence[str] | None = None,
     head_size: HeadSize | None = None,
+    example: Any = None,
 ) -> Parametrized:
     """Build a model at `target` whose best learning rate is that of the one at `base`.
 
@@ -284,6 +286,8 @@ def parametrize(
             for the blocks of GPT-2, LLaMA and ViT and of this package.
         head_size: from the model to the size of its attention heads, where the attention module and
             `model.config` do not say it.
+        example: what the base model is called with, as for `steepest.roles`. One forward pass then
+            says which layers give the output and which axis of a bare parameter is the input.
 
     Raises:
         ValueError: for axes that do not grow in proportion, parameters that nothing is known of,
@@ -311,7 +315,11 @@ def parametrize(
     _check_settings(optimizer, settings)
     update = update_of(optimizer, settings, rule)
     target = {**base, **target}
-    grown = growth(build, base, target, roles)
+    like = None
+    if example is not None:
+        with torch.random.fork_rng(devices=[]):
+            like = all_roles(build(**base), roles, example=example)
+    grown = growth(build, base, target, roles, like)
     folded = folds(grown, rule, branches, head_size)
     rows = [factors_of_parameter(rule, update, role, grown, folded) for role in grown.target.table]
     model = build(**target)
@@ -326,7 +334,7 @@ def parametrize(
         readout = tied_heads(model, rule, grown)
     for name, factor in readout.items():
         model.get_submodule(name).register_forward_pre_hook(ScaleInput(factor), with_kwargs=True)
-    return Parametrized(model, rows, base, target, rule, optimizer, settings, roles, readout)
+    return Parametrized(model, rows, base, target, rule, optimizer, settings, roles, readout, like)
 
 
 def _check_settings(optimizer: str, settings: Mapping[str, Any]) -> None:

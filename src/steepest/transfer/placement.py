@@ -106,8 +106,8 @@ def _check_bare(row: ParameterRole, old: ParameterRole, module: nn.Module) -> No
     listed = isinstance(module, nn.ParameterList | nn.ParameterDict)
     of_torch = type(module).__module__.startswith("torch.nn.") and not listed
     known = kind == "Conv1D" or says or of_torch
-    guessed = row.role in ("hidden", "head", "vector") and not row.reason.endswith("a router")
-    guessed = guessed and row.view is not None
+    guessed = row.role in ("hidden", "head", "vector") and "a router" not in row.reason
+    guessed = guessed and row.view is not None and row.guessed
     if len(shape) == 2 and ratios[0] != ratios[1] and guessed and not known and not _is_told(row):
         raise ValueError(
             f"got {row.name}, a parameter of {kind} that grows from {tuple(old.parameter.shape)} "

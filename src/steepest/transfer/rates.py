@@ -113,8 +113,9 @@ def rate_transfer(
             def run(seed: int = seed) -> list[float]:
                 with seeded(seed):
                     made = parametrize(
-                        build, base, targets[i], rule=rule, optimizer=optimizer, **how
-                    )
+                        build, base, targets[i], rule=rule, optimizer=optimizer,
+                        example=lambda model: loss(model, batches(0)), **how,
+                    )  # fmt: skip
                     losses = [now for now, _ in training(made, rate, batches, loss, steps)]
                 return [*(score(losses, length) for length in lengths), 2 * losses[0]]
 

@@ -85,10 +85,13 @@ def _train(
     device = _prepare(config)
     torch.manual_seed(config.seed)
     model = GPT(config.model, corpus.vocabulary).to(device)
+    sampler = Sampler(corpus.train, config.batch, config.model.context, config.seed)
+    first = tuple(t.to(device) for t in sampler.batch(0, 0))
     optimizer = build(
         config.optimizer,
         model,
         config.rate,
+        example=lambda model: model.loss(*first),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         adamw_lr=config.adamw_lr,
@@ -96,13 +99,11 @@ def _train(
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     forward = torch.compile(model.loss) if config.compile else model.loss
-    sampler = Sampler(corpus.train, config.batch, config.model.context, config.seed)
     evaluate = _evaluator(config, model, corpus, device)
 
     say(f"data: {corpus}")
     tracker = None
     if config.sharpness_every:
-        first = tuple(t.to(device) for t in sampler.batch(0, 0))
         tracker = SharpnessTracker(model, _loss_of, first, optimizer, every=config.sharpness_every)
     start, progress, damaged = checkpoint.load_latest(
         out / "checkpoints", model, optimizer, tracker

@@ -85,18 +85,20 @@ def build(
     momentum: float,
     weight_decay: float,
     adamw_lr: float,
+    example: Any = None,
 ) -> Optimizer:
     """Return the optimizer: `lr` for the matrices, AdamW at `adamw_lr` for all else.
 
     The second group is the same for every name, so that runs differ in the matrices alone.
-    `momentum` is also the first beta of AdamW on matrices; optimizers without memory ignore it.
+    `example` is one for `steepest.roles`, which makes the split. `momentum` is also the first beta
+    of AdamW on matrices; optimizers without memory ignore it.
     """
+    table = roles(model, example=example)
     common: Any = {"weight_decay": weight_decay, "adamw_lr": adamw_lr}
     family = FAMILIES[name]
     if family.build is not None:
         memory = {} if family.memory == "none" else {"momentum": momentum}
-        return family.build(model, lr, **memory, **common)
-    table = roles(model)
+        return family.build(table, lr, **memory, **common)
     matrices = {
         "params": [row.parameter for row in table.matrices],
         "betas": (momentum, 0.95),
