@@ -167,7 +167,7 @@ def _from_folder(source: str, folder: Path) -> Corpus:
 
 
 def _left_out(folder: Path, entries: list[Path]) -> list[str]:
-    """What is said of links and of what is no file."""
+    """Sentences about links, and about entries that are no files."""
     home = folder.resolve()
     links = [p for p in entries if p.is_symlink()]
     out = sum(p.is_file() and not p.resolve().is_relative_to(home) for p in links)
