@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _OFTEN = {"lr", "weight_decay", "momentum", "betas", "step_count"}  # changed, and not for memory
 _NOTHING = object()
+_EMPTY: dict[str, Any] = {}
 _Seen = tuple[Tensor, torch.Size, torch.dtype, list[tuple[str, Tensor, int]]]
 """A parameter as it was in the step before: shape, type, and the tensors of its memory."""
 
@@ -59,8 +60,8 @@ class Fit:
             gradient = p.grad
             if gradient is None:
                 continue
-            kept, known = state.get(p), seen[k]
-            if kept is not None and known is not None:
+            kept, known = state.get(p, _EMPTY), seen[k]
+            if known is not None:
                 parameter, shape, dtype, memory = known
                 if (
                     p is parameter
@@ -78,9 +79,14 @@ class Fit:
         return same
 
     def _look(
-        self, optimizer: SteepestDescent, k: int, p: Tensor, gradient: Tensor, kept: Any
+        self,
+        optimizer: SteepestDescent,
+        k: int,
+        p: Tensor,
+        gradient: Tensor,
+        kept: Mapping[str, Any],
     ) -> _Seen | None:
-        """Check a parameter with its gradient and memory; return them, if there is memory."""
+        """Check a parameter, its gradient and memory; return them, if no memory is to be made."""
         group, shape, views = self.group, p.shape, self.group.get("views")
         if gradient.shape != shape:
             raise ValueError(
@@ -96,8 +102,6 @@ class Fit:
                 f"shape {tuple(self._shapes[k])} when it was given to the optimizer; nothing "
                 "was updated. Make the optimizer anew"
             )
-        if kept is None:
-            return None
         memory = self._memory.get(key := (shape, p.dtype, views and views[k]))
         if memory is None:
             memory = self._memory[key] = memory_of(optimizer, group, k)

@@ -66,6 +66,24 @@ def memory_of(optimizer: SteepestDescent, group: Mapping[str, Any], k: int) -> M
     return {key: Kept(t.shape, t.dtype, t.is_meta) for key, t in made.items()}
 
 
+def without_memory(optimizer: SteepestDescent) -> list[int]:
+    """Return the positions of parameters that the optimizer keeps nothing for.
+
+    An empty state of any other comes from looking at it, and is removed.
+    """
+    params = [(group, k) for group in optimizer.param_groups for k in range(len(group["params"]))]
+    empty = []
+    for i, (group, k) in enumerate(params):
+        p = group["params"][k]
+        if optimizer.state.get(p):
+            continue
+        if not memory_of(optimizer, group, k):
+            empty.append(i)
+        else:
+            optimizer.state.pop(p, None)
+    return empty
+
+
 def of_this_package(optimizer: SteepestDescent) -> bool:
     """Whether the class is one of this package, whose memory is known, and no subclass of them."""
     return type(optimizer).__module__.partition(".")[0] == __name__.partition(".")[0]

@@ -23,7 +23,7 @@ from steepest.optim.checks import CHECKS, check_setting
 from steepest.optim.fitting import Fit
 from steepest.optim.loading import Loading
 from steepest.optim.matrices import Batch, Matrices, stack
-from steepest.optim.memory import memory_of
+from steepest.optim.memory import without_memory
 from steepest.optim.parameter_groups import (
     check_role_settings,
     complete,
@@ -222,13 +222,20 @@ class SteepestDescent(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state, to be saved and given to `load_state_dict`.
 
-        A parameter that has not taken a step has none, even if its state was looked at.
+        Parameters without memory have an empty state, as `torch.distributed.checkpoint` wants one.
+        Those with memory have none before their first step, even if it was looked at.
         """
-        for group in self.param_groups:
-            for k, p in enumerate(group["params"]):
-                if p in self.state and not self.state[p] and memory_of(self, group, k):
-                    del self.state[p]
-        return super().state_dict()
+        empty = without_memory(self)
+
+        def fill(_: Optimizer, state_dict: dict[str, Any]) -> None:
+            for i in empty:
+                state_dict["state"].setdefault(i, {})
+
+        first = self.register_state_dict_post_hook(fill, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            first.remove()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -309,9 +316,6 @@ class SteepestDescent(Optimizer):
 
     def make_memory(self, group: dict[str, Any], matrices: Matrices) -> None:
         """Make the memory of parameters with a gradient, of zeros, where there is none."""
-        for p in group["params"]:
-            if p.grad is not None:
-                self.state[p]  # torch.distributed.checkpoint wants a state, also an empty one
         if group["geometry"] != "adamw":
             for key in self.entry_memory(group):
                 matrices.entries(self.state, key)
