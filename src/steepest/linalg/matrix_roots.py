@@ -15,7 +15,7 @@ from steepest.linalg.products import fast_products
 from steepest.linalg.solvers import eigh, qr
 
 
-@without_autocast()
+@without_autocast
 def inverse_root(
     A: Tensor, power: float, *, eps: float | Tensor = 0.0, cutoff: float | None = None
 ) -> Tensor:
@@ -58,7 +58,7 @@ def inverse_root(
         return (Q * roots.unsqueeze(-2)) @ Q.mT
 
 
-@without_autocast()
+@without_autocast
 def eigendecomposition(A: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues, ascending, and eigenvectors of symmetric matrices `(..., n, n)`.
 
@@ -81,7 +81,7 @@ def eigendecomposition(A: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ldexp(values, unit[..., None]), Q
 
 
-@without_autocast()
+@without_autocast
 def follow_eigenvectors(A: Tensor, Q: Tensor) -> Tensor:
     """Take one step of orthogonal iteration from nearly known eigenvectors.
 
@@ -102,12 +102,14 @@ def follow_eigenvectors(A: Tensor, Q: Tensor) -> Tensor:
             [1., 0.]])
     """
     with fast_products():
-        AQ = scaled(A) @ Q
+        largest = largest_entry(A)
+        sizes = largest.flatten().tolist()
+        safe = all(1e-12 < size < 1e12 for size in sizes)  # so that no square vanishes or overflows
+        AQ = (A if safe else scaled(A)) @ Q
         order = (Q * AQ).sum(-2).argsort(dim=-1, descending=True, stable=True)
         B = AQ.gather(-1, order.unsqueeze(-2).expand_as(AQ))
         new = _orthonormalized(B.flatten(0, -3) if B.ndim > 2 else B[None]).view_as(B)
-        zero = largest_entry(A) == 0
-        return torch.where(zero, Q, new) if bool(zero.any()) else new
+        return torch.where(largest == 0, Q, new) if 0.0 in sizes else new
 
 
 def _orthonormalized(B: Tensor) -> Tensor:

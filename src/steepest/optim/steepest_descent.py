@@ -23,6 +23,7 @@ from steepest.optim.matrices import Batch, Matrices, stack
 from steepest.optim.parameter_groups import complete, groups_of
 from steepest.optim.precision import (
     adam_eps,
+    full,
     gradient_dtype,
     memory_dtype,
     without_frozen_base,
@@ -226,11 +227,13 @@ class SteepestDescent(Optimizer):
 
     def _refuses(self, work: list[tuple[dict[str, Any], Matrices]], largest: list[float]) -> bool:
         """Whether a gradient is beyond what its group can work with; raises if asked to."""
-        limits = [
-            self.largest_entry(group, gradient_dtype(group, G))
-            for group, each in work
-            for G in each.gradients
-        ]
+        limits: list[float] = []
+        for group, each in work:
+            known = {
+                dtype: self.largest_entry(group, gradient_dtype(group, dtype))
+                for dtype in {G.dtype for G in each.gradients}
+            }
+            limits += [known[G.dtype] for G in each.gradients]
         broken = [
             i
             for i, (limit, entry) in enumerate(zip(limits, largest, strict=True))
@@ -272,7 +275,7 @@ class SteepestDescent(Optimizer):
                 ) from error
             moved += len(batch.G)
 
-    @without_autocast()
+    @without_autocast
     def _take(self, group: dict[str, Any], batch: Batch, assign: Assignment) -> None:
         """The step of a batch, whose intermediate results end with it."""
         N = self.remember(group, batch)
@@ -300,7 +303,7 @@ class SteepestDescent(Optimizer):
         for p, G, s in zip(params, grads, state, strict=True):
             dtype = torch.promote_types(p.dtype, s["exp_avg"].dtype)
             if not fused or assign.rounds(p):
-                dtype = torch.promote_types(dtype, torch.float32)
+                dtype = full(dtype)
             parts.setdefault(dtype, []).append((p, G, s["exp_avg"], s["exp_avg_sq"], s["step"]))
         for dtype, part in parts.items():
             params, grads, means, squares, steps = (list(each) for each in zip(*part, strict=True))
