@@ -30,11 +30,10 @@ def without_autocast(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @wraps(function)
     def without(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        enabled = [kind for kind in _device_types() if torch.is_autocast_enabled(kind)]
-        if not enabled:
+        if not any(map(torch.is_autocast_enabled, _device_types())):
             return function(*args, **kwargs)
         with ExitStack() as stack:
-            for kind in enabled:
+            for kind in filter(torch.is_autocast_enabled, _device_types()):
                 stack.enter_context(torch.autocast(kind, enabled=False))
             return function(*args, **kwargs)
 

@@ -6,13 +6,15 @@ known, by one step of orthogonal iteration, which needs little more than matrix 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from steepest.linalg.autocast import without_autocast
 from steepest.linalg.newton_schulz import largest_entry, scaled
 from steepest.linalg.products import fast_products
-from steepest.linalg.solvers import eigh, qr
+from steepest.linalg.solvers import checked, eigh
 
 
 @without_autocast
@@ -127,9 +129,16 @@ def _orthonormalized(B: Tensor) -> Tensor:
 
 
 def _by_reflections(B: Tensor) -> Tensor:
-    if not bool(B.isfinite().all()):
+    if not math.isfinite(B.sum()):
         raise FloatingPointError(
             "got a matrix with NaN or infinite entries, expected finite ones to follow eigenvectors"
         )
-    Q, R = qr(B)
+    Q, R = checked("QR factors", (torch.linalg.qr,), _have_equal_columns, B)
     return Q * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(B).unsqueeze(-2)
+
+
+def _have_equal_columns(B: Tensor, Q: Tensor, R: Tensor) -> Tensor:
+    """Whether columns of R are as long as those of B = Q R, and those of Q 1, at a low price."""
+    norms = [torch.linalg.vector_norm(X, dim=-2) for X in (B, R, Q)]
+    wrong = torch.stack([norms[1] - norms[0], norms[2] - 1.0]).abs_().amax((0, -1))
+    return wrong <= 100 * B.shape[-1] * torch.finfo(B.dtype).eps

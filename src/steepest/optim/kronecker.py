@@ -254,7 +254,7 @@ def frobenius_norm(X: Tensor) -> Tensor:
 
 
 def all_between(norms: Tensor, low: float, high: float) -> bool:
-    """Whether low < x < high for all `(matrices, 1, 1)`, which NaN is not: on the host, being few."""
+    """Whether low < x < high for all `(matrices, 1, 1)`, which NaN is not; on the host."""
     return all(low < x < high for ((x,),) in norms.tolist())
 
 

@@ -229,11 +229,9 @@ class SteepestDescent(Optimizer):
         """Whether a gradient is beyond what its group can work with; raises if asked to."""
         limits: list[float] = []
         for group, each in work:
-            known = {
-                dtype: self.largest_entry(group, gradient_dtype(group, dtype))
-                for dtype in {G.dtype for G in each.gradients}
-            }
-            limits += [known[G.dtype] for G in each.gradients]
+            dtypes = [G.dtype for G in each.gradients]
+            known = {d: self.largest_entry(group, gradient_dtype(group, d)) for d in set(dtypes)}
+            limits += [known[dtype] for dtype in dtypes]
         broken = [
             i
             for i, (limit, entry) in enumerate(zip(limits, largest, strict=True))
@@ -252,6 +250,7 @@ class SteepestDescent(Optimizer):
             )
         return bool(broken)
 
+    @without_autocast
     def _descend(
         self, group: dict[str, Any], matrices: Matrices, active: list[bool], assign: Assignment
     ) -> None:
@@ -275,7 +274,6 @@ class SteepestDescent(Optimizer):
                 ) from error
             moved += len(batch.G)
 
-    @without_autocast
     def _take(self, group: dict[str, Any], batch: Batch, assign: Assignment) -> None:
         """The step of a batch, whose intermediate results end with it."""
         N = self.remember(group, batch)
