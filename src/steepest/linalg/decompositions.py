@@ -53,9 +53,11 @@ def _root(values: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     return product(V * power.unsqueeze(-2), V.mT), (power * values).sum(-1)
 
 
-def _is_root(A: Tensor, P: Tensor, trace: Tensor) -> Tensor:
+def _is_root(A: Tensor, P: Tensor, trace: Tensor) -> list[bool]:
     """Whether tr(P A) is what the eigenvalues say: for small A all other checks take too long."""
-    return ((P * A).sum((-2, -1)) - trace).abs() <= 1e-3 * A.shape[-1] ** 0.5 * trace
+    pairs = zip((P * A).sum((-2, -1)).tolist(), trace.tolist(), strict=True)
+    tolerance = 1e-3 * A.shape[-1] ** 0.5
+    return [abs(first - second) <= tolerance * second for first, second in pairs]
 
 
 def by_qdwh(X: Tensor) -> Tensor:

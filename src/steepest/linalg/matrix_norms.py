@@ -20,7 +20,7 @@ _SAFE = 1e6  # of matrices with norms from 1 / _SAFE to _SAFE fourth powers, the
 # iterations by AᵀA give, neither overflow nor vanish
 
 
-@without_autocast()
+@without_autocast
 def spectral_norm(
     A: Tensor, method: Literal["exact", "power", "krylov"] = "exact", iterations: int = 30
 ) -> Tensor:
@@ -89,7 +89,7 @@ def _normalized(v: Tensor) -> Tensor:
     return v / norm.clamp(min=torch.finfo(v.dtype).tiny)
 
 
-@without_autocast()
+@without_autocast
 def nuclear_norm(A: Tensor, method: Literal["exact", "polar"] = "exact") -> Tensor:
     """Return the sum of the singular values of each matrix.
 
@@ -115,7 +115,7 @@ def nuclear_norm(A: Tensor, method: Literal["exact", "polar"] = "exact") -> Tens
     return (scaled * polar(scaled, "polar-express", steps=8)).sum((-2, -1)) * unit
 
 
-@without_autocast()
+@without_autocast
 def leading_singular_values(A: Tensor, count: int, iterations: int = 2) -> Tensor:
     """Return about the largest singular values of each matrix, `(..., min(count, m, n))`.
 
@@ -149,7 +149,7 @@ def leading_singular_values(A: Tensor, count: int, iterations: int = 2) -> Tenso
     return values[..., :count] * unit[..., None]
 
 
-@without_autocast()
+@without_autocast
 def gram_singular_values(A: Tensor) -> Tensor:
     """Return all singular values of each matrix, `(..., min(m, n))`, from the smaller Gram matrix.
 
@@ -173,7 +173,7 @@ def gram_singular_values(A: Tensor) -> Tensor:
     return squares / damped.sqrt() * unit[..., None]
 
 
-@without_autocast()
+@without_autocast
 def nuclear_rank(G: Tensor, method: Literal["exact", "polar"] = "exact") -> Tensor:
     """Return the nuclear rank ‖G‖_*² / ‖G‖_F², between 1 and rank G.
 
@@ -187,7 +187,7 @@ def nuclear_rank(G: Tensor, method: Literal["exact", "polar"] = "exact") -> Tens
     return _ratio(nuclear_norm(scaled, method), torch.linalg.matrix_norm(scaled))
 
 
-@without_autocast()
+@without_autocast
 def stable_rank(
     A: Tensor, method: Literal["exact", "power", "krylov"] = "exact", iterations: int = 30
 ) -> Tensor:

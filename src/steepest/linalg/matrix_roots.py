@@ -6,16 +6,18 @@ known, by one step of orthogonal iteration, which needs little more than matrix 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from steepest.linalg.autocast import without_autocast
 from steepest.linalg.newton_schulz import largest_entry, scaled
 from steepest.linalg.products import fast_products
-from steepest.linalg.solvers import eigh, qr
+from steepest.linalg.solvers import checked, eigh
 
 
-@without_autocast()
+@without_autocast
 def inverse_root(
     A: Tensor, power: float, *, eps: float | Tensor = 0.0, cutoff: float | None = None
 ) -> Tensor:
@@ -58,7 +60,7 @@ def inverse_root(
         return (Q * roots.unsqueeze(-2)) @ Q.mT
 
 
-@without_autocast()
+@without_autocast
 def eigendecomposition(A: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues, ascending, and eigenvectors of symmetric matrices `(..., n, n)`.
 
@@ -81,7 +83,7 @@ def eigendecomposition(A: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ldexp(values, unit[..., None]), Q
 
 
-@without_autocast()
+@without_autocast
 def follow_eigenvectors(A: Tensor, Q: Tensor) -> Tensor:
     """Take one step of orthogonal iteration from nearly known eigenvectors.
 
@@ -102,12 +104,14 @@ def follow_eigenvectors(A: Tensor, Q: Tensor) -> Tensor:
             [1., 0.]])
     """
     with fast_products():
-        AQ = scaled(A) @ Q
+        largest = largest_entry(A)
+        sizes = largest.flatten().tolist()
+        safe = all(1e-12 < size < 1e12 for size in sizes)  # so that no square vanishes or overflows
+        AQ = (A if safe else scaled(A)) @ Q
         order = (Q * AQ).sum(-2).argsort(dim=-1, descending=True, stable=True)
         B = AQ.gather(-1, order.unsqueeze(-2).expand_as(AQ))
         new = _orthonormalized(B.flatten(0, -3) if B.ndim > 2 else B[None]).view_as(B)
-        zero = largest_entry(A) == 0
-        return torch.where(zero, Q, new) if bool(zero.any()) else new
+        return torch.where(largest == 0, Q, new) if 0.0 in sizes else new
 
 
 def _orthonormalized(B: Tensor) -> Tensor:
@@ -125,9 +129,16 @@ def _orthonormalized(B: Tensor) -> Tensor:
 
 
 def _by_reflections(B: Tensor) -> Tensor:
-    if not bool(B.isfinite().all()):
+    if not math.isfinite(B.sum()):
         raise FloatingPointError(
             "got a matrix with NaN or infinite entries, expected finite ones to follow eigenvectors"
         )
-    Q, R = qr(B)
+    Q, R = checked("QR factors", (torch.linalg.qr,), _have_equal_columns, B)
     return Q * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(B).unsqueeze(-2)
+
+
+def _have_equal_columns(B: Tensor, Q: Tensor, R: Tensor) -> Tensor:
+    """Whether columns of R are as long as those of B = Q R, and those of Q 1, at a low price."""
+    norms = [torch.linalg.vector_norm(X, dim=-2) for X in (B, R, Q)]
+    wrong = torch.stack([norms[1] - norms[0], norms[2] - 1.0]).abs_().amax((0, -1))
+    return wrong <= 100 * B.shape[-1] * torch.finfo(B.dtype).eps

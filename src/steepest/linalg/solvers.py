@@ -17,6 +17,7 @@ from steepest.linalg.autocast import without_autocast
 
 Parts = tuple[Tensor, ...]
 Solver = Callable[[Tensor], Any]
+Agree = Callable[..., Tensor | list[bool]]
 
 
 def eigh(A: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,41 +74,39 @@ def qr(A: Tensor) -> tuple[Tensor, Tensor]:
     return Q, R
 
 
-def checked(
-    name: str, solvers: tuple[Solver, ...], agree: Callable[..., Tensor], A: Tensor
-) -> tuple[Tensor, ...]:
+@without_autocast
+def checked(name: str, solvers: tuple[Solver, ...], agree: Agree, A: Tensor) -> tuple[Tensor, ...]:
     """Return what the first solver makes of matrices A `(..., m, n)`, if its parts agree with A.
 
     Args:
         name: what is looked for, in the error.
         solvers: from matrices to a tuple of parts. Where the first fails, all are tried in float64.
-        agree: from matrices and parts to whether they belong together, `(...)`.
+        agree: from matrices and parts to whether they belong together, `(...)` or a list.
 
     Raises:
         FloatingPointError: if no result agrees, as for matrices that are not finite.
     """
-    with without_autocast():
-        parts = _attempt(solvers[0], A)
+    parts = _attempt(solvers[0], A)
+    if parts is None:
+        wrong = torch.ones(A.shape[:-2], dtype=torch.bool, device=A.device)
+    else:
+        good = agree(A, *parts)
+        if all(good) if isinstance(good, list) else bool(good.all()):
+            return parts
+        wrong = ~torch.as_tensor(good, device=A.device).reshape(A.shape[:-2])
+    for solver in solvers:
+        better = _attempt(solver, A[wrong].to("cpu", torch.float64))
+        if better is None:
+            continue
         if parts is None:
-            wrong = torch.ones(A.shape[:-2], dtype=torch.bool, device=A.device)
-        else:
-            good = agree(A, *parts)
-            if bool(good.all()):
-                return parts
-            wrong = ~good
-        for solver in solvers:
-            better = _attempt(solver, A[wrong].to("cpu", torch.float64))
-            if better is None:
-                continue
-            if parts is None:
-                parts = tuple(A.new_empty(*A.shape[:-2], *part.shape[1:]) for part in better)
-            good = agree(A[wrong].to("cpu", torch.float64), *better).to(A.device)
-            solved = wrong.masked_scatter(wrong, good)
-            for part, new in zip(parts, better, strict=True):
-                part[solved] = new.to(part)[good]
-            wrong = wrong & ~solved
-            if not bool(wrong.any()):
-                return parts
+            parts = tuple(A.new_empty(*A.shape[:-2], *part.shape[1:]) for part in better)
+        good = torch.as_tensor(agree(A[wrong].to("cpu", torch.float64), *better), device=A.device)
+        solved = wrong.masked_scatter(wrong, good)
+        for part, new in zip(parts, better, strict=True):
+            part[solved] = new.to(part)[good]
+        wrong = wrong & ~solved
+        if not bool(wrong.any()):
+            return parts
     raise FloatingPointError(
         f"got {int(wrong.sum())} of {wrong.numel()} matrices whose {name} could not be found in "
         f"{str(A.dtype).removeprefix('torch.')} or float64, expected finite entries; "

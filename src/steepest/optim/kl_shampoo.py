@@ -149,15 +149,20 @@ def balance(state: MatrixState) -> None:
 
 def whitened(batch: Batch, G: Tensor, side: Side) -> Tensor:
     """L^-1/2 G or G R^-1/2, with the identity times the RMS entry of G before the first renewal."""
-    tiny = torch.finfo(G.dtype).tiny
-    largest = G.abs().amax((-2, -1), keepdim=True).clamp(min=tiny)
-    rms = largest * (G / largest).square().mean((-2, -1), keepdim=True).sqrt()  # no square vanishes
+    largest = G.abs().amax((-2, -1), keepdim=True)  # without it small squares would vanish
+    rms = largest * (G / largest).square().mean((-2, -1), keepdim=True).sqrt()
+    rms = rms.clamp(min=torch.finfo(G.dtype).tiny)
     new = [bool(state[f"{side}_renewed"] == NEVER) for state in batch.states]
     is_new = torch.tensor(new, device=G.device)[:, None, None]
-    # Over a power of two, which is exact, so that no product with a large root overflows.
-    unit = torch.where(is_new, 1.0, power_of_two(largest))
-    G = G / torch.where(is_new, rms.clamp(min=tiny).sqrt(), unit)
     root = stacked(batch, f"{side}_root")
-    X = product(root, G) if side == "left" else product(G, root)
-    limit = 1e16 / unit  # of what can be squared and summed, however far the scale has jumped
-    return X.clamp_(-limit, limit).mul_(unit)
+
+    def times_root(G: Tensor) -> Tensor:
+        G = torch.where(is_new, G / rms.sqrt(), G)
+        return product(root, G) if side == "left" else product(G, root)
+
+    limit = 1e16  # of what can be squared and summed, however far the scale has jumped
+    X = times_root(G).clamp_(-limit, limit)
+    if not math.isfinite(X.sum()):  # a product with a large root has overflowed, or G is zero
+        unit, rms = power_of_two(largest), torch.where(largest > 0, rms, 1.0)
+        X = times_root(G / unit).mul_(unit).clamp_(-limit, limit)
+    return X

@@ -210,20 +210,21 @@ def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor, degree: in
     if group["graft"] == "adam":
         other = adam_direction(group, batch, N)
         length = frobenius_norm(other)
-        other = other[early]
+        other = other[early] if early else other
     else:
         share = N[0].numel() / (batch.outputs * batch.inputs)  # of a block in the whole matrix
         rank = min(batch.outputs, batch.inputs)
         length = torch.full_like(N[:, :1, :1], math.sqrt(rank * share))
-        other = Spectral("auto").direction(N[early]) if early else N[:0]
+        other = Spectral("auto").direction(N[early]) if early else N
 
     def direction(D: Tensor) -> tuple[Tensor, Tensor]:
-        D[early] = other
+        if early:
+            D[early] = other
         D = _normalized(D)  # after a jump of the gradients' scale its square could overflow
         return D, torch.linalg.matrix_norm(D, keepdim=True)
 
     D, norm = direction(between(roots, _normalized(N)))
-    if not bool(((norm > 0) & (norm < math.inf)).all()):  # a product has under- or overflowed
+    if not all_between(norm, 0.0, math.inf):  # a product has under- or overflowed
         roots = {side: scaled(root) for side, root in roots.items()}
         D, norm = direction(between(roots, _normalized(N), scaled))
     return D * torch.where(norm > 0, length / torch.where(norm > 0, norm, 1.0), 0.0)
@@ -246,10 +247,15 @@ def frobenius_norm(X: Tensor) -> Tensor:
     2.0000000031710769e-30
     """
     norm = torch.linalg.matrix_norm(X, keepdim=True)
-    if bool(((norm > 1e-15) & (norm < 1e15)).all()):
+    if all_between(norm, 1e-15, 1e15):
         return norm
     unit = power_of_two(largest_entry(X))  # which changes no bit where no square vanishes
     return torch.linalg.matrix_norm(X / unit, keepdim=True) * unit
+
+
+def all_between(norms: Tensor, low: float, high: float) -> bool:
+    """Whether low < x < high for all `(matrices, 1, 1)`, which NaN is not; on the host."""
+    return all(low < x < high for ((x,),) in norms.tolist())
 
 
 def _normalized(X: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ quantized base of an adapter, in integers or float8. Others are refused when an 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -38,15 +39,20 @@ def memory_dtype(group: Mapping[str, Any], p: Tensor) -> torch.dtype:
 
 def factor_dtype(group: Mapping[str, Any], p: Tensor) -> torch.dtype:
     """Return the type of the factors of `p`, and of what is computed with them."""
-    return torch.promote_types(memory_dtype(group, p), torch.float32)
+    return full(memory_dtype(group, p))
 
 
-def gradient_dtype(group: Mapping[str, Any], G: Tensor) -> torch.dtype:
+def gradient_dtype(group: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
     """Return the type whose range gradients must keep to: that of the memory if it is smaller."""
-    own = torch.promote_types(G.dtype, torch.float32)
-    return torch.float32 if group["state_dtype"] == torch.float32 else own
+    return torch.float32 if group["state_dtype"] == torch.float32 else full(dtype)
 
 
+def full(dtype: torch.dtype) -> torch.dtype:
+    """Return the type, or float32 for half precision."""
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
+@cache
 def adam_eps(eps: float, dtype: torch.dtype) -> float:
     """Return ε of Adam, at least as large as a gradient whose square underflows, 1e-19 in float32.
 
@@ -55,7 +61,7 @@ def adam_eps(eps: float, dtype: torch.dtype) -> float:
     >>> adam_eps(1e-8, torch.float32), adam_eps(0.0, torch.float32)
     (1e-08, 1.0842021724855044e-19)
     """
-    return max(eps, float(torch.finfo(torch.promote_types(dtype, torch.float32)).tiny ** 0.5))
+    return max(eps, float(torch.finfo(full(dtype)).tiny ** 0.5))
 
 
 def is_frozen_base(p: Any) -> bool:

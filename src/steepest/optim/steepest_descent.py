@@ -32,6 +32,7 @@ from steepest.optim.parameter_groups import (
 )
 from steepest.optim.precision import (
     adam_eps,
+    full,
     gradient_dtype,
     memory_dtype,
     without_frozen_base,
@@ -291,11 +292,11 @@ class SteepestDescent(Optimizer):
 
     def _refuses(self, work: list[tuple[dict[str, Any], Matrices]], largest: list[float]) -> bool:
         """Whether a gradient is beyond what its group can work with; raises if asked to."""
-        limits = []
+        limits: list[float] = []
         for group, each in work:
-            dtypes = [gradient_dtype(group, G) for G in each.gradients]
-            limit = {dtype: self.largest_entry(group, dtype) for dtype in set(dtypes)}
-            limits += [limit[dtype] for dtype in dtypes]
+            dtypes = [G.dtype for G in each.gradients]
+            known = {d: self.largest_entry(group, gradient_dtype(group, d)) for d in set(dtypes)}
+            limits += [known[dtype] for dtype in dtypes]
         broken = [
             i
             for i, (limit, entry) in enumerate(zip(limits, largest, strict=True))
@@ -314,21 +315,7 @@ class SteepestDescent(Optimizer):
             )
         return bool(broken)
 
-    def make_memory(self, group: dict[str, Any], matrices: Matrices) -> None:
-        """Make the memory of parameters with a gradient, of zeros, where there is none."""
-        if group["geometry"] != "adamw":
-            for key in self.entry_memory(group):
-                matrices.entries(self.state, key)
-            self.start(group, matrices)
-            return
-        for p in matrices.params:
-            state = self.state[p]
-            if "step" not in state:
-                dtype = memory_dtype(group, p)
-                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-                state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
-                state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
-
+    @without_autocast
     def _descend(
         self,
         group: dict[str, Any],
@@ -344,7 +331,6 @@ class SteepestDescent(Optimizer):
             self._take(group, batch, assign)
             progress.leave(batch)
 
-    @without_autocast()
     def _take(self, group: dict[str, Any], batch: Batch, assign: Assignment) -> None:
         """The step of a batch, whose intermediate results end with it."""
         N = self.remember(group, batch)
@@ -366,7 +352,7 @@ class SteepestDescent(Optimizer):
         for p, G, s in zip(params, grads, state, strict=True):
             dtype = torch.promote_types(p.dtype, s["exp_avg"].dtype)
             if not fused or assign.rounds(p):
-                dtype = torch.promote_types(dtype, torch.float32)
+                dtype = full(dtype)
             parts.setdefault(dtype, []).append((p, G, s["exp_avg"], s["exp_avg_sq"], s["step"]))
         for dtype, part in parts.items():
             params, grads, means, squares, steps = (list(each) for each in zip(*part, strict=True))
