@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 import os
+import textwrap
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,8 +76,15 @@ class Plan(Sequence[PlanRow]):
     [0.02, 0.003]
     """
 
-    def __init__(self, rows: Iterable[PlanRow], rates: Mapping[str, float] | None = None):
+    def __init__(
+        self,
+        rows: Iterable[PlanRow],
+        rates: Mapping[str, float] | None = None,
+        notes: Iterable[str] = (),
+    ):
         self._rows = tuple(rows)
+        self.notes = tuple(notes)
+        """What to know of how it came about, in sentences; comments in a file."""
         self.rates = {**RATES, **(rates or {})}
         """Of the learning rate, for each geometry."""
         _known(self.rates, RATES, "geometry", "[rates]")
@@ -122,7 +130,8 @@ class Plan(Sequence[PlanRow]):
 
     def save(self, path: str | Path) -> None:
         """Write TOML, whole or not at all."""
-        lines = ["# Which geometry each parameter descends in. geometry is one of:"]
+        lines = [f"# {line}" for note in self.notes for line in textwrap.wrap(_sentence(note), 98)]
+        lines += ["# Which geometry each parameter descends in. geometry is one of:"]
         lines += [f"#   {', '.join(get_args(Planned))}", ""]
         lines += [
             "# Learning rate of each geometry, as a part of the given one.",
@@ -237,6 +246,10 @@ class Plan(Sequence[PlanRow]):
 def _order(item: tuple[tuple[str, float], Any]) -> tuple[int, float]:
     (geometry, scale), _ = item
     return list(RATES).index(geometry), scale
+
+
+def _sentence(note: str) -> str:
+    return f"{note[0].upper()}{note[1:]}."
 
 
 def _text(value: str) -> str:
