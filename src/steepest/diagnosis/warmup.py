@@ -31,6 +31,8 @@ LEARNING_RATES = (0.02, 0.005, 0.00125)
 """The default of Muon first; the next one where the loss did not fall."""
 JUDGING = 8
 """Batches that judge where a warm-up takes the others; half of them where there are fewer."""
+LEARNED = 3.0
+"""Weights look fresh if their loss lies below that of shuffled ones by less than this."""
 SHUFFLES = 16
 """Of the weights, to see whether they look fresh."""
 
@@ -82,10 +84,21 @@ def checked_steps(steps: Any) -> Steps:
 def looks_fresh(model: nn.Module, loss: Loss, batches: Sequence[Any], **how: Any) -> bool:
     """Return whether weights do no better than their own entries in random order.
 
+    Weights look fresh if `learned` is below `LEARNED`, for normal losses 5.3 standard deviations.
+
+    Args:
+        model, loss, batches, how: as for `learned`.
+    """
+    return not learned(model, loss, batches, **how) >= LEARNED
+
+
+def learned(model: nn.Module, loss: Loss, batches: Sequence[Any], **how: Any) -> float:
+    """Return how far the loss lies below that of shuffled weights, over the spread of those.
+
     Independent entries of one distribution may as well be shuffled; what an optimizer has learned
-    is lost, whichever it was. All trained matrices are shuffled `SHUFFLES` times. Weights look
-    trained if their loss lies below the lowest of shuffled ones by more than that lies below the
-    median, in logarithms where losses are positive: for normal losses 3.5 standard deviations.
+    is lost, whichever it was. All trained matrices are shuffled `SHUFFLES` times. The result is the
+    distance of the loss from the median over that of the lowest, in logarithms where losses are
+    positive. Chance alone keeps it near 1 or below; it is 0 where shuffling changes nothing.
 
     Args:
         model, loss, how: as for `diagnose`; nothing is changed.
@@ -95,11 +108,11 @@ def looks_fresh(model: nn.Module, loss: Loss, batches: Sequence[Any], **how: Any
     >>> model = nn.Linear(8, 4)
     >>> x = torch.randn(100, 8)
     >>> loss = lambda model, batch: (model(batch) - batch[:, :4]).square().mean()
-    >>> looks_fresh(model, loss, [x])
+    >>> learned(model, loss, [x]) < LEARNED
     True
     >>> with torch.no_grad():
     ...     _ = model.weight.copy_(torch.eye(4, 8))
-    >>> looks_fresh(model, loss, [x])
+    >>> learned(model, loss, [x]) < LEARNED
     False
     """
     with own_generators(unwrapped(model)), torch.no_grad():
@@ -114,7 +127,9 @@ def looks_fresh(model: nn.Module, loss: Loss, batches: Sequence[Any], **how: Any
     if min(whole, *losses) > 0:
         whole, losses = math.log(whole), [math.log(each) for each in losses]
     lowest, middle = min(losses), median(losses)
-    return not whole < lowest - (middle - lowest)
+    if not math.isfinite(whole) or whole >= middle:
+        return 0.0
+    return (middle - whole) / (middle - lowest) if middle > lowest else math.inf
 
 
 def divided(batches: Sequence[Any], fewest: int) -> tuple[list[Any], list[Any]] | None:
