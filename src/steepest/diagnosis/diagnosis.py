@@ -21,7 +21,7 @@ from steepest.diagnosis.race import RaceResult
 from steepest.diagnosis.stacks import StackDiagnosis
 from steepest.diagnosis.warmup import WarmUp
 from steepest.parameter_roles import Role
-from steepest.printing import as_text
+from steepest.printing import as_text, sentence
 
 Level = Literal["quick", "standard", "thorough"]
 Verdict = Literal["spectral", "euclidean", "sign", "adaptive", "cannot tell"]
@@ -82,6 +82,8 @@ class MatrixDiagnosis:
         race: what K real steps gave, at the level "thorough".
         verdict: the answer.
         reason: in a sentence.
+        bound: the natural logarithm of nr(G) across batches over st(A), what the theory guarantees
+            of spectral steps over Euclidean ones, with its 95% interval; None where it is not known.
     """
 
     matrix: str
@@ -100,6 +102,7 @@ class MatrixDiagnosis:
     race: tuple[RaceResult, ...]
     verdict: Verdict
     reason: str
+    bound: Interval | None = None
 
     def mixed_bound(self, alpha: float = 0.0) -> float | None:
         """Return the ratio of guaranteed decreases, spectral over Euclidean, in the mixed form.
@@ -170,32 +173,24 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
     def plan(self) -> Plan:
         """Return a plan for all parameters that is meant to train no worse than Muon.
 
-        A hidden matrix leaves Muon where steps of another geometry are predicted to decrease the
-        loss by 10% or more beyond spectral ones, with a 95% interval above 1; a parameter of
-        several matrices, where more than half of them want the same one. What is spectral is
-        stacked if most of its stacks are said to want it. Embeddings and heads keep AdamW. The
-        plan is that of Muon at the level "quick", which takes no steps, and for weights that look
-        fresh; `Plan.notes` say so.
+        A hidden matrix leaves Muon for another geometry on strong evidence: steps of that one are
+        predicted to decrease the loss by 10% or more beyond spectral ones, with a 95% interval
+        above 1. For Euclidean steps the 10% will do where the theory says so too: nr(G) / st(A) is
+        below 1/2, with its 95% interval. A parameter of several matrices leaves where more than
+        half of them want the same geometry. What is spectral is stacked if most of its stacks are
+        said to want it. Embeddings and heads keep AdamW. The plan is that of Muon at the level
+        "quick", which takes no steps, and for weights that look fresh; `Plan.notes` say so.
         """
         return planned(self, self._default)
 
     def table(self) -> Table:
         """Return the rows as a table for a terminal."""
-        said, told = "", "decrease by steps of the best size over that by Euclidean ones"
-        if self.level == "quick":
-            told = "their ratio, the bound of the theory for spectral steps over Euclidean ones"
-        if self.stacks:
-            counts = Counter(stack.verdict for stack in self.stacks)
-            said = (
-                f"{len(self.stacks)} stacks of neighbouring layers: {counts['stacked']} better as "
-                f"one, {counts['spectral']} apart; "
-            )
         table = Table(
             box=SIMPLE_HEAD,
             title=f"{self.level}, {self.batches} batches",
             padding=(0, 1, 0, 0),
-            caption=f"{said}nr(G) across batches over st(A); {told}, with its 80% interval for the "
-            "verdict",
+            caption="\n".join(self._caption()),
+            caption_justify="left",
         )
         table.add_column("matrix", overflow="fold")
         table.add_column("nr / st", justify="right", no_wrap=True)
@@ -204,7 +199,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             shown = ("spectral", "sign", "adaptive")
         for name in shown:
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("verdict", no_wrap=True)
+        table.add_column("verdict", overflow="fold")
         for row in self._rows:
             table.add_row(
                 row.matrix.removesuffix(".weight"),
@@ -213,6 +208,29 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
                 row.verdict + _interval(row),
             )
         return table
+
+    def _caption(self) -> list[str]:
+        """What the table shows, what was done before, and what follows, a sentence a line."""
+        ratio = "decrease of the loss by four steps of the best size over that by Euclidean ones"
+        if self.level == "quick":
+            ratio = (
+                "their ratio, by which the theory bounds the decrease of the loss over Euclidean"
+            )
+        lines = [
+            "nr / st: nuclear rank of the gradient across batches over stable rank of the input.",
+            f"spectral{', sign, adaptive' if self.level != 'quick' else ''}: {ratio}.",
+            "Behind a verdict: the 80% interval of its ratio.",
+        ]
+        if self.stacks:
+            counts = Counter(stack.verdict for stack in self.stacks)
+            lines.append(
+                f"{len(self.stacks)} stacks of neighbouring layers: {counts['stacked']} better as "
+                f"one, {counts['spectral']} apart, {counts['cannot tell']} cannot tell."
+            )
+        plan = self.plan()
+        counts = Counter(row.geometry for row in plan)
+        total = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+        return [*lines, *map(sentence, plan.notes), f"Plan of {len(plan)} parameters: {total}."]
 
     def to_dataframe(self) -> Any:
         """Return a pandas data frame, a row for each matrix.
@@ -322,6 +340,7 @@ def _row(content: dict[str, Any]) -> MatrixDiagnosis:
         "predictions": predictions,
         "race": raced,
         "shape": tuple(content["shape"]),
+        "bound": _loaded(content.get("bound")),
     }
     return MatrixDiagnosis(**{**content, **changed})
 
@@ -334,6 +353,8 @@ def _ratio(prediction: Prediction | None) -> str:
 
 def _interval(row: MatrixDiagnosis) -> str:
     """That of the verdict, or nothing."""
+    if row.gradient is None:
+        return " (zero gradient)"
     if row.verdict == "cannot tell" or row.verdict == "euclidean":
         return ""
     found = row.prediction(row.verdict)

@@ -22,7 +22,7 @@ from steepest.curvature.loss_function import unwrapped
 from steepest.optim.mixed import Mixed
 from steepest.optim.teon import find_stacks
 from steepest.parameter_roles import RoleTable, roles
-from steepest.printing import as_text
+from steepest.printing import as_text, sentence
 
 Planned = Literal["spectral", "stacked", "euclidean", "sign", "adaptive"]
 RATES: dict[str, float] = {
@@ -130,7 +130,7 @@ class Plan(Sequence[PlanRow]):
 
     def save(self, path: str | Path) -> None:
         """Write TOML, whole or not at all."""
-        lines = [f"# {line}" for note in self.notes for line in textwrap.wrap(_sentence(note), 98)]
+        lines = [f"# {line}" for note in self.notes for line in textwrap.wrap(sentence(note), 98)]
         lines += ["# Which geometry each parameter descends in. geometry is one of:"]
         lines += [f"#   {', '.join(get_args(Planned))}", ""]
         lines += [
@@ -246,10 +246,6 @@ class Plan(Sequence[PlanRow]):
 def _order(item: tuple[tuple[str, float], Any]) -> tuple[int, float]:
     (geometry, scale), _ = item
     return list(RATES).index(geometry), scale
-
-
-def _sentence(note: str) -> str:
-    return f"{note[0].upper()}{note[1:]}."
 
 
 def _text(value: str) -> str:

@@ -120,6 +120,7 @@ def diagnose(
             f"got {len(given)} batches, expected at least {FEWEST[level]} for level={level!r}: "
             "directions and what judges them come from different batches"
         )
+    chosen_parameters(unwrapped(model), parameters)  # a wrong name is said before any work
     start = started(model, loss, given, level, warmup_steps, Work(on_progress), **how)
     return judged(start, loss, level, parameters, **how)
 
@@ -212,24 +213,24 @@ def judged(
     half = len(given) if level != "thorough" else len(given) // 2
     judges, racing = given[:half], given[half:]
     places = _places(table, unwrapped(model), parameters)
+    labels = {place.label for place in places}
     products = len(GEOMETRIES) * half * len(places) if level != "quick" else 0
     work.expect("gradients", "gradients", half + products)
-    for place in places if level != "quick" else ():
-        work.expect(f"descent {place.label}", "descent", DESCENT * half)
-        if racing:
-            work.expect(f"race {place.label}", "race", RACE * len(racing))
+    for label in sorted(labels) if level != "quick" else ():
+        work.expect(f"descent {label}", "descent", DESCENT * half)
+        work.expect(f"race {label}", "race", RACE * len(racing))
     work.begin("gradients")
     found = gather(model, loss, judges, parameters, level != "quick", work.tick, **how)
-    for place in places:
-        if place.label not in {other.label for other in found}:
-            work.skip(f"descent {place.label}")
-            work.skip(f"race {place.label}")
-    layers = {f"descent {place.label}": single_layer(place) for place in found}
-    stacked = stack_layers(table, found, STACK) if level != "quick" else []
-    for layer in stacked:
-        name = f"descent {' and '.join(place.label for place in layer.places)}"
-        layers[name] = layer
-        work.expect(name, "stack", DESCENT * half / 2)
+    for label in labels - {place.label for place in found}:
+        work.skip(f"descent {label}")
+        work.skip(f"race {label}")
+    layers: dict[str, Layer] = {}
+    if level != "quick":
+        layers = {f"descent {place.label}": single_layer(place) for place in found}
+        for layer in stack_layers(table, found, STACK):
+            name = f"descent {' and '.join(place.label for place in layer.places)}"
+            layers[name] = layer
+            work.expect(name, "stack", DESCENT * half / 2)
 
     def computed(name: str, compute: Callable[[], Any]) -> Any:
         def begun() -> Any:
@@ -250,7 +251,7 @@ def judged(
         )
 
     races = {place.label: raced(place) for place in found} if racing else {}
-    walks = {name: descended(name, layer) for name, layer in layers.items() if level != "quick"}
+    walks = {name: descended(name, layer) for name, layer in layers.items()}
     answers = {
         place.label: answer(
             place, walks.get(f"descent {place.label}", {}), races.get(place.label, ())
@@ -325,7 +326,7 @@ def answer(
     """Return the row of one matrix: what follows from its evidence."""
     inputs = given.inputs
     stable = fmean(each.entering for each in inputs) if inputs else None
-    predictions = _predictions(given, descended, stable)
+    predictions = _predictions(given, descended)
     verdict, reason = _verdict(predictions, bool(descended), stable)
     across = min(_across(given, range(len(given.gradients))), min(given.shape))
     return MatrixDiagnosis(
@@ -345,12 +346,11 @@ def answer(
         race=raced,
         verdict=verdict,
         reason=reason,
+        bound=_bound(given, SURE),
     )
 
 
-def _predictions(
-    given: Evidence, descended: dict[str, Descent], stable: float | None
-) -> tuple[Prediction, ...]:
+def _predictions(given: Evidence, descended: dict[str, Descent]) -> tuple[Prediction, ...]:
     B = len(given.nuclear_ranks)
     predictions = []
     for geometry in given.gains:
@@ -364,31 +364,35 @@ def _predictions(
         if descended:
             interval = jackknife(log_ratio(descended[geometry], descended["euclidean"]), B)
             over = jackknife(log_ratio(descended[geometry], descended["spectral"]), B, SURE)
-        elif geometry == "spectral" and stable is not None:
-
-            def ranks(kept: Sequence[int]) -> float:
-                inputs = [given.inputs[i].entering for i in kept]
-                return _log(_across(given, kept)) - _log(fmean(inputs))
-
-            interval = _at_most(jackknife(ranks, B), math.log(min(given.shape) / stable))
+        elif geometry == "spectral":
+            interval = _bound(given, 0.8)
         if geometry == "euclidean":
             interval = Interval(0.0, 0.0, 0.0)
         predictions.append(Prediction(geometry, gain, curvature, best, fall, interval, over))
     return tuple(predictions)
 
 
+def _bound(given: Evidence, confidence: float) -> Interval | None:
+    """Log of nr(G) / st(A), of the decreases that the theory guarantees."""
+    if not given.inputs:
+        return None
+
+    def ranks(kept: Sequence[int]) -> float:
+        inputs = [given.inputs[i].entering for i in kept]
+        return _log(_across(given, kept)) - _log(fmean(inputs))
+
+    interval = jackknife(ranks, len(given.inputs), confidence)
+    most = math.log(min(given.shape)) - _log(fmean(each.entering for each in given.inputs))
+    if interval is None or interval.value <= most:
+        return interval
+    over = interval.value - most  # noise takes ranks beyond the sides
+    return Interval(most, interval.low - over, interval.high - over)
+
+
 def _across(given: Evidence, kept: Sequence[int]) -> float:
     """The nuclear rank across batches; NaN where a mean gain is not positive."""
     spectral, euclidean = given.gain("spectral", kept), given.gain("euclidean", kept)
     return (spectral / euclidean) ** 2 if min(spectral, euclidean) > 0 else math.nan
-
-
-def _at_most(interval: Interval | None, most: float) -> Interval | None:
-    """An interval moved down so that its value is possible: noise takes ranks beyond the sides."""
-    if interval is None or interval.value <= most:
-        return interval
-    over = interval.value - most
-    return Interval(most, interval.low - over, interval.high - over)
 
 
 def _log(value: float) -> float:
