@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from steepest.diagnosis.advice import planned
@@ -83,7 +84,7 @@ class MatrixDiagnosis:
         verdict: the answer.
         reason: in a sentence.
         bound: the natural logarithm of nr(G) across batches over st(A), what the theory guarantees
-            of spectral steps over Euclidean ones, with its 95% interval; None where it is not known.
+            of spectral steps over Euclidean ones, with its 95% interval; None where not known.
     """
 
     matrix: str
@@ -189,7 +190,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             box=SIMPLE_HEAD,
             title=f"{self.level}, {self.batches} batches",
             padding=(0, 1, 0, 0),
-            caption="\n".join(self._caption()),
+            caption=escape("\n".join(self._caption())),
             caption_justify="left",
         )
         table.add_column("matrix", overflow="fold")
@@ -202,7 +203,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         table.add_column("verdict", overflow="fold")
         for row in self._rows:
             table.add_row(
-                row.matrix.removesuffix(".weight"),
+                escape(row.matrix.replace(".weight[", "[").removesuffix(".weight")),
                 f"{_number(row.nuclear_rank_across)} / {_number(row.stable_rank)}",
                 *(_ratio(row.prediction(name)) for name in shown),
                 row.verdict + _interval(row),
@@ -228,8 +229,8 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
                 f"one, {counts['spectral']} apart, {counts['cannot tell']} cannot tell."
             )
         plan = self.plan()
-        counts = Counter(row.geometry for row in plan)
-        total = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+        geometries = Counter(row.geometry for row in plan)
+        total = ", ".join(f"{count} {name}" for name, count in geometries.most_common())
         return [*lines, *map(sentence, plan.notes), f"Plan of {len(plan)} parameters: {total}."]
 
     def to_dataframe(self) -> Any:
@@ -261,6 +262,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON."""
         rows = [asdict(row) for row in self._rows]
+        plan = self.plan()
         return {
             "kind": "diagnosis",
             "level": self.level,
@@ -270,6 +272,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             "warm_up": None if self.warm_up is None else asdict(self.warm_up),
             "fresh": self.fresh,
             "notes": list(self.notes),
+            "plan": {"rows": [asdict(row) for row in plan], "notes": list(plan.notes)},
             "default": [asdict(row) for row in self._default],
         }
 

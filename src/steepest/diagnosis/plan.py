@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -105,13 +106,17 @@ class Plan(Sequence[PlanRow]):
         return self._rows[key]
 
     def __str__(self) -> str:
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        caption = escape("\n".join(map(sentence, self.notes))) or None
+        table = Table(
+            box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left"
+        )
         for name in ("parameter", "shape", "geometry", "rate", "reason"):
-            table.add_column(name)
+            table.add_column(name, overflow="fold")
         for row in self._rows:
             rate = self.rates[row.geometry] * row.lr_scale
             shape = " x ".join(map(str, row.shape))
-            table.add_row(row.parameter, shape, row.geometry, f"{rate:.3g} lr", row.reason)
+            cells = (row.parameter, shape, row.geometry, f"{rate:.3g} lr", row.reason)
+            table.add_row(*map(escape, cells))
         return as_text(table, 120)
 
     @classmethod

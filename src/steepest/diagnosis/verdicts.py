@@ -25,7 +25,7 @@ from steepest.diagnosis.intervals import SURE, Interval, jackknife, worth_it
 from steepest.diagnosis.plan import Plan
 from steepest.diagnosis.progress import OnProgress, Work
 from steepest.diagnosis.race import RaceResult, race
-from steepest.diagnosis.stacks import StackDiagnosis, judge_stack, stack_layers
+from steepest.diagnosis.stacks import judge_stack, stack_layers
 from steepest.diagnosis.warmup import (
     STEPS,
     Steps,
@@ -112,17 +112,28 @@ def diagnose(
     >>> [row.matrix for row in found], 1 <= found["2.weight"].stable_rank <= 5
     (['0.weight', '2.weight'], True)
     """
-    given = list(batches)
+    checked(model, batches := list(batches), level, parameters)
+    work = Work(on_progress)
+    start = started(model, loss, batches, level, parameters, warmup_steps, work, **how)
+    return judged(start, loss, level, parameters, **how)
+
+
+def checked(
+    model: nn.Module, batches: Sequence[Any], level: Level, parameters: Sequence[str] | None
+) -> None:
+    """Raise a ValueError for what cannot be diagnosed, before any work."""
     if level not in FEWEST:
         raise ValueError(f"got level={level!r}, expected one of {', '.join(FEWEST)}")
-    if len(given) < FEWEST[level]:
+    if len(batches) < FEWEST[level]:
         raise ValueError(
-            f"got {len(given)} batches, expected at least {FEWEST[level]} for level={level!r}: "
+            f"got {len(batches)} batches, expected at least {FEWEST[level]} for level={level!r}: "
             "directions and what judges them come from different batches"
         )
-    chosen_parameters(unwrapped(model), parameters)  # a wrong name is said before any work
-    start = started(model, loss, given, level, warmup_steps, Work(on_progress), **how)
-    return judged(start, loss, level, parameters, **how)
+    model = unwrapped(model)
+    if not _places(all_roles(model), model, parameters):
+        raise ValueError(
+            f"got a {type(model).__name__} without matrices that are trained, expected some"
+        )
 
 
 @dataclass(frozen=True)
@@ -151,38 +162,37 @@ def started(
     loss: Loss,
     batches: list[Any],
     level: Level,
+    parameters: Sequence[str] | None,
     warmup_steps: Steps,
     work: Work,
-    others: Sequence[Any] | None = None,
+    others: Iterable[Any] = (),
     **how: Any,
 ) -> Start:
     """Return what is judged, after a warm-up if one is asked for and possible.
 
     Args:
-        model, loss, batches, level, warmup_steps, how: as for `diagnose`.
+        model, loss, batches, level, parameters, warmup_steps, how: as for `diagnose`.
         work: counts gradients.
-        others: batches for the warm-up, if `batches` are all to judge.
+        others: more batches, for a warm-up alone; too few of them are divided with `batches`.
     """
     asked = checked_steps(warmup_steps)
     fresh = looks_fresh(model, loss, batches, **how)
     steps = (STEPS if fresh else 0) if asked == "auto" else asked
+    places = _places(all_roles(unwrapped(model)), unwrapped(model), parameters)
     if not steps:
+        _expect(work, places, level, len(batches))
         kept = ("the weights look fresh and were taken as they are",) if fresh else ()
         return Start(model, batches, None, fresh, kept, work)
-    apart = (batches, list(others)) if others else divided(batches, FEWEST[level])
     try:
-        if apart is None:
-            raise ValueError(
-                f"got {len(batches)} batches, expected at least {2 * FEWEST[level] - 1} for a "
-                f"warm-up before level={level!r}: those that judge are not trained on"
-            )
-        judges, others = apart
+        judges, trained = divided(batches, list(others), FEWEST[level])
         work.expect("warm-up", "warm-up", steps)
+        _expect(work, places, level, len(judges))
         work.begin("warm-up")
-        copy, done = warmed_up(model, loss, others, judges, steps, work.tick, **how)
+        copy, done = warmed_up(model, loss, trained, judges, steps, work.tick, **how)
     except ValueError as error:
         if asked != "auto":
             raise
+        _expect(work, places, level, len(batches))
         note = f"the weights look fresh and were not warmed up: {error}"
         return Start(model, batches, None, True, (note,), work)
     before = "the weights looked fresh, so a" if fresh else "a"
@@ -213,17 +223,13 @@ def judged(
     half = len(given) if level != "thorough" else len(given) // 2
     judges, racing = given[:half], given[half:]
     places = _places(table, unwrapped(model), parameters)
-    labels = {place.label for place in places}
-    products = len(GEOMETRIES) * half * len(places) if level != "quick" else 0
-    work.expect("gradients", "gradients", half + products)
-    for label in sorted(labels) if level != "quick" else ():
-        work.expect(f"descent {label}", "descent", DESCENT * half)
-        work.expect(f"race {label}", "race", RACE * len(racing))
     work.begin("gradients")
     found = gather(model, loss, judges, parameters, level != "quick", work.tick, **how)
-    for label in labels - {place.label for place in found}:
-        work.skip(f"descent {label}")
-        work.skip(f"race {label}")
+    with_gradient = {place.label for place in found}
+    for place in places:
+        if place.label not in with_gradient:
+            work.skip(f"descent {place.label}")
+            work.skip(f"race {place.label}")
     layers: dict[str, Layer] = {}
     if level != "quick":
         layers = {f"descent {place.label}": single_layer(place) for place in found}
@@ -272,6 +278,17 @@ def judged(
         fresh=start.fresh,
         notes=start.notes,
     )
+
+
+def _expect(work: Work, places: Sequence[Evidence], level: Level, batches: int) -> None:
+    """Say how many gradients and products there will be, about."""
+    judging = batches if level != "thorough" else batches // 2
+    products = len(GEOMETRIES) * judging * len(places) if level != "quick" else 0
+    work.expect("gradients", "gradients", judging + products)
+    for place in places if level != "quick" else ():
+        work.expect(f"descent {place.label}", "descent", DESCENT * judging)
+        if level == "thorough":
+            work.expect(f"race {place.label}", "race", RACE * (batches - judging))
 
 
 def _places(table: RoleTable, model: nn.Module, parameters: Sequence[str] | None) -> list[Evidence]:

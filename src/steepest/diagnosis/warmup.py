@@ -132,13 +132,29 @@ def learned(model: nn.Module, loss: Loss, batches: Sequence[Any], **how: Any) ->
     return (middle - whole) / (middle - lowest) if middle > lowest else math.inf
 
 
-def divided(batches: Sequence[Any], fewest: int) -> tuple[list[Any], list[Any]] | None:
-    """Return the batches that judge and those of a warm-up; None where there are too few."""
-    judging = min(JUDGING, len(batches) - len(batches) // 2)
-    judging = max(judging, fewest)
-    if len(batches) - judging < max(1, fewest - 1):
-        return None
-    return list(batches[:judging]), list(batches[judging:])
+def divided(
+    batches: Sequence[Any], others: Sequence[Any], fewest: int
+) -> tuple[list[Any], list[Any]]:
+    """Return the batches that judge and those of a warm-up, which share none.
+
+    Args:
+        batches: what judges, if there are enough others.
+        others: what a copy is trained on then.
+        fewest: that can judge.
+
+    Raises:
+        ValueError: where there are too few of both.
+    """
+    if len(others) >= fewest - 1:
+        return list(batches), list(others)
+    given = [*batches, *others]
+    judging = max(fewest, min(JUDGING, len(given) - len(given) // 2))
+    if len(given) < judging + fewest - 1:
+        raise ValueError(
+            f"got {len(given)} batches, expected at least {2 * fewest - 1} to warm up on some and "
+            "to judge by the others; or pass warmup_steps=0"
+        )
+    return given[:judging], given[judging:]
 
 
 def warmed_up(
@@ -255,16 +271,16 @@ def _cast(dtype: torch.dtype) -> Callable[[Any], Any]:
 @contextmanager
 def own_generators(model: nn.Module) -> Iterator[None]:
     """Within the block random numbers start anew; those of the caller go on afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(0)
         for device in devices:
             torch.cuda.default_generators[device].manual_seed(0)
         random.seed(0)
-        np.random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
         try:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(numpy)
+            np.random.set_state(numpy)  # noqa: NPY002

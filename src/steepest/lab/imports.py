@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import random
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,6 +42,13 @@ def imported(path: str) -> Any:
     return found
 
 
+def with_known_generators() -> None:
+    """Seed all generators, so that the same command builds the same model and batches again."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+
+
 def imported_model(path: str) -> nn.Module:
     """Return the model at an import path, or what the function there returns.
 
@@ -61,6 +71,15 @@ def imported_batches(path: str, count: int) -> list[Any]:
     Raises:
         InputError: as `imported`, and for what is neither.
     """
+    return list(itertools.islice(imported_stream(path), count))
+
+
+def imported_stream(path: str) -> Iterator[Any]:
+    """Return an iterator over the batches at an import path, or of what the function there returns.
+
+    Raises:
+        InputError: as `imported`, and for what is neither.
+    """
     found = imported(path)
     found = _called(path, found, "batches") if callable(found) else found
     if not isinstance(found, Iterable):
@@ -68,7 +87,7 @@ def imported_batches(path: str, count: int) -> list[Any]:
             f"got {path!r}, which gives a {type(found).__name__}; expected an iterable of batches, "
             "or a function that returns one"
         )
-    return list(itertools.islice(found, count))
+    return iter(found)
 
 
 def _called(path: str, function: Any, what: str) -> Any:

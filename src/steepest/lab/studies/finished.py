@@ -19,7 +19,7 @@ from steepest.diagnosis.race import RaceResult
 
 
 class Finished:
-    """Results by name, in a file. Lines that are torn, or of other weights or batches, do not count.
+    """Results by name, in a file; lines that are torn, or of other weights, do not count.
 
     Args:
         path: the file.
