@@ -51,7 +51,9 @@ def _images(count: int) -> list[Batch]:
 
 
 def _mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4))
+    return nn.Sequential(
+        nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)
+    )
 
 
 def _gpt() -> nn.Module:
@@ -173,7 +175,9 @@ def test_what_was_done_is_told_everywhere(tmp_path: Path) -> None:
         if line.startswith("#")
     )
     for told in (comments, " ".join(str(result).split()), " ".join(str(result.plan()).split())):
-        assert "60 steps of Muon at a rate of 0.02 on 8 batches that judge nothing (7.5 times" in told
+        assert (
+            "60 steps of Muon at a rate of 0.02 on 8 batches that judge nothing (7.5 times" in told
+        )
         assert "A quick diagnosis takes no steps, so its plan is Muon." in told
     assert result.as_dict()["warm_up"]["steps"] == 60
     tomllib.loads((tmp_path / "plan.toml").read_text())
@@ -234,7 +238,11 @@ def test_batches_that_judge_are_not_trained_on() -> None:
 
     class Watched(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
-            if self.training and torch.is_grad_enabled() and all(m.training for m in self.modules()):
+            if (
+                self.training
+                and torch.is_grad_enabled()
+                and all(m.training for m in self.modules())
+            ):
                 trained.add(x.data_ptr())
             return super().forward(x)
 
@@ -263,7 +271,9 @@ def test_too_few_batches_keep_muon_and_say_so() -> None:
     result = diagnose(model, _loss, _classes(6))
     assert (result.warm_up, result.fresh, result.batches) == (None, True, 6)
     told = " ".join(str(result).split())
-    assert "The weights look fresh and were not warmed up: got 6 batches, expected at least 7" in told
+    assert (
+        "The weights look fresh and were not warmed up: got 6 batches, expected at least 7" in told
+    )
     assert [row.geometry for row in result.plan()] == [r.geometry for r in Plan.default(model)]
     with pytest.raises(ValueError, match="got 6 batches, expected at least 7 to warm up on some"):
         diagnose(model, _loss, _classes(6), warmup_steps=10)
@@ -273,10 +283,14 @@ def test_too_few_batches_keep_muon_and_say_so() -> None:
 def test_fresh_weights_taken_as_they_are_keep_muon(level: Any) -> None:
     torch.manual_seed(0)
     model = _mlp()
-    result = diagnose(model, _loss, _classes(16 if level == "quick" else 5), level=level, warmup_steps=0)
+    result = diagnose(
+        model, _loss, _classes(16 if level == "quick" else 5), level=level, warmup_steps=0
+    )
     assert (result.warm_up, result.fresh) == (None, True)
     assert [row.geometry for row in result.plan()] == [r.geometry for r in Plan.default(model)]
-    assert "weights that look fresh say little of training, so the plan is Muon" in result.plan().notes
+    assert (
+        "weights that look fresh say little of training, so the plan is Muon" in result.plan().notes
+    )
 
 
 def test_so_many_steps_are_taken_of_any_weights() -> None:
@@ -303,7 +317,9 @@ def test_the_rate_falls_where_the_first_one_is_too_large() -> None:
     _, warm_up = warmed_up(model, loss, _classes(8), _classes(2), 60)
     assert warm_up.lr in (0.005, 0.00125)
     with pytest.raises(ValueError, match=r"5 steps of Muon do not lower \(rates 0.02, 0.005, 0.00"):
-        warmed_up(model, lambda m, b: -_loss(m, b).detach() + 0 * _loss(m, b), _classes(8), _classes(1), 5)
+        warmed_up(
+            model, lambda m, b: -_loss(m, b).detach() + 0 * _loss(m, b), _classes(8), _classes(1), 5
+        )
 
 
 def test_what_cannot_be_warmed_up_is_judged_as_it_is_and_keeps_muon() -> None:

@@ -146,7 +146,7 @@ def gather(
         mine.clear()
         if _measure(place, inputs, GEOMETRIES if curvature else BOUNDED):
             kept.append(place)
-    if curvature:
+    if curvature and kept:
         _curvatures(model, loss, batches, kept, tick, how)
     return kept
 

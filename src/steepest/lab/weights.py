@@ -77,7 +77,7 @@ def _state(path: Path) -> Mapping[str, Tensor]:
             "weights, from torch.save or safetensors"
         ) from error
     except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
         raise InputError(
             f"got {path}, which holds no weights ({reason}); expected a state_dict from torch.save "
             "or safetensors"
@@ -85,11 +85,8 @@ def _state(path: Path) -> Mapping[str, Tensor]:
     if isinstance(content, Mapping) and not _is_state(content):
         content = next((content[key] for key in INSIDE if _is_state(content.get(key))), content)
     if not _is_state(content):
-        named = (
-            f" with {', '.join(map(str, list(content)[:4]))}"
-            if isinstance(content, Mapping)
-            else ""
-        )
+        keys = list(map(str, content))[:4] if isinstance(content, Mapping) else []
+        named = f" with {', '.join(keys)}" if keys else ""
         raise InputError(
             f"got {path}, which holds a {type(content).__name__}{named}; expected a state_dict, or "
             f"a dict with one under {', '.join(INSIDE)}"

@@ -18,7 +18,6 @@ from steepest.lab.report.condition_map import (
 )
 from steepest.lab.report.figures import Picture, finish, plain
 from steepest.lab.report.wording import NOT_MEASURED, finite, number, plural
-from steepest.printing import sentence
 
 GEOMETRIES = ("spectral", "sign", "adaptive")
 LIMIT = 3  # of the colours, in octaves
@@ -36,7 +35,6 @@ def diagnosis_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, P
         "audit": _audit(summary.get("audit")),
         "disagreements": [text for row in rows if (text := _disagreement(row))],
         "headline": _headline(summary),
-        "notes": _notes(summary),
         "planned": _planned(summary) if "plan" in summary else None,
         "level": summary["level"],
         "maps": [
@@ -55,12 +53,6 @@ def _headline(summary: dict[str, Any]) -> str:
     named = [f"{count} {verdict}" for verdict, count in counts.most_common()]
     total = plural(len(summary["rows"]), "matrix").replace("matrixs", "matrices")
     return f"{total}, from {summary['batches']} batches: {', '.join(named)}."
-
-
-def _notes(summary: dict[str, Any]) -> list[str]:
-    """What to know of the weights that were judged, and of the plan."""
-    plan = summary.get("plan") or {}
-    return [sentence(note) for note in plan.get("notes") or summary.get("notes") or ()]
 
 
 def _planned(summary: dict[str, Any]) -> list[dict[str, str]]:
