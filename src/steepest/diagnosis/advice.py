@@ -81,9 +81,10 @@ def _leaving(matrices: Sequence[MatrixDiagnosis]) -> tuple[Planned, str] | None:
     ratio = next(interval for name, interval in wanted if name == geometry)
     value, low, high = (math.exp(each) for each in (ratio.value, ratio.low, ratio.high))
     of = "" if len(matrices) == 1 else f"{count} of {len(matrices)}: "
+    agrees = "" if worth_it(ratio) else f"; the theory agrees, with nr / st below 1/{AGREED:g}"
     return geometry, (
         f"{of}{geometry} steps are predicted to decrease the loss {value:.2g} times "
-        f"({low:.2g} to {high:.2g}) as much as spectral ones"
+        f"({low:.2g} to {high:.2g}) as much as spectral ones{agrees}"
     )
 
 

@@ -272,10 +272,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             "warm_up": None if self.warm_up is None else asdict(self.warm_up),
             "fresh": self.fresh,
             "notes": list(self.notes),
-            "plan": {
-                "rows": [asdict(row) for row in plan],
-                "notes": list(map(sentence, plan.notes)),
-            },
+            "advice": {"rows": [asdict(row) for row in plan], "notes": list(plan.notes)},
             "default": [asdict(row) for row in self._default],
         }
 
