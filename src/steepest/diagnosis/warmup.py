@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -218,7 +219,9 @@ def _train(
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             module.sparse = False
     weights = [p for p in copy.parameters() if p.requires_grad]
-    optimizer = Plan.default(copy).optimizer(copy, lr)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is hardly a matrix is no matter here
+        optimizer = Plan.default(copy).optimizer(copy, lr)
     with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         for step in range(steps):
             value = checked(loss(copy, batches[step % len(batches)]))
