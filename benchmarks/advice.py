@@ -101,7 +101,9 @@ def advised(name: str, stage: int, size: int, matrices: list[str]) -> list[dict[
     batches = [given.fresh(i) for i in range(JUDGED)]
     names = list(dict.fromkeys(name.partition("[")[0] for name in matrices))
     answers = {
-        level: diagnose(given.model, given.loss, batches, level=level, parameters=names)
+        level: diagnose(
+            given.model, given.loss, batches, level=level, parameters=names, warmup_steps=0
+        )
         for level in ("quick", "standard")
     }
     rows = []

@@ -106,7 +106,7 @@ def main(settings: Settings) -> None:
         given = [batch(tokens) for _ in range(settings.batches)]
 
         def diagnose(level: Any, names: list[str] | None, given: list[Batch] = given) -> None:
-            steepest.diagnose(model, loss, given, level=level, parameters=names)
+            steepest.diagnose(model, loss, given, level=level, parameters=names, warmup_steps=0)
 
         def plain(given: list[Batch] = given) -> None:
             gradients(model, given)
@@ -124,7 +124,7 @@ def main(settings: Settings) -> None:
         }
     fewest = [batch(settings.tokens[0]) for _ in range(settings.batches)]
     standard = ratio(
-        lambda: steepest.diagnose(model, loss, fewest, parameters=[one]),
+        lambda: steepest.diagnose(model, loss, fewest, parameters=[one], warmup_steps=0),
         lambda: gradients(model, fewest),
         1,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from steepest.diagnosis import Level
+from steepest.diagnosis.warmup import STEPS
 from steepest.lab.arguments import parsed
 from steepest.lab.errors import InputError
 from steepest.lab.imports import (
@@ -25,6 +27,9 @@ from steepest.lab.imports import (
     imported_loss,
     imported_model,
     imported_optimizer,
+    imported_stream,
+    taken,
+    with_known_generators,
 )
 from steepest.lab.interruption import SENTENCE, Terminated, interruptible
 from steepest.lab.studies.diagnosis_study import diagnosis_study
@@ -32,11 +37,20 @@ from steepest.lab.studies.edge_of_stability import EdgeConfig, edge_of_stability
 from steepest.lab.studies.optimizer_study import study
 from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.studies.transfer_study import transfer_study
-from steepest.lab.terminal import StudyProgress, bars, edge_table, optimizer_table, say, screen
+from steepest.lab.terminal import (
+    Countdown,
+    StudyProgress,
+    bars,
+    edge_table,
+    optimizer_table,
+    say,
+    screen,
+)
 from steepest.lab.train import TrainConfig, train
 from steepest.lab.train.config import check_clip
 from steepest.lab.train.run_folder import removed, sentences_for_os_errors
 from steepest.lab.user_code import UserCodeError, user_code_error
+from steepest.lab.weights import load_weights
 from steepest.transfer.rules import OptimizerName, Rule
 
 
@@ -82,8 +96,13 @@ class Diagnose:
     """A function loss(model, batch) -> scalar. By default model(**batch).loss where a batch is a
     mapping, and else the cross entropy of model(inputs) for batches (inputs, classes)."""
     count: int = 8
-    """Batches to take: 3 at least, 4 for "standard", 8 for "thorough"; more make intervals
-    narrower."""
+    """Batches that judge: 3 at least, 4 for "standard", 8 for "thorough"; more make intervals
+    narrower. A warm-up takes those after them, one for each step if there are so many."""
+    checkpoint: Path | None = None
+    """Weights to load first: a state dict, from torch.save or safetensors."""
+    warmup_steps: int | Literal["auto"] = "auto"
+    """Steps of Muon that a copy is trained for before it is judged: auto is 60 where the weights
+    look untrained. 0 takes the weights as they are."""
     level: Level = "standard"
     """quick: a gradient for each batch. standard: real steps in each geometry, and curvature.
     thorough: a race of more real steps too."""
@@ -281,24 +300,31 @@ def _diagnose(command: Diagnose) -> None:
     check_clip(command.clip)
     if command.clip is not None and command.optimizer is None:
         raise InputError("got --clip without --optimizer, whose audit it is for; give both")
-    model, given = imported_model(command.model), imported_batches(command.batches, command.count)
+    with_known_generators()
+    model, stream = imported_model(command.model), imported_stream(command.batches)
+    if command.checkpoint is not None:
+        load_weights(model, command.checkpoint)
     settings = {key: value for key, value in asdict(command).items() if key not in ("out", "json")}
-    settings["monitored"] = command.monitored and str(command.monitored)
+    for key in ("monitored", "checkpoint"):
+        settings[key] = settings[key] and str(settings[key])
     out = command.out or _folder("diagnosis", settings)
+    steps = STEPS if command.warmup_steps == "auto" else command.warmup_steps
     with bars() as shown:
-        bar = shown.add_task("diagnosing", total=None, detail="gradients and products")
         found, audited, summary = diagnosis_study(
             model,
             imported_loss(command.loss),
-            given,
+            taken(command.batches, stream, command.count),
+            others=itertools.islice(stream, max(0, steps)),
             level=command.level,
             parameters=command.parameters or None,
+            warmup_steps=command.warmup_steps,
             optimizer=imported_optimizer(command.optimizer),
             clip=command.clip,
             monitored=command.monitored,
             out=out,
             settings=settings,
-            on_progress=lambda done: shown.update(bar, completed=done),
+            on_progress=Countdown(shown, "diagnosing", "gradients"),
+            say=say,
         )
     page = _page(report, summary, out)
     if command.json:

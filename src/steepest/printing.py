@@ -14,3 +14,12 @@ def as_text(shown: RenderableType, width: int) -> str:
     with (console := Console(width=width, color_system=None)).capture() as captured:
         console.print(shown)
     return captured.get()
+
+
+def sentence(text: str) -> str:
+    """Return a text with a capital first letter and a full stop.
+
+    >>> sentence("a copy was trained")
+    'A copy was trained.'
+    """
+    return f"{text[:1].upper()}{text[1:].removesuffix('.')}."

@@ -23,7 +23,8 @@ from steepest.diagnosis.evidence import GEOMETRIES, gather, unit
 from steepest.diagnosis.inputs import Inputs
 from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.diagnosis.race import race
-from steepest.diagnosis.verdicts import _verdict, diagnose, single_layer
+from steepest.diagnosis.verdicts import _verdict, answer, diagnose, single_layer
+from steepest.lab.models import GPT, GPTConfig
 from steepest.linalg import nuclear_rank, polar, stable_rank
 from steepest.parameter_roles import all_roles
 
@@ -250,7 +251,7 @@ def test_spectral_wins_where_the_signal_has_full_rank_and_the_input_a_spike() ->
     def loss(model: Any, given: Batch) -> Tensor:
         return 0.5 * (model(given[0]) - given[1]).square().sum(1).mean()
 
-    found = diagnose(model, loss, [batch() for _ in range(5)], level="quick")
+    found = diagnose(model, loss, [batch() for _ in range(5)], level="quick", warmup_steps=0)
     [row] = found
     assert row.stable_rank is not None
     assert row.stable_rank < 2
@@ -375,7 +376,8 @@ def test_other_networks() -> None:
     batches = [(torch.randn(8, 4, 6, 6), torch.arange(8) % 4) for _ in range(4)]
     found = {row.matrix: row for row in diagnose(model, _loss, batches)}
     assert {"conv.weight[0]", "conv.weight[1]", "head.weight"} <= set(found)
-    assert not any(name.startswith("unused") for name in found)
+    assert found["unused.weight"].reason.startswith("its gradient is zero on some batch")
+    assert found["unused.weight"].nuclear_rank is None
     recurrent = [row for name, row in found.items() if name.startswith("lstm.")]
     assert recurrent
     inside = ("lstm.weight_hh_l0", "lstm.weight_ih_l1")
@@ -444,11 +446,77 @@ def test_bad_input() -> None:
 
 
 def test_progress_counts_what_is_dear() -> None:
-    seen: list[int] = []
-    diagnose(_mlp(), _loss, _batches(4), on_progress=seen.append)
+    calls: list[tuple[int, int, str]] = []
+    diagnose(_mlp(), _loss, _batches(4), on_progress=lambda *call: calls.append(call))
+    seen = [done for done, _, _ in calls]
     assert seen == list(range(1, len(seen) + 1))
+    assert 0.4 * seen[-1] < calls[0][1] < 2.5 * seen[-1]  # an estimate from the start
+    assert calls[-1][1] == seen[-1]
+    assert {message for _, _, message in calls} == {
+        "gradients", "descent 0.weight", "descent 2.weight", "descent 4.weight",
+    }  # fmt: skip
     # Gradients, products, and at least three sizes of three more steps in each geometry.
     assert len(seen) >= 4 + 4 * 3 * 4 * (1 + 3 * 3)
+
+
+class _Attention(nn.Module):
+    """A fused projection, and experts without names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.experts = nn.Linear(6, 18), nn.Parameter(torch.randn(2, 6, 6) / 3)
+        self.out = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        y = (q @ k.mT).softmax(-1) @ v
+        return self.out(y @ self.experts[0].mT + y @ self.experts[1].mT)
+
+
+def test_fused_parts_are_named_query_key_and_value() -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(5, 7, 6) for _ in range(4)]
+    found = diagnose(_Attention(), lambda m, x: (m(x) - x).square().mean(), batches, level="quick")
+    names = [f"qkv.weight[{part}]" for part in ("query", "key", "value")]
+    assert [row.matrix for row in found] == ["experts[0]", "experts[1]", *names, "out.weight"]
+    assert all(f"qkv[{part}]" in str(found) for part in ("query", "key", "value"))
+    stacked = gather(
+        GPT(GPTConfig(width=8, depth=1, heads=2, context=4), 5),
+        lambda m, b: _loss(lambda x: m(x).flatten(0, 1), (b, b.flatten())),
+        [torch.randint(5, (3, 4)) for _ in range(3)], ["*query*"], curvature=False,
+    )  # fmt: skip
+    assert [place.label for place in stacked] == ["blocks.0.attention.query.weight"]
+
+
+@pytest.mark.parametrize("name", ["0.weight", "2.weight", "4.weight"])
+def test_no_rank_is_above_the_sides_of_its_matrix(name: str) -> None:
+    """Noise takes the ratio of gains between batches beyond them; the prediction moves with it."""
+    [place] = gather(_mlp(), _loss, _batches(4), [name], curvature=False)
+    before = answer(place, {}, ())
+    place.gains["spectral"] *= 10
+    after, most = answer(place, {}, ()), min(place.shape)
+    assert after.nuclear_rank_across == most
+    for result in (before, after):
+        assert result.nuclear_rank_across is not None
+        assert result.stable_rank is not None
+        assert result.bound is not None
+        prediction = result.prediction("spectral")
+        assert prediction is not None
+        assert prediction.log_ratio is not None
+        ratio = math.log(result.nuclear_rank_across / result.stable_rank)
+        assert prediction.log_ratio.value == pytest.approx(ratio)
+        assert result.bound.value == pytest.approx(ratio)
+    width = before.bound.high - before.bound.low
+    assert after.bound.high - after.bound.low == pytest.approx(width)  # no surer than before
+
+
+def test_what_cannot_be_diagnosed_is_said_before_any_work() -> None:
+    def count(*_: Any) -> None:
+        raise AssertionError("began")
+
+    for model, given in ((_mlp(), {"parameters": ["nothing"]}), (nn.LayerNorm(6), {})):
+        with pytest.raises(ValueError, match=r"nothing|without matrices"):
+            diagnose(model, _loss, _batches(20), on_progress=count, **given)
 
 
 def test_wide_layers_are_within_the_stated_errors() -> None:

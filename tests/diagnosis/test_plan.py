@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 import steepest
 from steepest.diagnosis import Diagnosis, Plan, PlanRow, diagnose
+from steepest.diagnosis.advice import better
 from steepest.diagnosis.intervals import Interval
 from steepest.lab.models import GPT, GPTConfig
 from steepest.optim.mixed import Mixed
@@ -220,17 +220,20 @@ def test_a_diagnosis_makes_a_plan() -> None:
     def loss(model: Any, batch: Any) -> Tensor:
         return F.cross_entropy(model(batch[0]), batch[1])
 
+    optimizer = Plan.default(model).optimizer(model, lr=0.02)
+    for batch in batches * 10:
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        optimizer.step()
     found = diagnose(model, loss, batches)
+    assert not found.fresh
     plan = found.plan()
     assert [row.parameter for row in plan] == [name for name, _ in model.named_parameters()]
     geometries = {row.parameter: row.geometry for row in plan}
     for row in found:
-        ratio = row.prediction("spectral").log_ratio
-        worse = ratio.value < -math.log(1.1) and ratio.high < math.log(1.1)
-        expected = row.verdict if row.verdict in ("sign", "adaptive") else "spectral"
-        expected = "euclidean" if worse and expected == "spectral" else expected
-        head = row.matrix == "4.weight"
-        assert geometries[row.matrix] == ("adaptive" if head else expected)
+        chosen = better(row)
+        expected = "spectral" if chosen is None else chosen[0]
+        assert geometries[row.matrix] == ("adaptive" if row.matrix == "4.weight" else expected)
     assert geometries["0.bias"] == "adaptive"
     optimizer = plan.optimizer(model, lr=0.02)
     first = loss(model, batches[0]).item()
@@ -241,40 +244,103 @@ def test_a_diagnosis_makes_a_plan() -> None:
     assert loss(model, batches[0]).item() < first
 
 
-@pytest.mark.parametrize("verdict", ["euclidean", "cannot tell"])
-@pytest.mark.parametrize(
-    ("interval", "geometry"),
-    [
-        ((-0.1, -0.2, 0.05), "euclidean"),
-        ((-0.05, -0.2, 0.05), "spectral"),  # worse by less than 10%
-        ((-0.1, -0.4, 0.2), "spectral"),  # perhaps better
-    ],
-)
-def test_a_matrix_stays_spectral_unless_that_is_worse(
-    verdict: Any, interval: tuple[float, float, float], geometry: str
-) -> None:
+STRONG, WIDE, LITTLE = (0.5, 0.1, 0.9), (0.5, -0.1, 1.1), (0.09, 0.05, 0.13)
+LOW, HIGH = (-1.0, -1.2, -0.8), (-1.0, -1.6, -0.4)  # of the theory's bound; log(1/2) is -0.69
+
+
+def _diagnosis(
+    over_spectral: dict[str, tuple[float, float, float]],
+    bound: tuple[float, float, float] | None = None,
+    level: Any = "standard",
+    **more: Any,
+) -> Diagnosis:
+    """What is said of all matrices of a model."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
-    batches = [(torch.randn(30, 6), torch.arange(30) % 3) for _ in range(3)]
-    found = diagnose(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), batches, level="quick")
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+    batches = [(torch.randn(30, 6), torch.arange(30) % 3) for _ in range(4)]
+    loss = lambda m, b: F.cross_entropy(m(b[0]), b[1])  # noqa: E731
+    measured = diagnose(model, loss, batches, warmup_steps=0)
     rows = [
         replace(
             row,
-            verdict=verdict,
-            reason="as said",
-            predictions=tuple(replace(p, log_ratio=Interval(*interval)) for p in row.predictions),
+            bound=None if bound is None else Interval(*bound),
+            predictions=tuple(
+                replace(p, over_spectral=Interval(*over_spectral.get(p.geometry, (0.0, 0.0, 0.0))))
+                for p in row.predictions
+            ),
         )
-        for row in found
+        for row in measured
     ]
-    plan = Diagnosis(rows, "quick", 3, Plan.default(model)).plan()
-    [row] = [row for row in plan if row.parameter == "2.weight"]
-    assert row.geometry == geometry
-    if geometry == "euclidean":
-        assert row.reason == (
-            "as said"
-            if verdict == "euclidean"
-            else "spectral steps are predicted at 0.9 times Euclidean"
-        )
-    else:
-        said = "no geometry is worth more" if verdict == "euclidean" else "cannot tell"
-        assert said in row.reason
+    return Diagnosis(rows, level, 4, Plan.default(model), **more)
+
+
+@pytest.mark.parametrize(
+    ("over_spectral", "bound", "geometry"),
+    [
+        ({"sign": STRONG}, None, "sign"),
+        ({"adaptive": STRONG}, None, "adaptive"),
+        ({"euclidean": STRONG}, None, "euclidean"),
+        ({"sign": STRONG, "adaptive": (0.6, 0.1, 1.1)}, None, "adaptive"),
+        ({"sign": WIDE}, None, "spectral"),
+        ({"sign": WIDE}, LOW, "spectral"),  # the theory speaks of Euclidean steps alone
+        ({"sign": LITTLE}, None, "spectral"),
+        ({"euclidean": WIDE}, None, "spectral"),
+        ({"euclidean": WIDE}, HIGH, "spectral"),
+        ({"euclidean": WIDE}, LOW, "euclidean"),
+        ({"euclidean": LITTLE}, LOW, "spectral"),
+        ({}, LOW, "spectral"),  # the theory alone
+        ({}, None, "spectral"),
+    ],
+)
+def test_a_matrix_leaves_muon_on_strong_evidence(
+    over_spectral: Any, bound: Any, geometry: str
+) -> None:
+    plan = _diagnosis(over_spectral, bound).plan()
+    for row in plan:
+        hidden = row.parameter in ("0.weight", "2.weight")
+        assert row.geometry == (geometry if hidden else "adaptive")
+        if hidden and geometry != "spectral":
+            assert f"{geometry} steps are predicted to decrease the loss" in row.reason
+        elif hidden:
+            assert "no other geometry is surely better than spectral" in row.reason
+
+
+@pytest.mark.parametrize(
+    ("more", "note"),
+    [({"level": "quick"}, "a quick diagnosis takes no steps"), ({"fresh": True}, "look fresh")],
+)
+def test_a_plan_without_strong_evidence_is_that_of_muon(more: Any, note: str) -> None:
+    plan = _diagnosis({"sign": STRONG, "euclidean": STRONG}, LOW, **more).plan()
+    assert {row.geometry for row in plan if row.parameter[2:] == "weight"} == {
+        "spectral", "adaptive",
+    }  # fmt: skip
+    [told] = plan.notes
+    assert note in told
+    assert told.endswith("plan is Muon")
+
+
+def test_a_fused_parameter_leaves_muon_where_most_of_its_matrices_do() -> None:
+    whole = _diagnosis({"sign": STRONG})
+    none = _diagnosis({})["0.weight"]
+    for count, geometry in ((1, "spectral"), (2, "sign")):
+        rows = [replace(whole["0.weight"], matrix=f"0.weight[{i}]") for i in range(count)]
+        rows += [replace(none, matrix=f"0.weight[{i}]") for i in range(count, 3)]
+        plan = Diagnosis(rows, "standard", 4, whole._default).plan()
+        assert plan[0].geometry == geometry
+    assert plan[0].reason.startswith("2 of 3: sign steps are predicted")
+
+
+def test_a_matrix_without_evidence_stays_with_muon() -> None:
+    """Its gradient is zero, or it was not looked at."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[2].bias.fill_(-100.0)  # behind which all is zero
+    batches = [(torch.randn(30, 6), torch.arange(30) % 3) for _ in range(4)]
+    found = diagnose(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), batches, warmup_steps=0)
+    assert [row.verdict for row in found] == ["cannot tell"] * 3
+    assert found["0.weight"].reason.startswith("its gradient is zero on some batch")
+    few = Diagnosis(found[:1], "standard", 4, found._default)
+    for plan in (found.plan(), few.plan()):
+        assert [r.geometry for r in plan] == [r.geometry for r in Plan.default(model)]
+    assert "cannot tell (zero gradient)" in str(found)

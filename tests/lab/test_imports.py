@@ -104,7 +104,7 @@ def test_an_edited_plan_is_not_overwritten(
     edited = plan.read_text().replace("spectral", "adaptive")
     plan.write_text(edited)
     with monkeypatch.context() as nothing:
-        nothing.setattr("steepest.lab.studies.diagnosis_study.diagnose", None)  # not even begun
+        nothing.setattr("steepest.lab.studies.diagnosis_study.started", None)  # not even begun
         said = _refused(given, capsys)
     assert f"got {plan.relative_to(tmp_path)}, which was edited" in said
     assert "move it to another place, or choose another --out" in said

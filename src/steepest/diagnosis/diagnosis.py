@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
+from steepest.diagnosis.advice import planned
 from steepest.diagnosis.evidence import GeometryName, Spectrum
-from steepest.diagnosis.intervals import WORTH_IT, Interval, worth_it
-from steepest.diagnosis.plan import Plan, Planned, PlanRow
+from steepest.diagnosis.intervals import Interval
+from steepest.diagnosis.plan import Plan, PlanRow
 from steepest.diagnosis.race import RaceResult
 from steepest.diagnosis.stacks import StackDiagnosis
+from steepest.diagnosis.warmup import WarmUp
 from steepest.files import read_json, write_json
 from steepest.parameter_roles import Role
-from steepest.printing import as_text
+from steepest.printing import as_text, sentence
 
 Level = Literal["quick", "standard", "thorough"]
 Verdict = Literal["spectral", "euclidean", "sign", "adaptive", "cannot tell"]
@@ -38,6 +41,8 @@ class Prediction:
         log_ratio: the natural logarithm of the decrease of the loss by four real steps over that by
             Euclidean ones, with its interval: see `steepest.diagnosis.descent`; at the level
             "quick" that of nr(G) / st(A), the ratio of the bounds of the theory.
+        over_spectral: the same over spectral steps, with its 95% interval, which plans follow; None
+            at the level "quick".
     """
 
     geometry: GeometryName
@@ -46,14 +51,18 @@ class Prediction:
     best_step: float | None
     decrease: float | None
     log_ratio: Interval | None
+    over_spectral: Interval | None = None
 
 
 @dataclass(frozen=True)
 class MatrixDiagnosis:
     """One matrix: what it is, what was measured, what follows.
 
+    A matrix whose gradient is zero on some batch has no numbers; its reason says so.
+
     Attributes:
-        matrix: parameter name; `[i]` behind it counts the matrices of a fused or batched one.
+        matrix: parameter name; behind it `[query]`, `[key]` or `[value]` of a fused one, or `[i]`,
+            which counts the matrices of another.
         parameter: the parameter.
         role: what the parameter is, see `steepest.roles`.
         shape: (out, in).
@@ -66,13 +75,16 @@ class MatrixDiagnosis:
         nuclear_rank: ‖G‖_*² / ‖G‖_F², the mean over batches. For sides above 128 singular values
             below 1e-2 of (Σσ⁴)^(1/4) are damped, which took up to 15% off; the next is within 7%.
         nuclear_rank_across: (⟨G', polar(G)⟩ / ⟨G', G / ‖G‖_F⟩)² with G' from other batches: what is
-            left of it without the noise; None where the batches have no common direction.
+            left of it without the noise, min(m, n) at most, which noise may exceed; None where the
+            batches have no common direction.
         gradient, momentum: nuclear rank, stable rank and largest singular values (over the
             Frobenius norm) of the first batch's gradient, and of the mean of all as in momentum.
         predictions: for each geometry that was looked at.
         race: what K real steps gave, at the level "thorough".
         verdict: the answer.
         reason: in a sentence.
+        bound: the natural logarithm of nr(G) across batches over st(A), what the theory guarantees
+            of spectral steps over Euclidean ones, with its 95% interval; None where not known.
     """
 
     matrix: str
@@ -83,14 +95,15 @@ class MatrixDiagnosis:
     stable_rank: float | None
     stable_rank_centred: float | None
     stable_rank_output: float | None
-    nuclear_rank: float
+    nuclear_rank: float | None
     nuclear_rank_across: float | None
-    gradient: Spectrum
-    momentum: Spectrum
+    gradient: Spectrum | None
+    momentum: Spectrum | None
     predictions: tuple[Prediction, ...]
     race: tuple[RaceResult, ...]
     verdict: Verdict
     reason: str
+    bound: Interval | None = None
 
     def mixed_bound(self, alpha: float = 0.0) -> float | None:
         """Return the ratio of guaranteed decreases, spectral over Euclidean, in the mixed form.
@@ -104,7 +117,7 @@ class MatrixDiagnosis:
         Args:
             alpha: at least 0; it depends on the network and is not measured here.
         """
-        if self.nuclear_rank_across is None or not self.stable_rank:
+        if self.nuclear_rank_across is None or not self.stable_rank or self.gradient is None:
             return None
         over = 1 + alpha / self.gradient.stable_rank
         return self.nuclear_rank_across * over / (self.stable_rank + alpha)
@@ -124,15 +137,25 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         batches: int,
         default: Plan,
         stacks: Sequence[StackDiagnosis] = (),
+        *,
+        warm_up: WarmUp | None = None,
+        fresh: bool = False,
+        notes: Sequence[str] = (),
     ):
         self._rows = tuple(rows)
         self._default = default
         self.level: Level = level
         """How much was measured."""
         self.batches = batches
-        """On how many batches."""
+        """On how many batches, without those of a warm-up."""
         self.stacks = tuple(stacks)
         """Of matrices in neighbouring layers: whether to orthogonalize them as one."""
+        self.warm_up = warm_up
+        """How a copy was trained before it was judged; None if the model itself was."""
+        self.fresh = fresh
+        """Whether the weights that were judged look as if nobody had trained them."""
+        self.notes = tuple(notes)
+        """What to know of these weights, in sentences."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -149,63 +172,26 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         return as_text(self.table(), 100)
 
     def plan(self) -> Plan:
-        """Return a plan for all parameters: the verdicts for hidden matrices, else the default.
+        """Return a plan for all parameters that is meant to train no worse than Muon.
 
-        A parameter of several matrices, such as a fused projection, gets what most of them want.
-        Where no geometry is told to be worth more than Euclidean steps, a hidden matrix stays
-        spectral unless that is predicted to be worse by 10%, and surely not worth it: verdicts
-        change in training, and mostly to its favour.
-        Embeddings and heads stay with AdamW, whatever was found; the reason says what was. What is
-        spectral is stacked if most of its stacks are said to want it.
+        A hidden matrix leaves Muon for another geometry on strong evidence: steps of that one are
+        predicted to decrease the loss by 10% or more beyond spectral ones, with a 95% interval
+        above 1. For Euclidean steps the 10% will do where the theory says so too: nr(G) / st(A) is
+        below 1/2, with its 95% interval. A parameter of several matrices leaves where more than
+        half of them want the same geometry. What is spectral is stacked if most of its stacks are
+        said to want it. Embeddings and heads keep AdamW. The plan is that of Muon at the level
+        "quick", which takes no steps, and for weights that look fresh; `Plan.notes` say so.
         """
-        wanted = self._stacked()
-        rows = []
-        for row in self._default:
-            found = [each for each in self._rows if each.parameter == row.parameter]
-            told = [(verdict, each) for each in found if (verdict := _wanted(each, row))]
-            if not told:
-                even = any(each.verdict == "euclidean" for each in found)
-                said = "no geometry is worth more" if even else "cannot tell"
-                reason = f"{said}; {row.reason}" if found else row.reason
-                rows.append(_stacked_row(replace(row, reason=reason), wanted))
-                continue
-            counts = Counter(verdict for verdict, _ in told)
-            verdict, count = counts.most_common(1)[0]
-            best = next(_why(verdict, each) for mine, each in told if mine == verdict)
-            reason = best if len(found) == 1 else f"{count} of {len(found)}: {best}"
-            if row.geometry == "adaptive":
-                reason = f"{row.reason}; found {verdict}: {reason}"
-                rows.append(replace(row, reason=reason))
-            else:
-                row = replace(row, geometry=cast(Planned, verdict), reason=reason)
-                rows.append(_stacked_row(row, wanted))
-        return Plan(rows)
-
-    def _stacked(self) -> dict[str, float]:
-        """Of each parameter in stacks: the share of them that is better off as one."""
-        verdicts: dict[str, list[bool]] = defaultdict(list)
-        for stack in self.stacks:
-            for name in stack.matrices:
-                verdicts[self[name].parameter].append(stack.verdict == "stacked")
-        return {name: sum(each) / len(each) for name, each in verdicts.items()}
+        return planned(self, self._default)
 
     def table(self) -> Table:
         """Return the rows as a table for a terminal."""
-        said, told = "", "decrease by steps of the best size over that by Euclidean ones"
-        if self.level == "quick":
-            told = "their ratio, the bound of the theory for spectral steps over Euclidean ones"
-        if self.stacks:
-            counts = Counter(stack.verdict for stack in self.stacks)
-            said = (
-                f"{len(self.stacks)} stacks of neighbouring layers: {counts['stacked']} better as "
-                f"one, {counts['spectral']} apart; "
-            )
         table = Table(
             box=SIMPLE_HEAD,
             title=f"{self.level}, {self.batches} batches",
             padding=(0, 1, 0, 0),
-            caption=f"{said}nr(G) across batches over st(A); {told}, with its 80% interval for the "
-            "verdict",
+            caption=escape("\n".join(self._caption())),
+            caption_justify="left",
         )
         table.add_column("matrix", overflow="fold")
         table.add_column("nr / st", justify="right", no_wrap=True)
@@ -214,15 +200,38 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             shown = ("spectral", "sign", "adaptive")
         for name in shown:
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("verdict", no_wrap=True)
+        table.add_column("verdict", overflow="fold")
         for row in self._rows:
             table.add_row(
-                row.matrix.removesuffix(".weight"),
+                escape(row.matrix.replace(".weight[", "[").removesuffix(".weight")),
                 f"{_number(row.nuclear_rank_across)} / {_number(row.stable_rank)}",
                 *(_ratio(row.prediction(name)) for name in shown),
                 row.verdict + _interval(row),
             )
         return table
+
+    def _caption(self) -> list[str]:
+        """What the table shows, what was done before, and what follows, a sentence a line."""
+        ratio = "decrease of the loss by four steps of the best size over that by Euclidean ones"
+        if self.level == "quick":
+            ratio = (
+                "their ratio, by which the theory bounds the decrease of the loss over Euclidean"
+            )
+        lines = [
+            "nr / st: nuclear rank of the gradient across batches over stable rank of the input.",
+            f"spectral{', sign, adaptive' if self.level != 'quick' else ''}: {ratio}.",
+            "Behind a verdict: the 80% interval of its ratio.",
+        ]
+        if self.stacks:
+            counts = Counter(stack.verdict for stack in self.stacks)
+            lines.append(
+                f"{len(self.stacks)} stacks of neighbouring layers: {counts['stacked']} better as "
+                f"one, {counts['spectral']} apart, {counts['cannot tell']} cannot tell."
+            )
+        plan = self.plan()
+        geometries = Counter(row.geometry for row in plan)
+        total = ", ".join(f"{count} {name}" for name, count in geometries.most_common())
+        return [*lines, *map(sentence, plan.notes), f"Plan of {len(plan)} parameters: {total}."]
 
     def to_dataframe(self) -> Any:
         """Return a pandas data frame, a row for each matrix.
@@ -237,7 +246,8 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             record = {f.name: getattr(row, f.name) for f in fields(row)}
             del record["predictions"], record["race"]
             for name in ("gradient", "momentum"):
-                for key, value in asdict(record.pop(name)).items():
+                spectrum = record.pop(name) or Spectrum(math.nan, math.nan, ())
+                for key, value in asdict(spectrum).items():
                     record[f"{name}_{key}"] = value
             for each in row.predictions:
                 if each.log_ratio is not None:
@@ -252,12 +262,17 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON."""
         rows = [asdict(row) for row in self._rows]
+        plan = self.plan()
         return {
             "kind": "diagnosis",
             "level": self.level,
             "batches": self.batches,
             "rows": rows,
             "stacks": [asdict(stack) for stack in self.stacks],
+            "warm_up": None if self.warm_up is None else asdict(self.warm_up),
+            "fresh": self.fresh,
+            "notes": list(self.notes),
+            "advice": {"rows": [asdict(row) for row in plan], "notes": list(plan.notes)},
             "default": [asdict(row) for row in self._default],
         }
 
@@ -283,33 +298,14 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
                     )
                     for each in content["stacks"]
                 ],
+                warm_up=WarmUp(**warm_up) if (warm_up := content.get("warm_up")) else None,
+                fresh=content.get("fresh", False),
+                notes=content.get("notes", ()),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"got {path}, which holds no diagnosis ({error}); expected what `save` wrote"
             ) from error
-
-
-def _wanted(found: MatrixDiagnosis, default: PlanRow) -> Verdict | None:
-    """What a matrix wants in a plan, if that is to change it."""
-    if default.geometry != "spectral" or found.verdict not in ("euclidean", "cannot tell"):
-        return None if found.verdict == "cannot tell" else found.verdict
-    spectral = found.prediction("spectral")
-    if spectral is None or spectral.log_ratio is None or worth_it(spectral.log_ratio) is not False:
-        return None
-    return "euclidean" if spectral.log_ratio.value < -math.log(WORTH_IT) else None
-
-
-def _why(verdict: Verdict, found: MatrixDiagnosis) -> str:
-    if found.verdict == verdict:
-        return found.reason
-    return f"spectral steps are predicted at {_ratio(found.prediction('spectral'))} times Euclidean"
-
-
-def _stacked_row(row: PlanRow, wanted: dict[str, float]) -> PlanRow:
-    if row.geometry != "spectral" or wanted.get(row.parameter, 0) <= 0.5:
-        return row
-    return replace(row, geometry="stacked", reason=f"{row.reason}; better as a stack")
 
 
 def _loaded(given: Any) -> Interval | None:
@@ -318,7 +314,13 @@ def _loaded(given: Any) -> Interval | None:
 
 def _row(content: dict[str, Any]) -> MatrixDiagnosis:
     predictions = tuple(
-        Prediction(**{**each, "log_ratio": _loaded(each["log_ratio"])})
+        Prediction(
+            **{
+                **each,
+                "log_ratio": _loaded(each["log_ratio"]),
+                "over_spectral": _loaded(each.get("over_spectral")),
+            }
+        )
         for each in content["predictions"]
     )
     raced = tuple(
@@ -334,12 +336,14 @@ def _row(content: dict[str, Any]) -> MatrixDiagnosis:
     spectra = {
         name: Spectrum(**{**content[name], "leading": tuple(content[name]["leading"])})
         for name in ("gradient", "momentum")
+        if content[name] is not None
     }
     changed = {
         **spectra,
         "predictions": predictions,
         "race": raced,
         "shape": tuple(content["shape"]),
+        "bound": _loaded(content.get("bound")),
     }
     return MatrixDiagnosis(**{**content, **changed})
 
@@ -352,6 +356,8 @@ def _ratio(prediction: Prediction | None) -> str:
 
 def _interval(row: MatrixDiagnosis) -> str:
     """That of the verdict, or nothing."""
+    if row.gradient is None:
+        return " (zero gradient)"
     if row.verdict == "cannot tell" or row.verdict == "euclidean":
         return ""
     found = row.prediction(row.verdict)

@@ -28,6 +28,7 @@ EXACT = 128
 SKETCH = 8
 """Singular values that are kept of a matrix."""
 GEOMETRIES: tuple[GeometryName, ...] = get_args(GeometryName)
+PARTS = {"q": "query", "k": "key", "v": "value"}
 BOUNDED: tuple[GeometryName, ...] = ("euclidean", "spectral")
 """Those that the bounds of the theory speak of."""
 
@@ -69,10 +70,13 @@ class Evidence:
 
     @property
     def label(self) -> str:
-        """The parameter, with the number of the matrix where there are several."""
+        """The parameter, with the name or number of the matrix where there are several."""
         assert self.row.view is not None
-        several = len(self.row.view.sizes()) > 1
-        return f"{self.row.name}[{self.index}]" if several else self.row.name
+        if (count := len(self.row.view.sizes())) == 1:
+            return self.row.name
+        if len(self.row.attention) == count:
+            return f"{self.row.name}[{PARTS[self.row.attention[self.index]]}]"
+        return f"{self.row.name}[{self.index}]"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -142,7 +146,7 @@ def gather(
         mine.clear()
         if _measure(place, inputs, GEOMETRIES if curvature else BOUNDED):
             kept.append(place)
-    if curvature:
+    if curvature and kept:
         _curvatures(model, loss, batches, kept, tick, how)
     return kept
 

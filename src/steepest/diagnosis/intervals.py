@@ -9,6 +9,8 @@ from statistics import fmean
 
 WORTH_IT = 1.1
 """What is less simple is to decrease the loss by this factor more."""
+SURE = 0.95
+"""Confidence of the intervals that a plan follows; verdicts follow those of 0.8."""
 
 
 @dataclass(frozen=True)

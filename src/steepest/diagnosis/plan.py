@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import textwrap
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -22,7 +24,7 @@ from steepest.matrix_view import MatrixView
 from steepest.optim.mixed import Mixed
 from steepest.optim.teon import find_stacks
 from steepest.parameter_roles import RoleTable, roles
-from steepest.printing import as_text
+from steepest.printing import as_text, sentence
 
 Planned = Literal["spectral", "stacked", "euclidean", "sign", "adaptive"]
 RATES: dict[str, float] = {
@@ -93,8 +95,15 @@ class Plan(Sequence[PlanRow]):
     [0.02, 0.003]
     """
 
-    def __init__(self, rows: Iterable[PlanRow], rates: Mapping[str, float] | None = None):
+    def __init__(
+        self,
+        rows: Iterable[PlanRow],
+        rates: Mapping[str, float] | None = None,
+        notes: Iterable[str] = (),
+    ):
         self._rows = tuple(rows)
+        self.notes = tuple(notes)
+        """What to know of how it came about, in sentences; comments in a file."""
         self.rates = {**RATES, **(rates or {})}
         """Of the learning rate, for each geometry."""
         _known(self.rates, RATES, "geometry", "[rates]")
@@ -115,13 +124,17 @@ class Plan(Sequence[PlanRow]):
         return self._rows[key]
 
     def __str__(self) -> str:
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        caption = escape("\n".join(map(sentence, self.notes))) or None
+        table = Table(
+            box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left"
+        )
         for name in ("parameter", "shape", "geometry", "rate", "reason"):
-            table.add_column(name)
+            table.add_column(name, overflow="fold")
         for row in self._rows:
             rate = self.rates[row.geometry] * row.lr_scale
             shape = " x ".join(map(str, row.shape))
-            table.add_row(row.parameter, shape, row.geometry, f"{rate:.3g} lr", row.reason)
+            cells = (row.parameter, shape, row.geometry, f"{rate:.3g} lr", row.reason)
+            table.add_row(*map(escape, cells))
         return as_text(table, 120)
 
     @classmethod
@@ -141,7 +154,8 @@ class Plan(Sequence[PlanRow]):
 
     def save(self, path: str | Path) -> None:
         """Write TOML, whole or not at all."""
-        lines = ["# Which geometry each parameter descends in. geometry is one of:"]
+        lines = [f"# {line}" for note in self.notes for line in textwrap.wrap(sentence(note), 98)]
+        lines += ["# Which geometry each parameter descends in. geometry is one of:"]
         lines += [f"#   {', '.join(get_args(Planned))}", ""]
         lines += [
             "# Learning rate of each geometry, as a part of the given one.",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from torch import nn
 
-from steepest.curvature.loss_function import Loss, listed, unwrapped
+from steepest.curvature.loss_function import Loss, chosen_parameters, listed, unwrapped
 from steepest.diagnosis.descent import Descent, Layer, Step, descents, log_ratio
 from steepest.diagnosis.diagnosis import Diagnosis, Level, MatrixDiagnosis, Prediction, Verdict
 from steepest.diagnosis.evidence import (
@@ -20,16 +21,30 @@ from steepest.diagnosis.evidence import (
     second_moment,
     unit,
 )
-from steepest.diagnosis.intervals import Interval, jackknife, worth_it
+from steepest.diagnosis.intervals import SURE, Interval, jackknife, worth_it
 from steepest.diagnosis.plan import Plan
+from steepest.diagnosis.progress import OnProgress, Work
 from steepest.diagnosis.race import RaceResult, race
-from steepest.diagnosis.stacks import StackDiagnosis, judge_stack, stack_layers
-from steepest.parameter_roles import roles_in_loss
+from steepest.diagnosis.stacks import judge_stack, stack_layers
+from steepest.diagnosis.warmup import (
+    STEPS,
+    Steps,
+    WarmUp,
+    checked_steps,
+    divided,
+    looks_fresh,
+    warmed_up,
+)
+from steepest.parameter_roles import RoleTable, all_roles, roles_in_loss
 
 STACK = 2
 """Layers in a stack, as by default in TEON."""
 FEWEST: dict[Level, int] = {"quick": 3, "standard": 4, "thorough": 8}
 """Batches at least: for directions, and another one that judges them."""
+DESCENT, RACE = 54, 130
+"""Gradients for each matrix and batch, about, before any is counted."""
+Kept = Callable[[str, Callable[[], Any]], Any]
+"""From the name of a part and what computes it to its result."""
 
 
 def diagnose(
@@ -39,7 +54,8 @@ def diagnose(
     *,
     level: Level = "standard",
     parameters: Sequence[str] | None = None,
-    on_progress: Callable[[int], None] = lambda done: None,
+    warmup_steps: Steps = "auto",
+    on_progress: OnProgress = lambda done, total, message: None,
     **how: Any,
 ) -> Diagnosis:
     """Say for each matrix of a model which norm it wants to descend in, with the evidence.
@@ -63,6 +79,12 @@ def diagnose(
     cheapest, where surely none gains that. Queries, keys and values of two layers in a row are
     judged as a stack as well (TEON): one polar factor, or one for each.
 
+    At initialization the first steps only learn what every batch says, and verdicts are about them.
+    So where weights look fresh (see `steepest.diagnosis.warmup.looks_fresh`) a copy is trained
+    first, for 60 steps of Muon, and judged in place of the model. The first 8 batches judge, the
+    others are trained on; of fewer than 16 the first half judges. `Diagnosis.warm_up` and
+    `Diagnosis.notes` say what was done.
+
     Args:
         model: any module, also compiled; unchanged, as are its gradients and random generators.
         loss: `loss(model, batch) -> scalar`, the mean over examples.
@@ -70,11 +92,15 @@ def diagnose(
             of training. Few make wide intervals; 8 is a good number.
         level: how much to measure.
         parameters: names or patterns; by default all matrices that are trained.
-        on_progress: called with the number of gradients and products so far.
+        warmup_steps: how long a copy is trained first: "auto" is 60 steps where the weights look
+            fresh and there are batches for it, 0 takes the weights as they are.
+        on_progress: called as `on_progress(done, total, message)` with the gradients and products
+            so far, how many there will be by an estimate, and what they are for.
         how: as for `steepest.curvature.Hessian`: `batch_norm`, `dtype`.
 
     Raises:
-        ValueError: for too few batches, models without matrices, losses that cannot be used.
+        ValueError: for too few batches, models without matrices, losses that cannot be used, and
+            a warm-up of so many steps that is not possible.
         FloatingPointError: for a loss that is not finite.
 
     >>> import torch
@@ -86,41 +112,217 @@ def diagnose(
     >>> [row.matrix for row in found], 1 <= found["2.weight"].stable_rank <= 5
     (['0.weight', '2.weight'], True)
     """
-    given = listed(batches)
+    checked(model, batches := listed(batches), level, parameters)
+    work = Work(on_progress)
+    start = started(model, loss, batches, level, parameters, warmup_steps, work, **how)
+    return judged(start, loss, level, parameters, **how)
+
+
+def checked(
+    model: nn.Module, batches: Sequence[Any], level: Level, parameters: Sequence[str] | None
+) -> None:
+    """Raise a ValueError for what cannot be diagnosed, before any work."""
     if level not in FEWEST:
         raise ValueError(f"got level={level!r}, expected one of {', '.join(FEWEST)}")
-    if len(given) < FEWEST[level]:
+    if len(batches) < FEWEST[level]:
         raise ValueError(
-            f"got {len(given)} batches, expected at least {FEWEST[level]} for level={level!r}: "
+            f"got {len(batches)} batches, expected at least {FEWEST[level]} for level={level!r}: "
             "directions and what judges them come from different batches"
         )
-    done = 0
+    model = unwrapped(model)
+    if not _places(all_roles(model), model, parameters):
+        raise ValueError(
+            f"got a {type(model).__name__} without matrices that are trained, expected some"
+        )
 
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        on_progress(done)
 
-    # A verdict and the race that it may be held against share no batch.
-    judged = given if level != "thorough" else given[: len(given) // 2]
-    found = gather(model, loss, judged, parameters, level != "quick", tick, **how)
-    raced: dict[str, tuple[RaceResult, ...]] = {}
-    if level == "thorough":
-        raced = race(model, loss, given[len(given) // 2 :], found, tick, **how)
+@dataclass(frozen=True)
+class Start:
+    """What is judged: the model or a copy that was trained a little.
+
+    Attributes:
+        model: which.
+        batches: those that judge.
+        warm_up: how the copy was trained; None if the model itself is judged.
+        fresh: whether the weights look fresh.
+        notes: what to know of it, in sentences.
+        work: counts gradients.
+    """
+
+    model: nn.Module
+    batches: list[Any]
+    warm_up: WarmUp | None
+    fresh: bool
+    notes: tuple[str, ...]
+    work: Work
+
+
+def started(
+    model: nn.Module,
+    loss: Loss,
+    batches: list[Any],
+    level: Level,
+    parameters: Sequence[str] | None,
+    warmup_steps: Steps,
+    work: Work,
+    others: Iterable[Any] = (),
+    **how: Any,
+) -> Start:
+    """Return what is judged, after a warm-up if one is asked for and possible.
+
+    Args:
+        model, loss, batches, level, parameters, warmup_steps, how: as for `diagnose`.
+        work: counts gradients.
+        others: more batches, for a warm-up alone; too few of them are divided with `batches`.
+    """
+    asked = checked_steps(warmup_steps)
+    fresh = looks_fresh(model, loss, batches, **how)
+    steps = (STEPS if fresh else 0) if asked == "auto" else asked
+    table = roles_in_loss(unwrapped(model), loss, batches[0])
+    places = _places(table, unwrapped(model), parameters)
+    if not steps:
+        _expect(work, places, level, len(batches))
+        kept = ("the weights look fresh and were taken as they are",) if fresh else ()
+        return Start(model, batches, None, fresh, kept, work)
+    try:
+        judges, trained = divided(batches, list(others), FEWEST[level])
+        work.expect("warm-up", "warm-up", steps)
+        _expect(work, places, level, len(judges))
+        work.begin("warm-up")
+        copy, done = warmed_up(model, loss, trained, judges, steps, work.tick, **how)
+    except ValueError as error:
+        if asked != "auto":
+            raise
+        _expect(work, places, level, len(batches))
+        note = f"the weights look fresh and were not warmed up: {error}"
+        return Start(model, batches, None, True, (note,), work)
+    before = "the weights looked fresh, so a" if fresh else "a"
+    note = f"{before} copy was trained before it was judged: {done}"
+    fresh = looks_fresh(copy, loss, judges, **how)
+    still = ("the copy looks fresh as well",) if fresh else ()
+    return Start(copy, judges, done, fresh, (note, *still), work)
+
+
+def judged(
+    start: Start,
+    loss: Loss,
+    level: Level,
+    parameters: Sequence[str] | None,
+    kept: Kept = lambda name, compute: compute(),
+    **how: Any,
+) -> Diagnosis:
+    """Return the diagnosis of what a start gave.
+
+    Args:
+        loss, level, parameters, how: as for `diagnose`.
+        kept: gets the name of a part ("race" or "descent" and a label) and a function without
+            arguments that computes it; returns what that returns, or returned before.
+    """
+    model, given, work = start.model, start.batches, start.work
     table = roles_in_loss(unwrapped(model), loss, given[0])
-    descended: list[dict[str, Descent]] = [{} for _ in found]
-    stacks: list[StackDiagnosis] = []
+    # A verdict and the race that it may be held against share no batch.
+    half = len(given) if level != "thorough" else len(given) // 2
+    judges, racing = given[:half], given[half:]
+    places = _places(table, unwrapped(model), parameters)
+    work.begin("gradients")
+    found = gather(model, loss, judges, parameters, level != "quick", work.tick, **how)
+    with_gradient = {place.label for place in found}
+    for place in places:
+        if place.label not in with_gradient:
+            work.skip(f"descent {place.label}")
+            work.skip(f"race {place.label}")
+    layers: dict[str, Layer] = {}
     if level != "quick":
-        layers = [single_layer(place) for place in found]
-        layers += (stacked := stack_layers(table, found, STACK))
-        descended = descents(model, loss, judged, layers, tick, **how)
-        both = zip(stacked, descended[len(found) :], strict=True)
-        stacks = [judge_stack(layer, mine) for layer, mine in both]
-    rows = [
-        answer(place, mine, raced.get(place.label, ()))
-        for place, mine in zip(found, descended[: len(found)], strict=True)
+        layers = {f"descent {place.label}": single_layer(place) for place in found}
+        for layer in stack_layers(table, found, STACK):
+            name = f"descent {' and '.join(place.label for place in layer.places)}"
+            layers[name] = layer
+            work.expect(name, "stack", DESCENT * half / 2)
+
+    def computed(name: str, compute: Callable[[], Any]) -> Any:
+        def begun() -> Any:
+            work.begin(name)
+            return compute()
+
+        result = kept(name, begun)
+        work.skip(name)  # if it was known
+        return result
+
+    def descended(name: str, layer: Layer) -> dict[str, Descent]:
+        return computed(name, lambda: descents(model, loss, judges, [layer], work.tick, **how)[0])
+
+    def raced(place: Evidence) -> tuple[RaceResult, ...]:
+        return computed(
+            f"race {place.label}",
+            lambda: race(model, loss, racing, [place], work.tick, **how)[place.label],
+        )
+
+    races = {place.label: raced(place) for place in found} if racing else {}
+    walks = {name: descended(name, layer) for name, layer in layers.items()}
+    answers = {
+        place.label: answer(
+            place, walks.get(f"descent {place.label}", {}), races.get(place.label, ())
+        )
+        for place in found
+    }
+    return Diagnosis(
+        [answers.get(place.label) or _idle(place) for place in places],
+        level,
+        len(given),
+        Plan.default(table),
+        [
+            judge_stack(layer, walks[name])
+            for name, layer in layers.items()
+            if len(layer.places) > 1
+        ],
+        warm_up=start.warm_up,
+        fresh=start.fresh,
+        notes=start.notes,
+    )
+
+
+def _expect(work: Work, places: Sequence[Evidence], level: Level, batches: int) -> None:
+    """Say how many gradients and products there will be, about."""
+    judging = batches if level != "thorough" else batches // 2
+    products = len(GEOMETRIES) * judging * len(places) if level != "quick" else 0
+    work.expect("gradients", "gradients", judging + products)
+    for place in places if level != "quick" else ():
+        work.expect(f"descent {place.label}", "descent", DESCENT * judging)
+        if level == "thorough":
+            work.expect(f"race {place.label}", "race", RACE * (batches - judging))
+
+
+def _places(table: RoleTable, model: nn.Module, parameters: Sequence[str] | None) -> list[Evidence]:
+    """All matrices that are asked for."""
+    names = set(chosen_parameters(model, parameters))
+    return [
+        Evidence(row, i)
+        for row in table
+        if row.name in names and row.view is not None and not row.view.is_vector
+        for i in range(len(row.view.sizes()))
     ]
-    return Diagnosis(rows, level, len(given), Plan.default(table), stacks)
+
+
+def _idle(place: Evidence) -> MatrixDiagnosis:
+    """The row of a matrix without a gradient on some batch."""
+    return MatrixDiagnosis(
+        matrix=place.label,
+        parameter=place.row.name,
+        role=place.row.role,
+        shape=place.shape,
+        tokens=0,
+        stable_rank=None,
+        stable_rank_centred=None,
+        stable_rank_output=None,
+        nuclear_rank=None,
+        nuclear_rank_across=None,
+        gradient=None,
+        momentum=None,
+        predictions=(),
+        race=(),
+        verdict="cannot tell",
+        reason="its gradient is zero on some batch: it is not used there, or lies behind zeros",
+    )
 
 
 def single_layer(place: Evidence) -> Layer:
@@ -142,9 +344,9 @@ def answer(
     """Return the row of one matrix: what follows from its evidence."""
     inputs = given.inputs
     stable = fmean(each.entering for each in inputs) if inputs else None
-    predictions = _predictions(given, descended, stable)
+    predictions = _predictions(given, descended)
     verdict, reason = _verdict(predictions, bool(descended), stable)
-    across = _across(given, range(len(given.gradients)))
+    across = min(_across(given, range(len(given.gradients))), min(given.shape))
     return MatrixDiagnosis(
         matrix=given.label,
         parameter=given.row.name,
@@ -162,35 +364,47 @@ def answer(
         race=raced,
         verdict=verdict,
         reason=reason,
+        bound=_bound(given, SURE),
     )
 
 
-def _predictions(
-    given: Evidence, descended: dict[str, Descent], stable: float | None
-) -> tuple[Prediction, ...]:
+def _predictions(given: Evidence, descended: dict[str, Descent]) -> tuple[Prediction, ...]:
     B = len(given.nuclear_ranks)
     predictions = []
     for geometry in given.gains:
         gain = given.gain(geometry, range(B))
         interval: Interval | None = None
-        curvature = best = fall = None
+        curvature = best = fall = over = None
         if given.curvatures:
             curvature = given.curvatures[geometry].mean().item()
             best = gain / abs(curvature) if curvature else math.inf
             fall = 0.5 * gain * best if gain > 0 else 0.0
         if descended:
             interval = jackknife(log_ratio(descended[geometry], descended["euclidean"]), B)
-        elif geometry == "spectral" and stable is not None:
-
-            def ranks(kept: Sequence[int]) -> float:
-                inputs = [given.inputs[i].entering for i in kept]
-                return _log(_across(given, kept)) - _log(fmean(inputs))
-
-            interval = jackknife(ranks, B)
+            over = jackknife(log_ratio(descended[geometry], descended["spectral"]), B, SURE)
+        elif geometry == "spectral":
+            interval = _bound(given, 0.8)
         if geometry == "euclidean":
             interval = Interval(0.0, 0.0, 0.0)
-        predictions.append(Prediction(geometry, gain, curvature, best, fall, interval))
+        predictions.append(Prediction(geometry, gain, curvature, best, fall, interval, over))
     return tuple(predictions)
+
+
+def _bound(given: Evidence, confidence: float) -> Interval | None:
+    """Log of nr(G) / st(A), of the decreases that the theory guarantees."""
+    if not given.inputs:
+        return None
+
+    def ranks(kept: Sequence[int]) -> float:
+        inputs = [given.inputs[i].entering for i in kept]
+        return _log(_across(given, kept)) - _log(fmean(inputs))
+
+    interval = jackknife(ranks, len(given.inputs), confidence)
+    most = math.log(min(given.shape)) - _log(fmean(each.entering for each in given.inputs))
+    if interval is None or interval.value <= most:
+        return interval
+    over = interval.value - most  # noise takes ranks beyond the sides
+    return Interval(most, interval.low - over, interval.high - over)
 
 
 def _across(given: Evidence, kept: Sequence[int]) -> float:

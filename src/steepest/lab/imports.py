@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import random
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -79,6 +82,13 @@ def imported_optimizer(path: str | None) -> Callable[..., Any] | None:
     return imported_function(path, "optimizer(model), which returns yours")
 
 
+def with_known_generators() -> None:
+    """Seed all generators, so that the same command builds the same model and batches again."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+
+
 def imported_model(path: str) -> nn.Module:
     """Return the model at an import path, or what the function there returns.
 
@@ -101,8 +111,27 @@ def imported_batches(path: str, count: int) -> list[Any]:
     Raises:
         InputError: as `imported`, and for what is neither.
     """
+    return taken(path, imported_stream(path), count)
+
+
+def taken(path: str, stream: Iterator[Any], count: int) -> list[Any]:
+    """Return the next batches of a stream that was imported from a path.
+
+    Raises:
+        InputError: for a count below 1, and for what goes wrong in the user's code.
+    """
     if count < 1:
         raise InputError(f"got {count} batches to take, expected at least 1")
+    with sentences_for_errors():
+        return guarded(path, list)(itertools.islice(stream, count))
+
+
+def imported_stream(path: str) -> Iterator[Any]:
+    """Return an iterator over the batches at an import path, or of what the function there returns.
+
+    Raises:
+        InputError: as `imported`, and for what is neither.
+    """
     found = imported(path)
     found = _called(path, found, "batches") if callable(found) else found
     if not isinstance(found, Iterable):
@@ -110,8 +139,7 @@ def imported_batches(path: str, count: int) -> list[Any]:
             f"got {path!r}, which gives a {type(found).__name__}; expected an iterable of batches, "
             "or a function that returns one"
         )
-    with sentences_for_errors():
-        return guarded(path, list)(itertools.islice(found, count))
+    return iter(found)
 
 
 def _called(path: str, function: Any, what: str) -> Any:

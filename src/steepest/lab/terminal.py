@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -44,6 +46,58 @@ def bars(counted: bool = True) -> Iterator[Progress]:
     )
     with Progress(*columns, console=screen, disable=not screen.is_terminal) as shown:
         yield shown
+
+
+class Countdown:
+    """Takes the progress of work whose amount is an estimate: what is left, in a bar or in lines.
+
+    After the first few units it says how long the whole will take. Where there is no terminal a
+    line follows every `every` seconds.
+    """
+
+    FIRST = 4
+
+    def __init__(
+        self,
+        bars: Progress,
+        name: str,
+        unit: str,
+        every: float = 15.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._bars, self._unit, self._every, self._clock = bars, unit, every, clock
+        self._bar = bars.add_task(name, total=None, detail="")
+        self._began: float | None = None  # with the first unit, which has what is done once in it
+        self._said = 0.0
+
+    def __call__(self, done: int, total: int, message: str) -> None:
+        """Show that so many of about so many units are done."""
+        self._bars.update(
+            self._bar, completed=done, total=total, detail=escape(f"{self._unit}  {message}")
+        )
+        now = self._clock()
+        if self._began is None:
+            self._began = now
+            return
+        each = (now - self._began) / (done - 1)
+        left = duration(each * (total - done))
+        if done == self.FIRST:
+            say(f"about {total:,} {self._unit} of {1000 * each:.0f} ms: {left} left")
+            self._said = now
+        elif done > self.FIRST and not screen.is_terminal and now - self._said >= self._every:
+            say(f"{done:,} of about {total:,} {self._unit}, {left} left: {message}")
+            self._said = now
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people.
+
+    >>> [duration(s) for s in (12.3, 150, 9000)]
+    ['12 s', '2.5 min', '2.5 h']
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.2g} min" if seconds < 5400 else f"{seconds / 3600:.2g} h"
 
 
 class StudyProgress:

@@ -316,6 +316,22 @@ class SteepestDescent(Optimizer):
         return bool(broken)
 
     @without_autocast
+    def make_memory(self, group: dict[str, Any], matrices: Matrices) -> None:
+        """Make the memory of parameters with a gradient, of zeros, where there is none."""
+        if group["geometry"] != "adamw":
+            for key in self.entry_memory(group):
+                matrices.entries(self.state, key)
+            self.start(group, matrices)
+            return
+        for p in matrices.params:
+            state = self.state[p]
+            if "step" not in state:
+                dtype = memory_dtype(group, p)
+                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
+                state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
+
+    @without_autocast
     def _descend(
         self,
         group: dict[str, Any],

@@ -57,6 +57,39 @@ def test_every_matrix_has_a_row_and_a_cell(summary: dict[str, Any], monkeypatch:
     assert "inner.layers.0.weight" in html
 
 
+def test_the_plan_and_the_warm_up_are_told_first(summary: dict[str, Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr("steepest.lab.report.page.get_plotlyjs", lambda: "")
+    content, _ = diagnosis_page(summary)
+    assert content["planned"] == []
+    assert "The weights look fresh and were not warmed up: got 8 batches" in content["advised"][0]
+    html = render(summary)
+    assert "The plan is Muon: spectral steps for hidden matrices" in html
+    assert html.index("were not warmed up") < html.index("Over the layers")
+    row = summary["advice"]["rows"][0]
+    row["geometry"], row["reason"] = "sign", "sign steps are predicted to decrease the loss"
+    html = render(summary)
+    assert "The plan is Muon, but for these parameters." in html
+    assert row["reason"] in html
+    del summary["advice"]  # of an earlier version
+    assert "The plan is Muon" not in render(summary)
+
+
+def test_a_matrix_without_numbers_is_listed(summary: dict[str, Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr("steepest.lab.report.page.get_plotlyjs", lambda: "")
+    row = summary["rows"][0]
+    names = ("stable_rank", "stable_rank_centred", "nuclear_rank", "nuclear_rank_across")
+    row |= dict.fromkeys((*names, "stable_rank_output", "gradient", "momentum"))
+    row |= {
+        "predictions": [],
+        "race": [],
+        "verdict": "cannot tell",
+        "reason": "its gradient is zero",
+    }
+    html = render(summary)
+    assert "inner.layers.0.weight" in html
+    assert "its gradient is zero" in html
+
+
 def test_a_diagnosis_that_cannot_tell_anything_says_so(
     summary: dict[str, Any], monkeypatch: Any
 ) -> None:

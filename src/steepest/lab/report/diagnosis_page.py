@@ -18,6 +18,7 @@ from steepest.lab.report.condition_map import (
 )
 from steepest.lab.report.figures import Picture, finish, plain
 from steepest.lab.report.wording import NOT_MEASURED, finite, number, plural
+from steepest.printing import sentence
 
 GEOMETRIES = ("spectral", "sign", "adaptive")
 LIMIT = 3  # of the colours, in octaves
@@ -35,6 +36,8 @@ def diagnosis_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, P
         "audit": _audit(summary.get("audit")),
         "disagreements": [text for row in rows if (text := _disagreement(row))],
         "headline": _headline(summary),
+        "advised": [sentence(note) for note in (summary.get("advice") or {}).get("notes") or ()],
+        "planned": _planned(summary) if summary.get("advice") else None,
         "level": summary["level"],
         "maps": [
             {"id": f"map-{name}", "label": name}
@@ -52,6 +55,13 @@ def _headline(summary: dict[str, Any]) -> str:
     named = [f"{count} {verdict}" for verdict, count in counts.most_common()]
     total = plural(len(summary["rows"]), "matrix").replace("matrixs", "matrices")
     return f"{total}, from {summary['batches']} batches: {', '.join(named)}."
+
+
+def _planned(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """The parameters whose geometry is not that of Muon, the default."""
+    default = {row["parameter"]: row["geometry"] for row in summary.get("default") or ()}
+    rows = summary["advice"]["rows"]
+    return [row for row in rows if row["geometry"] != default[row["parameter"]]]
 
 
 def _ratio(row: dict[str, Any], geometry: str) -> dict[str, Any] | None:
@@ -119,8 +129,10 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         "matrix": row["matrix"],
         "about": f"{row['role']}, {row['shape'][0]} x {row['shape'][1]}, {row['tokens']} tokens",
         "stable": number(row["stable_rank"]),
-        "around": f"centred {number(row['stable_rank_centred'])}, "
-        f"output {number(row['stable_rank_output'])}",
+        "around": [
+            f"centred {number(row['stable_rank_centred'])}",
+            f"output {number(row['stable_rank_output'])}",
+        ],
         "nuclear": number(row["nuclear_rank"]),
         "across": number(row["nuclear_rank_across"]),
         "sketches": [

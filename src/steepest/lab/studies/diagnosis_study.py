@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from steepest.diagnosis import Audit, Diagnosis, Level, audit, diagnose
+from steepest.curvature.loss_function import LossFunction, unwrapped
+from steepest.diagnosis import Audit, Diagnosis, Level, audit
+from steepest.diagnosis.progress import OnProgress, Work
+from steepest.diagnosis.verdicts import checked, judged, started
+from steepest.diagnosis.warmup import Steps
 from steepest.files import DamagedFile, read_lines
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_json
+from steepest.lab.studies.finished import Finished, fingerprint
 from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
 from steepest.lab.user_code import sentences_for_errors
+from steepest.random_numbers import seeded
 
 
 def diagnosis_study(
@@ -23,24 +29,30 @@ def diagnosis_study(
     loss: Callable[[Any, Any], Any],
     batches: Sequence[Any],
     *,
+    others: Iterable[Any] = (),
     level: Level,
     parameters: Sequence[str] | None,
+    warmup_steps: Steps = "auto",
     optimizer: Callable[[nn.Module], Any] | None,
     clip: float | None,
     monitored: Path | None,
     out: Path,
     settings: dict[str, Any],
-    on_progress: Callable[[int], None] = lambda done: None,
+    on_progress: OnProgress = lambda done, total, message: None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Diagnosis, Audit | None, dict[str, Any]]:
     """Diagnose a model, in a folder, and return what was found, the audit and the summary.
 
     Args:
-        model, loss, batches, level, parameters, on_progress: as for `diagnose`.
+        model, loss, batches, level, parameters, warmup_steps, on_progress: as for `diagnose`.
+        others: more batches, which only a warm-up takes.
         optimizer: from the model to what is audited, if anything.
         clip: the norm that gradients are clipped to, for the audit.
         monitored: what a `Monitor` wrote.
-        out: the folder: `diagnosis.json`, `plan.toml`. A plan that was edited there stays.
+        out: the folder: `diagnosis.json`, `plan.toml`. A plan that was edited there stays. While it
+            goes on, `finished.jsonl` has the matrices that are finished: the next start goes on.
         settings: what was asked for, which the folder is bound to.
+        say: takes what is worth saying before it starts.
 
     Raises:
         InputError: for a file that holds no records, a folder of other settings or with an edited
@@ -50,17 +62,29 @@ def diagnosis_study(
     with sentences_for_os_errors(out), opened(out, settings) as check_folder:
         _unedited(out / "plan.toml")
 
-        def progressed(done: int) -> None:
+        def progressed(done: int, total: int, message: str) -> None:
             check_folder()
-            on_progress(done)
+            on_progress(done, total, message)
 
         with sentences_for_errors():
             audited = None
             if optimizer is not None:
                 audited = audit(model, optimizer(model), loss, batches[:1], clip_norm=clip)
-            found = diagnose(
-                model, loss, batches, level=level, parameters=parameters, on_progress=progressed
+            checked(model, batches, level, parameters)
+            kept = Finished(out / "finished.jsonl", _fingerprint(model, loss, batches))
+            if len(kept):
+                say(f"goes on with {len(kept)} parts that are finished in {out}")
+            start = started(
+                model,
+                loss,
+                list(batches),
+                level,
+                parameters,
+                warmup_steps,
+                Work(progressed),
+                others,
             )
+            found = judged(start, loss, level, parameters, kept)
         found.plan().save(out / "plan.toml")
         summary = {
             **found.as_dict(),
@@ -73,7 +97,15 @@ def diagnosis_study(
             "plan_sha256": _sha256(out / "plan.toml"),
         }
         write_json(out / "diagnosis.json", summary)
+        (out / "finished.jsonl").unlink(missing_ok=True)
     return found, audited, summary
+
+
+def _fingerprint(model: nn.Module, loss: Callable[[Any, Any], Any], batches: Sequence[Any]) -> str:
+    with seeded(0):
+        function = LossFunction(model, loss)
+        losses = [function(batch).item() for batch in batches[:2]]
+    return fingerprint(unwrapped(model), batches, losses)
 
 
 def _unedited(plan: Path) -> None:
