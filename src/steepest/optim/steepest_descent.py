@@ -315,7 +315,6 @@ class SteepestDescent(Optimizer):
             )
         return bool(broken)
 
-    @without_autocast
     def make_memory(self, group: dict[str, Any], matrices: Matrices) -> None:
         """Make the memory of parameters with a gradient, of zeros, where there is none."""
         if group["geometry"] != "adamw":
@@ -352,6 +351,7 @@ class SteepestDescent(Optimizer):
         N = self.remember(group, batch)
         _move(group, batch, self.direction(group, batch, N), assign)
 
+    @without_autocast
     def _adamw(
         self, group: dict[str, Any], work: Matrices, active: list[bool], assign: Assignment
     ) -> None:
