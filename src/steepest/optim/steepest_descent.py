@@ -53,11 +53,13 @@ class SteepestDescent(Optimizer):
     `"views": [MatrixView, ...]`; by default four and more axes are seen as a convolution.
 
     Every group is an ordinary one: schedulers act on its `lr`, which may be a tensor. `print` shows
-    what each parameter got. What `settings` there are is said by `steepest.optim.Settings`.
+    what each parameter got. What `settings` there are is said by `steepest.optim.Settings`. Frozen
+    parameters of integers or float8, the quantized base of an adapter, are in no group.
 
     Raises:
-        ValueError: for settings out of range, parameters that are no matrices, sparse or complex
-            ones. Nothing is changed by a call that raises.
+        ValueError: for settings out of range, parameters that are no matrices, sparse ones, or ones
+            of a type that cannot be trained (see `steepest.optim.precision`). Nothing is changed by
+            a call that raises.
         FloatingPointError: from `step`, for a gradient with NaN or infinite entries, or with
             entries whose squares overflow where they are needed, before any parameter or state is
             touched; with `nonfinite="skip"` that step is left out instead. Also where a factor of
@@ -279,6 +281,7 @@ class SteepestDescent(Optimizer):
         N = self.remember(group, batch)
         _move(group, batch, self.direction(group, batch, N), assign)
 
+    @without_autocast
     def _adamw(
         self, group: dict[str, Any], work: Matrices, active: list[bool], assign: Assignment
     ) -> None:
