@@ -297,13 +297,14 @@ class SteepestDescent(Optimizer):
             p.stride() == G.stride() == s["exp_avg"].stride() == s["exp_avg_sq"].stride()
             for p, G, s in zip(params, grads, state, strict=True)
         )
-        fused = bool(group["fused"] and in_step)
+        fused = group["fused"] and in_step
         # By the type that the step is computed in: the wider of the parameter's and the memory's.
-        # The fused kernel computes in float32 what it reads and writes in half precision.
+        # The fused kernel computes in float32 what it reads and writes in half precision, so what
+        # takes its place does too.
         parts: dict[torch.dtype, list[tuple[Tensor, ...]]] = {}
         for p, G, s in zip(params, grads, state, strict=True):
             dtype = torch.promote_types(p.dtype, s["exp_avg"].dtype)
-            if not fused or assign.rounds(p):
+            if fused != group["fused"] or assign.rounds(p):
                 dtype = full(dtype)
             parts.setdefault(dtype, []).append((p, G, s["exp_avg"], s["exp_avg_sq"], s["step"]))
         for dtype, part in parts.items():
