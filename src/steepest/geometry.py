@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from steepest.linalg import nuclear_norm, polar, spectral_norm
+from steepest.linalg.matrix_norms import frobenius_norm
 from steepest.linalg.polar_factor import PolarMethod
 
 
@@ -51,11 +52,11 @@ class Euclidean:
 
     def norm(self, W: Tensor) -> Tensor:
         """Return the Frobenius norm."""
-        return torch.linalg.matrix_norm(W)
+        return frobenius_norm(W)
 
     def dual_norm(self, G: Tensor) -> Tensor:
         """Return the Frobenius norm, which is its own dual."""
-        return torch.linalg.matrix_norm(G)
+        return frobenius_norm(G)
 
     def direction(self, G: Tensor) -> Tensor:
         """Return G / ‖G‖_F; a matrix with non-finite entries gives NaN."""

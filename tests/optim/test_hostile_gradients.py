@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from steepest import SOAP, TEON, KLShampoo, Muon, Shampoo, SignSGD, Signum, SpectralDescent
-from steepest.optim.kronecker import frobenius_norm
+from steepest.geometry import Euclidean
+from steepest.linalg.matrix_norms import frobenius_norm
 from steepest.optim.mixed import Mixed
 
 EVERY = {
@@ -223,7 +224,9 @@ def test_without_eps_steps_are_bounded_where_squares_underflow(name):
 @pytest.mark.parametrize("size", [1e-44, 1e-30, 1e-22, 1.0, 1e15, 1e30])
 def test_norms_of_any_size(size):
     X = size * torch.tensor([[[3.0, 4.0]], [[0.0, 0.0]]])
-    norm = frobenius_norm(X).flatten()
+    norm = frobenius_norm(X)
+    assert torch.equal(frobenius_norm(X, keepdim=True).flatten(), norm)
+    assert torch.equal(Euclidean().norm(X), norm)
     assert float(norm[0]) == pytest.approx(
         5 * float(X.max()) / 4, rel=0.2 if size < 1e-40 else 1e-6
     )

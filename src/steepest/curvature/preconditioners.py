@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from steepest.curvature.jacobian import flat, split
 from steepest.curvature.operators import Hessian
 from steepest.linalg.krylov import Operator
+from steepest.linalg.matrix_norms import frobenius_norm
 from steepest.linalg.solvers import eigh, svdvals
 from steepest.matrix_view import MatrixView
 from steepest.optim.kronecker import NEVER, SECOND_MOMENT, sides_of
@@ -240,7 +241,7 @@ def _matrix_root(group: Group, matrix: Mapping[str, Any], share: float) -> Opera
         adam = factor / (V.sqrt() + adam_eps(group["graft_eps"], V.dtype))
         if not _is_ready(matrix, group, M.shape):
             return _entrywise(adam)
-        length = torch.linalg.matrix_norm(adam * M).item()
+        length = frobenius_norm(adam * M).item()
     else:
         length *= math.sqrt(M.numel() / max(matrix["size"]))
     return _two_sided(left, right, _ratio(length, _between(left, M, right), "fro"))
@@ -248,7 +249,7 @@ def _matrix_root(group: Group, matrix: Mapping[str, Any], share: float) -> Opera
 
 def _ratio(length: float, D: Tensor, order: Any) -> float:
     """The length over the norm of D, or zero for a zero D."""
-    norm = (svdvals(D)[0] if order == 2 else torch.linalg.matrix_norm(D)).item()
+    norm = (svdvals(D)[0] if order == 2 else frobenius_norm(D)).item()
     return length / norm if norm else 0.0
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steepest.linalg.autocast import without_autocast
+from steepest.linalg.newton_schulz import largest_entry, power_of_two
 from steepest.linalg.polar_factor import polar
 from steepest.linalg.solvers import eigvalsh, qr, svdvals
 
@@ -87,6 +88,21 @@ def _image(v: Tensor, A: Tensor) -> Tensor:
 def _normalized(v: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
     return v / norm.clamp(min=torch.finfo(v.dtype).tiny)
+
+
+def frobenius_norm(A: Tensor, keepdim: bool = False) -> Tensor:
+    """Return the Frobenius norm of each matrix, also where squares of entries vanish or overflow.
+
+    >>> f"{frobenius_norm(torch.full((2, 2), 1e-30)):.3g}"
+    '2e-30'
+    """
+    norm = torch.linalg.matrix_norm(A, keepdim=keepdim)
+    if all(1e-15 < x < 1e15 for x in norm.flatten().tolist()):
+        return norm
+    unit = power_of_two(largest_entry(A)).to(A.dtype)  # no bit of an ordinary norm depends on it
+    return torch.linalg.matrix_norm(A / unit, keepdim=keepdim) * (
+        unit if keepdim else unit[..., 0, 0]
+    )
 
 
 @without_autocast

@@ -94,6 +94,7 @@ def polar(
         TypeError: if G is not a real floating-point tensor, or dtype not a floating-point type.
         ValueError: for fewer than two dimensions, unknown methods, steps or tolerances, precisions
             that a method has not, non-finite input.
+        FloatingPointError: if no solver finds a decomposition of finite input, also in float64.
 
     >>> G = torch.randn(2, 5, 3, dtype=torch.float64)
     >>> Q = polar(G, "svd")

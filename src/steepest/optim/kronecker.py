@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from steepest.geometry import Spectral
+from steepest.linalg.matrix_norms import frobenius_norm
 from steepest.linalg.matrix_roots import inverse_root
-from steepest.linalg.newton_schulz import largest_entry, power_of_two, scaled
+from steepest.linalg.newton_schulz import scaled
 from steepest.linalg.products import fast_products, product, symmetric_product
 from steepest.matrix_view import MatrixView
 from steepest.optim.matrices import Batch, Matrices, MatrixState, stack
@@ -197,7 +198,7 @@ def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor, degree: in
         D = between(roots, N)
         power = 1 - group["exponent"] * degree * len(roots)  # of the gradients in D
         if early and power >= 0:
-            size = frobenius_norm(N[early]) / math.sqrt(min(N.shape[1:]))
+            size = frobenius_norm(N[early], keepdim=True) / math.sqrt(min(N.shape[1:]))
             D[early] = Spectral("auto").direction(N[early]) * size**power
         low, high = torch.aminmax(D)
         if not bool((high - low).isfinite()):
@@ -209,7 +210,7 @@ def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor, degree: in
         return D
     if group["graft"] == "adam":
         other = adam_direction(group, batch, N)
-        length = frobenius_norm(other)
+        length = frobenius_norm(other, keepdim=True)
         other = other[early] if early else other
     else:
         share = N[0].numel() / (batch.outputs * batch.inputs)  # of a block in the whole matrix
@@ -224,7 +225,9 @@ def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor, degree: in
         return D, torch.linalg.matrix_norm(D, keepdim=True)
 
     D, norm = direction(between(roots, _normalized(N)))
-    if not all_between(norm, 0.0, math.inf):  # a product has under- or overflowed
+    if not all(
+        0.0 < x < math.inf for x in norm.flatten().tolist()
+    ):  # beyond the range of a product
         roots = {side: scaled(root) for side, root in roots.items()}
         D, norm = direction(between(roots, _normalized(N), scaled))
     return D * torch.where(norm > 0, length / torch.where(norm > 0, norm, 1.0), 0.0)
@@ -238,24 +241,6 @@ def between(
         X = product(root, X) if side == "left" else product(X, root)
         X = then(X) if then else X
     return X
-
-
-def frobenius_norm(X: Tensor) -> Tensor:
-    """Frobenius norms of matrices `(matrices, m, n)`, also of those whose squares vanish.
-
-    >>> frobenius_norm(torch.full((1, 2, 2), 1e-30)).item()
-    2.0000000031710769e-30
-    """
-    norm = torch.linalg.matrix_norm(X, keepdim=True)
-    if all_between(norm, 1e-15, 1e15):
-        return norm
-    unit = power_of_two(largest_entry(X))  # which changes no bit where no square vanishes
-    return torch.linalg.matrix_norm(X / unit, keepdim=True) * unit
-
-
-def all_between(norms: Tensor, low: float, high: float) -> bool:
-    """Whether low < x < high for all `(matrices, 1, 1)`, which NaN is not; on the host."""
-    return all(low < x < high for ((x,),) in norms.tolist())
 
 
 def _normalized(X: Tensor) -> Tensor:

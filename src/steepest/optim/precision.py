@@ -1,4 +1,4 @@
-"""The types that parameters can have, and those of what is kept and computed for them.
+"""The types of parameters, of memory, and of steps.
 
 One policy for all groups of all optimizers, AdamW's included:
 
@@ -32,13 +32,13 @@ TRAINABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def memory_dtype(group: Mapping[str, Any], p: Tensor) -> torch.dtype:
-    """Return the type of what is kept with an entry for each weight of `p`."""
+    """Return the type of momenta and second moments of `p`."""
     own = torch.float32 if p.dtype == torch.float16 else p.dtype
     return cast(torch.dtype, group["state_dtype"] or own)
 
 
 def factor_dtype(group: Mapping[str, Any], p: Tensor) -> torch.dtype:
-    """Return the type of the factors of `p`, and of what is computed with them."""
+    """Return the type of the factors of `p` and of its directions."""
     return full(memory_dtype(group, p))
 
 

@@ -32,8 +32,9 @@ class Settings(TypedDict, total=False):
         adamw_lr: rate of AdamW for all parameters of a model that are no matrices.
         adamw_betas, adamw_eps, adamw_weight_decay: its other settings; (0.9, 0.95), 1e-8, 0.
         nonfinite: what a NaN or infinite gradient does: "raise" (default), or "skip" the step.
-        state_dtype: precision of the memory, `torch.float32` for instance; that of the parameter by
-            default. With it half-precision parameters forget no small gradient.
+        state_dtype: precision of the memory, `torch.float32` for instance; by default that of the
+            parameter, and float32 for float16 (see `steepest.optim.precision`). With it bfloat16
+            parameters forget no small gradient.
         rounding: how half-precision parameters take a step: to the "nearest" number (default), or
             "stochastic", which makes steps too small for their precision right on average. The same
             seed every time, so a run can be repeated and resumed bit for bit.

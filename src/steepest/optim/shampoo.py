@@ -76,6 +76,7 @@ class Shampoo(KroneckerDescent):
             that are no matrices is `lr` unless given, and as for Muon, 0.15 `lr`
             mostly, with `graft="muon"`.
 
+    >>> import torch
     >>> W = torch.nn.Parameter(torch.zeros(2, 2))
     >>> W.grad = torch.diag(torch.tensor([3.0, 0.1]))
     >>> optimizer = Shampoo([W], 0.1, momentum=0, beta2=0, exponent=1 / 4, eps=0, graft="none")

@@ -64,11 +64,13 @@ class SteepestDescent(Optimizer):
     `"views": [MatrixView, ...]`; by default four and more axes are seen as a convolution.
 
     Every group is an ordinary one: schedulers act on its `lr`, which may be a tensor. `print` shows
-    what each parameter got. What `settings` there are is said by `steepest.optim.Settings`.
+    what each parameter got. What `settings` there are is said by `steepest.optim.Settings`. Frozen
+    parameters of integers or float8, the quantized base of an adapter, are in no group.
 
     Raises:
-        ValueError: for settings out of range, parameters that are no matrices, sparse or complex
-            ones. Nothing is changed by a call that raises.
+        ValueError: for settings out of range, parameters that are no matrices, sparse ones, or ones
+            of a type that cannot be trained (see `steepest.optim.precision`). Nothing is changed by
+            a call that raises.
         FloatingPointError: from `step`, for a gradient with NaN or infinite entries, or with
             entries whose squares overflow where they are needed, before any parameter or state is
             touched; with `nonfinite="skip"` that step is left out instead. Also where a factor of
@@ -361,13 +363,14 @@ class SteepestDescent(Optimizer):
             p.stride() == G.stride() == s["exp_avg"].stride() == s["exp_avg_sq"].stride()
             for p, G, s in zip(params, grads, state, strict=True)
         )
-        fused = bool(group["fused"] and in_step)
+        fused = group["fused"] and in_step
         # By the type that the step is computed in: the wider of the parameter's and the memory's.
-        # The fused kernel computes in float32 what it reads and writes in half precision.
+        # The fused kernel computes in float32 what it reads and writes in half precision, so what
+        # takes its place does too.
         parts: dict[torch.dtype, list[tuple[Tensor, ...]]] = {}
         for p, G, s in zip(params, grads, state, strict=True):
             dtype = torch.promote_types(p.dtype, s["exp_avg"].dtype)
-            if not fused or assign.rounds(p):
+            if fused != group["fused"] or assign.rounds(p):
                 dtype = full(dtype)
             parts.setdefault(dtype, []).append((p, G, s["exp_avg"], s["exp_avg_sq"], s["step"]))
         for dtype, part in parts.items():
