@@ -12,11 +12,11 @@ The third rule, written before its run: weights look fresh if they do no better 
 entries in random order. Every trained matrix is shuffled 16 times; independent entries of one
 distribution may as well be shuffled, and what an optimizer has learned is lost. Weights look
 trained if their loss lies below the lowest loss of shuffled ones by more than that lies below the
-median, all in logarithms where losses are positive. One untrained network, the SwiGLU one, was at
+median. Where losses are positive all are logarithms. One untrained network, the SwiGLU one, was at
 2.03 times that distance, so the bound became 3 times before the others were run. The rule should
 say yes for networks that are
-untrained, and no after 300 steps of AdamW or Muon; after 30 or 60 steps either is
-right.
+untrained, and no after 300 steps of AdamW or Muon; after 30 or 60 steps either is right. Later the
+losses were taken on one batch in place of two, which costs half as much.
 """
 
 from __future__ import annotations

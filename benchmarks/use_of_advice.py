@@ -4,8 +4,8 @@ Each network is trained from scratch with the plan of `diagnose` and with Muon, 
 The diagnosis is standard, of the untrained network, on eight batches and with sixty others for its
 warm-up, as the command draws them. Both have a linear decay to zero after 10% of warm-up, the same
 data in the same order and the same initialization for a seed. Each is tuned on its own grid of
-rates by factors of 2, grown until the best (mean fresh loss over the tuning seeds) lies inside,
-and then run with fresh seeds: five, and more until the half-width of the 95% interval of the
+rates by factors of 2, grown until the best (mean fresh loss over the tuning seeds) lies inside.
+Then it is run with five fresh seeds, and more until the half-width of the 95% interval of the
 paired difference is at most 0.02. The measure is the loss on fresh data after the last step. A
 plan that is Muon's in every row is Muon bit for bit, so its difference is 0 without a run.
 

@@ -314,9 +314,9 @@ def test_a_plan_without_strong_evidence_is_that_of_muon(more: Any, note: str) ->
     assert {row.geometry for row in plan if row.parameter[2:] == "weight"} == {
         "spectral", "adaptive",
     }  # fmt: skip
-    [told] = plan.notes
-    assert note in told
-    assert told.endswith("plan is Muon")
+    [sentence] = plan.notes
+    assert note in sentence
+    assert sentence.endswith("plan is Muon")
 
 
 def test_a_fused_parameter_leaves_muon_where_most_of_its_matrices_do() -> None:

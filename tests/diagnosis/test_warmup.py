@@ -93,8 +93,8 @@ def test_untrained_weights_look_fresh_and_trained_ones_do_not(
 ) -> None:
     """Steps of Muon have no direction that stands out of the weights, and are seen as well."""
     torch.manual_seed(0)
-    model, given = build(), batches(8)
-    assert looks_fresh(model, _loss, given)
+    model, examples = build(), batches(8)
+    assert looks_fresh(model, _loss, examples)
     made: Any = steepest.Muon(model)
     if optimizer == "adamw":
         made = torch.optim.AdamW(model.parameters(), 3e-3)
@@ -102,7 +102,7 @@ def test_untrained_weights_look_fresh_and_trained_ones_do_not(
         made.zero_grad()
         _loss(model, batches(1 + step % 8)[-1]).backward()
         made.step()
-    assert not looks_fresh(model, _loss, given)
+    assert not looks_fresh(model, _loss, examples)
 
 
 def test_a_fresh_adapter_of_a_trained_model_looks_fresh() -> None:
@@ -174,11 +174,11 @@ def test_what_was_done_is_told_everywhere(tmp_path: Path) -> None:
         for line in (tmp_path / "plan.toml").read_text().splitlines()
         if line.startswith("#")
     )
-    for told in (comments, " ".join(str(result).split()), " ".join(str(result.plan()).split())):
+    for text in (comments, " ".join(str(result).split()), " ".join(str(result.plan()).split())):
         assert (
-            "60 steps of Muon at a rate of 0.02 on 8 batches that judge nothing (7.5 times" in told
+            "60 steps of Muon at a rate of 0.02 on 8 batches that judge nothing (7.5 times" in text
         )
-        assert "A quick diagnosis takes no steps, so its plan is Muon." in told
+        assert "A quick diagnosis takes no steps, so its plan is Muon." in text
     assert result.as_dict()["warm_up"]["steps"] == 60
     tomllib.loads((tmp_path / "plan.toml").read_text())
     result.save(tmp_path / "d.json")
@@ -270,9 +270,9 @@ def test_too_few_batches_keep_muon_and_say_so() -> None:
     model = _mlp()
     result = diagnose(model, _loss, _classes(6))
     assert (result.warm_up, result.fresh, result.batches) == (None, True, 6)
-    told = " ".join(str(result).split())
+    text = " ".join(str(result).split())
     assert (
-        "The weights look fresh and were not warmed up: got 6 batches, expected at least 7" in told
+        "The weights look fresh and were not warmed up: got 6 batches, expected at least 7" in text
     )
     assert [row.geometry for row in result.plan()] == [r.geometry for r in Plan.default(model)]
     with pytest.raises(ValueError, match="got 6 batches, expected at least 7 to warm up on some"):
@@ -341,15 +341,15 @@ def test_what_cannot_be_warmed_up_is_judged_as_it_is_and_keeps_muon() -> None:
 
     held = Held()
     _loss(held, _classes(1)[0])
-    for given, loss, reason in (
+    for examples, loss, reason in (
         (model, closure, "got a loss that does not use the model that it gets"),
         (held, _loss, "got a Held that cannot be copied for a warm-up"),
     ):
-        result = diagnose(given, loss, _classes(8), level="quick")
+        result = diagnose(examples, loss, _classes(8), level="quick")
         assert result.fresh
         assert reason in result.notes[0]
         with pytest.raises(ValueError, match=reason):
-            diagnose(given, loss, _classes(8), level="quick", warmup_steps=3)
+            diagnose(examples, loss, _classes(8), level="quick", warmup_steps=3)
     assert all(p.grad is None for p in model.parameters())
 
 

@@ -1,9 +1,9 @@
 """From a diagnosis to a plan that trains no worse than Muon.
 
 A verdict compares with Euclidean steps, one matrix at a time. A plan is compared with Muon, over a
-whole training. So a hidden matrix leaves Muon on strong evidence only: its weights have been
-trained a little, and real steps of another geometry are predicted to decrease the loss by 10% or
-more beyond spectral ones, with a 95% interval above 1. Euclidean steps may have a wider interval
+whole training. So a hidden matrix leaves Muon on strong evidence only. The weights do not look
+fresh. Real steps of another geometry are predicted to decrease the loss by 10% or more beyond
+spectral ones, with a 95% interval above 1. Euclidean steps may have a wider interval
 where the theory agrees: a layer with inputs of a high stable rank, as of white inputs, is where
 Davis and Drusvyatskiy (arXiv 2512.04299) keep them. A quick diagnosis takes no steps. Its bound
 alone is no evidence: of 31 matrices of trained networks for which it surely was below 1, spectral
@@ -39,13 +39,13 @@ def planned(diagnosis: Diagnosis, default: Plan) -> Plan:
     elif diagnosis.level == "quick":
         notes.append("a quick diagnosis takes no steps, so its plan is Muon")
     if diagnosis.fresh or diagnosis.level == "quick":
-        return Plan((_told(row, matrices[row.parameter]) for row in default), notes=notes)
+        return Plan((_with_verdict(row, matrices[row.parameter]) for row in default), notes=notes)
     stacked = _stacked(diagnosis)
     rows = []
     for row in default:
         of_row = matrices[row.parameter]
         if row.geometry != "spectral" or not of_row:
-            rows.append(_told(row, of_row))
+            rows.append(_with_verdict(row, of_row))
         elif (leaving := _leaving(of_row)) is not None:
             rows.append(replace(row, geometry=leaving[0], reason=leaving[1]))
         elif stacked.get(row.parameter, 0) > 0.5:
@@ -72,7 +72,7 @@ def better(matrix: MatrixDiagnosis) -> tuple[Planned, Interval] | None:
 
 def _leaving(matrices: Sequence[MatrixDiagnosis]) -> tuple[Planned, str] | None:
     """What more than half of the matrices of a parameter want in place of Muon, and why."""
-    wanted = [found for matrix in matrices if (found := better(matrix))]
+    wanted = [choice for matrix in matrices if (choice := better(matrix))]
     if not wanted:
         return None
     [(geometry, count)] = Counter(name for name, _ in wanted).most_common(1)
@@ -88,7 +88,7 @@ def _leaving(matrices: Sequence[MatrixDiagnosis]) -> tuple[Planned, str] | None:
     )
 
 
-def _told(row: PlanRow, matrices: Sequence[MatrixDiagnosis]) -> PlanRow:
+def _with_verdict(row: PlanRow, matrices: Sequence[MatrixDiagnosis]) -> PlanRow:
     """The default row, with the verdict on what keeps AdamW."""
     verdicts = list(dict.fromkeys(m.verdict for m in matrices if m.verdict != "cannot tell"))
     if row.geometry != "adaptive" or not verdicts:

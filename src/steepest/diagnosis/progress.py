@@ -67,8 +67,8 @@ class Work:
 
     def _end(self, part: _Part) -> None:
         part.expected, part.ended = part.done, True
-        kind = [each for each in self._parts.values() if each.kind == part.kind]
-        mean = fmean(each.done for each in kind if each.ended)
-        for each in kind:
-            if not each.ended:
-                each.expected = mean
+        alike = [other for other in self._parts.values() if other.kind == part.kind]
+        mean = fmean(other.done for other in alike if other.ended)
+        for other in alike:
+            if not other.ended:
+                other.expected = mean

@@ -80,10 +80,10 @@ def diagnose(
     judged as a stack as well (TEON): one polar factor, or one for each.
 
     At initialization the first steps only learn what every batch says, and verdicts are about them.
-    So where weights look fresh (see `steepest.diagnosis.warmup.looks_fresh`) a copy is trained
-    first, for 60 steps of Muon, and judged in place of the model. The first 8 batches judge, the
-    others are trained on; of fewer than 16 the first half judges. `Diagnosis.warm_up` and
-    `Diagnosis.notes` say what was done.
+    So where weights look fresh a copy is trained first, for 60 steps of Muon, and judged in place
+    of the model; `steepest.diagnosis.warmup.looks_fresh` says which weights do. The first 8 batches
+    judge, the others are trained on; of fewer than 16 the first half judges. `Diagnosis.warm_up`
+    and `Diagnosis.notes` say what was done.
 
     Args:
         model: any module, also compiled; unchanged, as are its gradients and random generators.
@@ -94,13 +94,13 @@ def diagnose(
         parameters: names or patterns; by default all matrices that are trained.
         warmup_steps: how long a copy is trained first: "auto" is 60 steps where the weights look
             fresh and there are batches for it, 0 takes the weights as they are.
-        on_progress: called as `on_progress(done, total, message)` with the gradients and products
-            so far, how many there will be by an estimate, and what they are for.
+        on_progress: called as `on_progress(done, total, message)`: gradients and products so far,
+            an estimate of all, and what they are for.
         how: as for `steepest.curvature.Hessian`: `batch_norm`, `dtype`.
 
     Raises:
-        ValueError: for too few batches, models without matrices, losses that cannot be used, and
-            a warm-up of so many steps that is not possible.
+        ValueError: for too few batches, models without matrices, losses that cannot be used,
+            and for a `warmup_steps` that the batches do not allow.
         FloatingPointError: for a loss that is not finite.
 
     >>> import torch
@@ -218,11 +218,11 @@ def judged(
         kept: gets the name of a part ("race" or "descent" and a label) and a function without
             arguments that computes it; returns what that returns, or returned before.
     """
-    model, given, work = start.model, start.batches, start.work
-    table = roles_in_loss(unwrapped(model), loss, given[0])
+    model, batches, work = start.model, start.batches, start.work
+    table = roles_in_loss(unwrapped(model), loss, batches[0])
     # A verdict and the race that it may be held against share no batch.
-    half = len(given) if level != "thorough" else len(given) // 2
-    judges, racing = given[:half], given[half:]
+    half = len(batches) if level != "thorough" else len(batches) // 2
+    judges, racing = batches[:half], batches[half:]
     places = _places(table, unwrapped(model), parameters)
     work.begin("gradients")
     found = gather(model, loss, judges, parameters, level != "quick", work.tick, **how)
@@ -268,7 +268,7 @@ def judged(
     return Diagnosis(
         [answers.get(place.label) or _idle(place) for place in places],
         level,
-        len(given),
+        len(batches),
         Plan.default(table),
         [
             judge_stack(layer, walks[name])

@@ -124,7 +124,7 @@ def learned(model: nn.Module, loss: Loss, batches: Sequence[Any], **how: Any) ->
                 W.copy_(W.flatten()[torch.randperm(W.numel(), device=W.device)].view_as(W))
             losses.append(_mean_loss(function, batches[:1]))
     if min(whole, *losses) > 0:
-        whole, losses = math.log(whole), [math.log(each) for each in losses]
+        whole, losses = math.log(whole), [math.log(value) for value in losses]
     lowest, middle = min(losses), median(losses)
     if not math.isfinite(whole) or whole >= middle:
         return 0.0
@@ -146,14 +146,14 @@ def divided(
     """
     if len(others) >= fewest - 1:
         return list(batches), list(others)
-    given = [*batches, *others]
-    judging = max(fewest, min(JUDGING, len(given) - len(given) // 2))
-    if len(given) < judging + fewest - 1:
+    together = [*batches, *others]
+    judging = max(fewest, min(JUDGING, len(together) - len(together) // 2))
+    if len(together) < judging + fewest - 1:
         raise ValueError(
-            f"got {len(given)} batches, expected at least {2 * fewest - 1} to warm up on some and "
-            "to judge by the others; or pass warmup_steps=0"
+            f"got {len(together)} batches, expected at least {2 * fewest - 1} to warm up on some "
+            "and to judge by the others; or pass warmup_steps=0"
         )
-    return given[:judging], given[judging:]
+    return together[:judging], together[judging:]
 
 
 def warmed_up(
@@ -177,8 +177,8 @@ def warmed_up(
         tick: called after each gradient.
 
     Raises:
-        ValueError: for a model that cannot be copied, a loss that does not use the model that it
-            gets, and one that does not fall at any rate.
+        ValueError: for a model that cannot be copied, and for a loss that does not use the model
+            that it gets, or does not fall at any rate.
     """
     model = unwrapped(model)
     dtype = how.get("dtype") or reduce(

@@ -58,9 +58,9 @@ def test_a_killed_command_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     more = ["--parameters", "qkv.weight", "unused.weight"]
     whole, torn = _place(tmp_path / "whole"), _place(tmp_path / "torn")
     first = _run(whole, *more)
-    out, told = first.communicate(timeout=300)
-    assert first.returncode in (0, 3), told  # 3: no matrix has a verdict
-    assert "gradients of" in told.splitlines()[0]  # an estimate before it starts
+    out, messages = first.communicate(timeout=300)
+    assert first.returncode in (0, 3), messages  # 3: no matrix has a verdict
+    assert "gradients of" in messages.splitlines()[0]  # an estimate before it starts
     assert not (whole / "out" / "finished.jsonl").exists()
     killed, finished = _run(torn, *more), torn / "out" / "finished.jsonl"
     while killed.poll() is None:
@@ -71,9 +71,9 @@ def test_a_killed_command_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     lines = len(finished.read_text().splitlines())
     again = _run(torn, *more)
-    _, told = again.communicate(timeout=300)
-    assert again.returncode == first.returncode, told
-    assert f"goes on with {lines} parts that are finished" in told
+    _, messages = again.communicate(timeout=300)
+    assert again.returncode == first.returncode, messages
+    assert f"goes on with {lines} parts that are finished" in messages
     assert _measured(torn / "out") == _measured(whole / "out")
     rows = {row["matrix"]: row for row in _measured(whole / "out")["rows"]}
     assert [*rows] == ["qkv.weight[query]", "qkv.weight[key]", "qkv.weight[value]", "unused.weight"]
@@ -87,7 +87,7 @@ def _loss(model: Any, batch: Any) -> torch.Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def _study(out: Path, level: Any, seed: int = 0, stop: str = "", said: Any = None) -> None:
+def _study(out: Path, level: Any, seed: int = 0, stop: str = "", sentences: Any = None) -> None:
     """Stopped at the start of a part, where one is named."""
 
     def stopped(done: int, total: int, message: str) -> None:
@@ -101,33 +101,33 @@ def _study(out: Path, level: Any, seed: int = 0, stop: str = "", said: Any = Non
     diagnosis_study(
         model, _loss, batches[:8], others=batches[8:], level=level, parameters=None,
         optimizer=None, clip=None, monitored=None, out=out, settings={"model": "mine"},
-        on_progress=stopped, say=[].append if said is None else said.append,
+        on_progress=stopped, say=[].append if sentences is None else sentences.append,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("level", ["standard", "thorough"])
 def test_stopped_anywhere_and_damaged_it_ends_the_same(level: str, tmp_path: Path) -> None:
     _study(tmp_path / "whole", level)
-    finished, said = tmp_path / "torn" / "finished.jsonl", []
+    finished, sentences = tmp_path / "torn" / "finished.jsonl", []
     races = ["race 2.weight"] if level == "thorough" else []
     for part in ("warm-up", "gradients", *races, "descent 2.weight", "descent 3.weight"):
         with pytest.raises(KeyboardInterrupt):
-            _study(tmp_path / "torn", level, stop=part, said=said)
+            _study(tmp_path / "torn", level, stop=part, sentences=sentences)
     text = finished.read_text()
     assert len(text.splitlines()) >= 2
     finished.write_text(text.replace("0.", "1.", 1)[:-40])  # a wrong number, and a torn line
-    _study(tmp_path / "torn", level, said=said)
-    assert any("goes on with" in sentence for sentence in said)
+    _study(tmp_path / "torn", level, sentences=sentences)
+    assert any("goes on with" in sentence for sentence in sentences)
     assert _measured(tmp_path / "torn") == _measured(tmp_path / "whole")
     assert not finished.exists()
 
 
 def test_what_is_finished_counts_for_the_same_weights_alone(tmp_path: Path) -> None:
-    for seed, told, lines in ((0, 0, 1), (0, 1, 1), (1, 0, 2)):
-        said: list[str] = []
+    for seed, messages, lines in ((0, 0, 1), (0, 1, 1), (1, 0, 2)):
+        sentences: list[str] = []
         with pytest.raises(KeyboardInterrupt):
-            _study(tmp_path / "out", "standard", seed, "descent 2.weight", said)
-        assert len(said) == told
+            _study(tmp_path / "out", "standard", seed, "descent 2.weight", sentences)
+        assert len(sentences) == messages
         assert len((tmp_path / "out" / "finished.jsonl").read_text().splitlines()) == lines
 
 

@@ -23,7 +23,7 @@ class Finished:
 
     Args:
         path: the file.
-        of: the fingerprint of what is diagnosed.
+        of: the fingerprint of weights, batches and losses.
     """
 
     def __init__(self, path: Path, of: str):
@@ -81,25 +81,25 @@ def _digest(of: str, name: str, result: Any) -> str:
 def _plain(result: Any) -> Any:
     if isinstance(result, dict):  # descents by geometry
         return {
-            name: {"sizes": list(each.sizes), "falls": each.falls.tolist()}
-            for name, each in result.items()
+            name: {"sizes": list(walk.sizes), "falls": walk.falls.tolist()}
+            for name, walk in result.items()
         }
-    return [asdict(each) | {"decreases": list(each.decreases)} for each in result]
+    return [asdict(raced) | {"decreases": list(raced.decreases)} for raced in result]
 
 
 def _loaded(name: str, result: Any) -> Any:
     if name.startswith("descent "):
         return {
-            name: Descent(tuple(each["sizes"]), torch.tensor(each["falls"], dtype=torch.float64))
-            for name, each in result.items()
+            name: Descent(tuple(walk["sizes"]), torch.tensor(walk["falls"], dtype=torch.float64))
+            for name, walk in result.items()
         }
     return tuple(
         RaceResult(
             **{
-                **each,
-                "decreases": tuple(each["decreases"]),
-                "log_ratio": None if each["log_ratio"] is None else Interval(**each["log_ratio"]),
+                **raced,
+                "decreases": tuple(raced["decreases"]),
+                "log_ratio": None if raced["log_ratio"] is None else Interval(**raced["log_ratio"]),
             }
         )
-        for each in result
+        for raced in result
     )
