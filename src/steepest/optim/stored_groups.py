@@ -14,7 +14,8 @@ def override_for(
 ) -> str | None:
     """Return the call of `steepest.roles` that gives a model the groups of a stored state.
 
-    None where every parameter is in a group of its kind, matrices or AdamW, or has no name.
+    None where every parameter is in a group of its kind, matrices or AdamW, or has no name; also
+    where a matrix was stored without its view, by groups that were written by hand.
 
     Args:
         groups: of an optimizer.
@@ -34,9 +35,9 @@ def override_for(
         seen_apart = views and None not in (view, old) and view != old
         if matrix != was_matrix or seen_apart:
             wanted[name] = before[name]
-    if not wanted:
+    if not wanted or any(matrix and view is None for matrix, view in wanted.values()):
         return None
-    entries = (f"{json.dumps(name)}: {_written(*wanted[name])}" for name in now if name in wanted)
+    entries = (f"{json.dumps(name)}: {_written(wanted[name][1])}" for name in now if name in wanted)
     return f"steepest.roles(model, {{{', '.join(entries)}}})"
 
 
@@ -52,7 +53,5 @@ def _kinds(groups: Iterable[Mapping[str, Any]]) -> dict[str, tuple[bool, MatrixV
     return kinds
 
 
-def _written(matrix: bool, view: MatrixView | None) -> str:
-    if not matrix:
-        return '"head"'
-    return f"steepest.MatrixView{tuple(view)}" if view is not None else '"hidden"'
+def _written(view: MatrixView | None) -> str:
+    return '"head"' if view is None else f"steepest.MatrixView{tuple(view)}"
