@@ -36,7 +36,7 @@ def installed(method: str) -> bool:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds and result of a call; CPU time with one thread, as other programs may run beside it."""
+    """Seconds and result of a call; CPU time where there is one thread, as others may share it."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     began = clock()
     result = work()
