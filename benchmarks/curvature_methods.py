@@ -111,9 +111,9 @@ def pyhessian_eigenvalues(problem: Problem, seed: int, count: int, tol: float) -
 
 
 def power_iteration(T: Tensor, count: int, tol: float) -> Answer:
-    """PyHessian's iterations on T, with its rule to stop, each from a random vector.
+    """PyHessian's power iterations on T, with its rule to stop, in the basis of Ritz vectors.
 
-    In the basis of Ritz vectors, a vector is scaled by what the first start has along each.
+    Each starts at a random vector, whose entries have the sizes of those of the first start.
     """
     ritz_values, coefficients = torch.linalg.eigh(T)
     generator = seeded(3)
