@@ -177,8 +177,8 @@ def warmed_up(
         tick: called after each gradient.
 
     Raises:
-        ValueError: for a model that cannot be copied, and for a loss that does not use the model
-            that it gets, or does not fall at any rate.
+        ValueError: for a model that cannot be copied. Also for a loss that does not use the model
+            that it gets, or that does not fall at any rate.
     """
     model = unwrapped(model)
     dtype = how.get("dtype") or reduce(
