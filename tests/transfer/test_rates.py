@@ -167,7 +167,7 @@ def test_finished_runs_are_kept(tmp_path: Path) -> None:
     assert len(read_lines(path)[0]) == runs
     other = tmp_path / "mine.txt"
     other.write_text("my notes\n")
-    with pytest.raises(ValueError, match="which has a line that is none"):
+    with pytest.raises(ValueError, match="which has a line of something else"):
         rate_transfer(Line, WIDTHS, _ones, _square, lr=0.1, path=other)
     assert other.read_text() == "my notes\n"
 

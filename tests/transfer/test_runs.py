@@ -21,7 +21,7 @@ from steepest.transfer.runs import Finished, fingerprint, named, seeded, trainin
 def test_a_file_of_something_else_stays_as_it_is(text: str, tmp_path: Path) -> None:
     path = tmp_path / "precious.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"precious\.json, which has a line that is none"):
+    with pytest.raises(ValueError, match=r"precious\.json, which has a line of something else"):
         Finished(path)
     assert path.read_text() == text
 

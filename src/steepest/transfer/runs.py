@@ -58,8 +58,8 @@ class Finished:
         is_torn = any(content.startswith(b) or b.startswith(content) for b in _BEGINNINGS)
         if len(known) < len(rows) or (not known and not (is_torn and not damaged)):
             raise ValueError(
-                f"got the file of runs {path}, which has a line of something else; expected what an "
-                "earlier sweep wrote, or the path of no file"
+                f"got the file of runs {path}, which has a line of something else; expected what "
+                "an earlier sweep wrote, or the path of no file"
             )
         if damaged:
             lines = ", ".join(map(str, damaged))
