@@ -2,9 +2,9 @@
 
 Both versions run in processes of their own. They take turns, in an order that changes from round
 to round, so a slow moment of the machine hits both. A round lasts about `round_seconds` in each
-version. Processes are started anew a few times: where memory happens to lie moves a time by several percent.
-The ratio is that of the times in the same round. Its interval is that of the median, by resampling
-the rounds.
+version. Processes are started anew a few times: where memory happens to lie moves a time by several
+percent. The ratio is that of the times in the same round. Its interval is that of the median, by
+resampling the rounds.
 
 The criterion, written before any measurement: no step became slower if the upper end of the 95%
 interval of each ratio lies below 1.05.
