@@ -145,3 +145,14 @@ def test_one_of_several_that_is_not_finite_is_an_error() -> None:
     A[1, 2, 3] = A[1, 3, 2] = torch.nan
     with pytest.raises(FloatingPointError, match="NaN or infinite entries"):
         follow_eigenvectors(A, torch.eye(5).repeat(3, 1, 1))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_eigenvectors_of_factors_of_any_scale_are_followed(size):
+    """Also where squares of small columns vanish, or those of large ones overflow."""
+    values = torch.logspace(0, -44, 12, dtype=torch.float64)
+    A = (size * values.diag()).float()
+    A[0, 1:] = A[1:, 0] = A.diagonal()[1:] / 2
+    Q = follow_eigenvectors(A, torch.eye(12))
+    torch.testing.assert_close(Q.mT @ Q, torch.eye(12), rtol=0, atol=1e-5)
+    assert torch.equal(follow_eigenvectors(0 * A, Q), Q)

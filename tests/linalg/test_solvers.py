@@ -128,6 +128,15 @@ def test_eigenvectors_by_singular_vectors_where_eigh_fails_in_every_type(break_s
     torch.testing.assert_close(values, torch.linalg.eigvalsh(A), rtol=1e-4, atol=1e-4)
 
 
+def test_of_sums_in_float32_one_triangle_counts():
+    G = torch.randn(40, 30)
+    K = (G @ G.mT).double() * (1 + 1e-7 * torch.rand(40, 40))
+    values, Q = solvers.eigh(K)
+    assert torch.equal(values, torch.linalg.eigh(K)[0])
+    assert torch.equal(solvers.eigvalsh(K), torch.linalg.eigvalsh(K))
+    assert (Q.mT @ Q - torch.eye(40)).abs().max() < 1e-12
+
+
 @pytest.mark.parametrize("name", ["svd", "svdvals", "qr", "eigvalsh"])
 def test_what_cannot_be_found_is_a_sentence(name, break_solver):
     break_solver(name, "NaN", (torch.float32, torch.float64))

@@ -139,6 +139,6 @@ def _by_reflections(B: Tensor) -> Tensor:
 
 def _have_equal_columns(B: Tensor, Q: Tensor, R: Tensor) -> Tensor:
     """Whether columns of R are as long as those of B = Q R, and those of Q 1, at a low price."""
-    norms = [torch.linalg.vector_norm(X, dim=-2) for X in (B, R, Q)]
-    wrong = torch.stack([norms[1] - norms[0], norms[2] - 1.0]).abs_().amax((0, -1))
-    return wrong <= 100 * B.shape[-1] * torch.finfo(B.dtype).eps
+    lengths, other, unit = (torch.linalg.vector_norm(X, dim=-2) for X in (B, R, Q))
+    wrong = torch.stack([(other - lengths) / lengths.clamp(min=1.0), unit - 1.0])
+    return wrong.abs_().amax((0, -1)) <= 100 * B.shape[-1] * torch.finfo(B.dtype).eps

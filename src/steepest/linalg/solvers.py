@@ -30,7 +30,7 @@ def eigh(A: Tensor) -> tuple[Tensor, Tensor]:
     [1.0, 3.0]
     """
     solvers = (torch.linalg.eigh, _eigh_by_svd)
-    values, Q = checked("eigenvectors", solvers, _are_eigenvectors, _symmetric(A))
+    values, Q = checked("eigenvectors", solvers, _are_eigenvectors, A)
     return values, Q
 
 
@@ -130,12 +130,15 @@ def _symmetric(A: Tensor) -> Tensor:
 
 def _eigh_by_svd(A: Tensor) -> Parts:
     """By the singular vectors of A + ‖A‖ I, which has no negative eigenvalue."""
+    A = _symmetric(A)
     shift = torch.linalg.matrix_norm(A)[..., None]
     U, S, _ = torch.linalg.svd(A + torch.diag_embed(shift.expand(A.shape[:-1])))
     return (S - shift).flip(-1), U.flip(-1)
 
 
 def _are_eigenvectors(A: Tensor, values: Tensor, Q: Tensor) -> Tensor:
+    if A.dtype == torch.float64:  # in which a product of float32 is not symmetric to rounding
+        A = _symmetric(A)
     z = _probe(A)
     coordinates = Q.mT @ z
     image = Q @ (values.unsqueeze(-1) * coordinates)
