@@ -187,7 +187,7 @@ def test_a_folder_that_goes_away_is_an_error_of_every_command(
 
     monkeypatch.setattr(runs, "in_processes", one_after_another)
     monkeypatch.setattr(edge_of_stability, "in_processes", one_after_another)
-    in_the_middle(diagnosis_study, "diagnose")
+    in_the_middle(diagnosis_study, "started")
     in_the_middle(transfer_study, "check_transfer")
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(str(place))
