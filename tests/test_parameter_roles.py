@@ -817,3 +817,12 @@ def test_the_table_is_a_sequence_that_prints() -> None:
     assert "tied to output.weight" in text
     with pytest.raises(KeyError, match=r"got 'hidden\.wieght'.*similar names: hidden\.weight"):
         table["hidden.wieght"]
+
+
+@pytest.mark.parametrize("example", [None, torch.randn(2, 4)], ids=["guessed", "followed"])
+def test_finding_roles_does_not_compute_what_is_parametrized(example: Tensor | None) -> None:
+    normed = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 6))
+    model = nn.Sequential(normed, nn.Embedding(3, 4), nn.Linear(6, 2)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    roles(nn.Sequential(model[0], model[2]) if example is not None else model, example=example)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -354,8 +354,12 @@ def guessed_heads(model: nn.Module) -> dict[int, str]:
     if isinstance(stated, nn.Module):
         return {**heads, **auxiliary, id(stated): STATED}
     layers = [(n, m) for n, m in model.named_modules() if _gives(m) and not _ADAPTER.search(n)]
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    tied = any(id(m.weight) in tables for _, m in layers)
+    # Reading `m.weight` of a parametrization would compute it, and may change buffers.
+    tables = {
+        id(m._parameters.get("weight")) for m in model.modules() if isinstance(m, nn.Embedding)
+    }
+    tables.discard(id(None))
+    tied = any(id(m._parameters.get("weight")) in tables for _, m in layers)
     if not heads and not tied and layers:
         name, last_layer = layers[-1]
         alone = len(layers) == 1 and not isinstance(last_layer, nn.Linear)

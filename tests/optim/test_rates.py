@@ -97,6 +97,12 @@ def test_one_rate_for_all_groups_warns_once(rate, first, tensor):
     assert warned(tested, before) == [first]
 
 
+@pytest.mark.parametrize("rate", [1e-6, 1e-4])
+def test_one_small_rate_that_stays_warns_after_a_hundred_steps(rate):
+    tested = made()
+    assert warned(tested, setting(tested, lambda step: rate), steps=110) == [99]
+
+
 def test_a_loop_that_begins_later_warns_where_it_begins():
     tested = made()
     one = setting(tested, lambda step: 0.001)

@@ -711,3 +711,19 @@ def test_memory_of_all_groups_is_made_before_anything_moves(monkeypatch):
     with pytest.raises(torch.OutOfMemoryError, match=r"no memory left. The step ended before any"):
         tested.step()
     assert equal([p.detach() for p in model.parameters()], before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
+@pytest.mark.parametrize("make", [Muon, Signum, SOAP, KLShampoo])
+@pytest.mark.parametrize("key", ["momentum_buffer", "exp_avg"])
+def test_broken_memory_is_refused_by_name_before_anything_moves(make, key, value):
+    optimizer = trained(make, model := Net())
+    gradients(model)
+    state = copy.deepcopy(optimizer.state_dict())
+    broken = next(kept for kept in state["state"].values() if key in kept)
+    broken[key].view(-1)[0] = value
+    optimizer.load_state_dict(state)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(FloatingPointError, match=f"the memory '{key}' of the parameter .* NaN or"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

@@ -160,12 +160,28 @@ class Fit:
                     "updated. optimizer.load_state_dict(optimizer.state_dict()) converts types "
                     "and devices; after a change of shape, delete optimizer.state[parameter]"
                 )
+            elif broken := _broken(name, value):
+                raise FloatingPointError(
+                    f"the memory {name!r} of the {name_of(self.group, k)} has {broken}; nothing "
+                    "was updated. Load an earlier state, or delete optimizer.state[parameter] to "
+                    "start its memory anew"
+                )
         missing = [name for name in missing if name not in self._optional]
         if missing and len(missing) < len(memory):
             raise ValueError(
                 f"the {name_of(self.group, k)} has lost its memory {missing[0]!r}; nothing was "
                 "updated. Delete optimizer.state[parameter] to start its memory anew"
             )
+
+
+def _broken(name: str, value: Tensor) -> str:
+    """What is wrong with the numbers of a memory, or an empty string."""
+    if not value.is_floating_point() or not value.numel() or value.is_meta:
+        return ""
+    low, high = torch.aminmax(value)
+    if not bool((high - low).isfinite()) and not bool(value.isfinite().all()):
+        return "NaN or infinite entries"
+    return "negative entries" if name == "exp_avg_sq" and bool(low < 0) else ""
 
 
 def _check_types(group: Mapping[str, Any], k: int, gradient: Tensor) -> None:

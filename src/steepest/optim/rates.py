@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 _TINY = 1 / 20  # of the smallest base rate: where a warm-up of any rate can begin
-
+_STEPS = 100  # that a warm-up by epochs may stay there
 
 _INSIDE = ("torch", __name__.split(".")[0])
 
@@ -20,7 +20,8 @@ class Rates:
     - they are equal at once, from rates that had their ratio, and not tiny; or from rates of which
       one at least was smaller. Rates that have lost their ratio already and fall to an equal one
       have come to the floor of a schedule (`eta_min`, `min_lr`);
-    - they are equal in two steps in a row, and not the same.
+    - they are equal in two steps in a row, and not the same;
+    - they are equal from the first step on, for `_STEPS` steps.
 
     Evidence for the first group alone: its rate has changed twice while all others have the rate
     that they were made with, and no scheduler of torch has left its `initial_lr`.
@@ -29,6 +30,7 @@ class Rates:
     def __init__(self) -> None:
         self._last: list[float] | None = None
         self._changes = 0
+        self._equal = 0  # steps since the first one, with one rate for all groups
         self._warned = False
 
     def restart(self, groups: list[dict[str, Any]]) -> None:
@@ -39,14 +41,17 @@ class Rates:
     def watch(self, groups: list[dict[str, Any]]) -> None:
         """Look at the rates of a step."""
         rates = [float(group["lr"]) for group in groups]
-        if self._warned or rates == self._last:
+        if self._warned or (rates == self._last and not self._equal):
             return
         bases = [float(group["base_lr"]) for group in groups]
         if len(set(bases)) < 2 or 0.0 in rates:
             return
+        is_first = self._last is None
         last = self._last if self._last and len(self._last) == len(rates) else bases
         self._last = rates
-        if self._are_one(rates, last, bases):
+        same = len(set(rates)) == 1 and (is_first or (self._equal and rates == last))
+        self._equal = self._equal + 1 if same else 0
+        if self._equal == _STEPS or self._are_one(rates, last, bases):
             self._warn(f"all {len(rates)} groups have the learning rate {rates[0]:g}", bases)
         elif self._first_alone(rates, last, bases) and not any("initial_lr" in g for g in groups):
             self._warn("only the learning rate of the first group changes", bases)
