@@ -727,3 +727,21 @@ def test_broken_memory_is_refused_by_name_before_anything_moves(make, key, value
     with pytest.raises(FloatingPointError, match=f"the memory '{key}' of the parameter .* NaN or"):
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_a_model_may_have_a_part_that_is_called_module(prefix):
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.module = nn.Linear(4, 4), nn.ModuleDict({"a": nn.Linear(4, 4)})
+
+    old, new = Wrapper(), Wrapper()
+    first, second = trained(Muon, old), Muon(new)
+    state = first.state_dict()
+    for group in state["param_groups"]:
+        group["param_names"] = [prefix + name for name in group["param_names"]]
+    second.load_state_dict(state)
+    for p, q in zip(old.parameters(), new.parameters(), strict=True):
+        for key, value in first.state[p].items():
+            assert torch.equal(value, second.state[q][key])

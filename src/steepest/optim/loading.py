@@ -196,6 +196,13 @@ def _names(group: Group) -> list[str] | None:
     return list(names) if names is not None and len(names) == len(params) else None
 
 
+def _unwrapped(names: list[str]) -> list[str]:
+    """The names without the prefixes that all of them have from a wrapper."""
+    while names and all(name.startswith(("module.", "_orig_mod.")) for name in names):
+        names = [name.partition(".")[2] for name in names]
+    return names
+
+
 def _plain(name: str) -> str:
     """The name without what wrappers add."""
     return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
@@ -211,6 +218,8 @@ def _in_order(own: Group, saved: Group, i: int) -> Group:
     names, there = _names(own), _names(saved)
     if names is None or there is None:
         return saved
+    if set(names) != set(there):
+        names, there = _unwrapped(names), _unwrapped(there)
     if set(names) != set(there):
         names, there = [_plain(name) for name in names], [_plain(name) for name in there]
     twice = [name for name, count in Counter(there).items() if count > 1]
