@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from steepest.curvature.jacobian import split
-from steepest.curvature.loss_function import Loss, chosen_parameters, unwrapped
+from steepest.curvature.loss_function import Loss, chosen_parameters
 from steepest.curvature.operators import Hessian
-from steepest.matrix_view import MatrixView
-from steepest.parameter_roles import roles
+from steepest.model.matrix_view import MatrixView
+from steepest.model.parameter_roles import roles
+from steepest.model.unwrapping import unwrapped
 
 
 @dataclass(frozen=True)

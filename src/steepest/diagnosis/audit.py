@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from steepest.curvature.loss_function import Loss, LossFunction, unwrapped
+from steepest.curvature.loss_function import Loss, LossFunction
 from steepest.diagnosis.audit_warnings import (
     AuditRow,
     AuditWarning,
@@ -26,8 +26,9 @@ from steepest.diagnosis.audit_warnings import (
     find_warnings,
 )
 from steepest.linalg import spectral_norm
-from steepest.matrix_view import MatrixView
-from steepest.parameter_roles import all_roles, roles_in_loss
+from steepest.model.matrix_view import MatrixView
+from steepest.model.parameter_roles import all_roles, roles_in_loss
+from steepest.model.unwrapping import unwrapped
 from steepest.printing import as_text
 from steepest.random_numbers import generators_kept, seeded
 

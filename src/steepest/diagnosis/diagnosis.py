@@ -15,14 +15,14 @@ from rich.table import Table
 
 from steepest.diagnosis.advice import planned
 from steepest.diagnosis.evidence import GeometryName, Spectrum
-from steepest.diagnosis.intervals import Interval
 from steepest.diagnosis.plan import Plan, PlanRow
 from steepest.diagnosis.race import RaceResult
 from steepest.diagnosis.stacks import StackDiagnosis
 from steepest.diagnosis.warmup import WarmUp
 from steepest.files import read_json, write_json
-from steepest.parameter_roles import Role
+from steepest.model.parameter_roles import Role
 from steepest.printing import as_text, sentence
+from steepest.statistics import Interval
 
 Level = Literal["quick", "standard", "thorough"]
 Verdict = Literal["spectral", "euclidean", "sign", "adaptive", "cannot tell"]

@@ -15,12 +15,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from steepest.curvature.loss_function import Loss, LossFunction, unwrapped
+from steepest.curvature.loss_function import Loss, LossFunction
 from steepest.curvature.operators import Hessian
-from steepest.diagnosis.inputs import InputRanks, Inputs
 from steepest.geometry import Euclidean, Sign
 from steepest.linalg import gram_singular_values, leading_singular_values, polar
-from steepest.parameter_roles import ParameterRole, roles_in_loss
+from steepest.model.inputs import InputRanks, Inputs
+from steepest.model.parameter_roles import ParameterRole, roles_in_loss
+from steepest.model.unwrapping import unwrapped
 
 GeometryName = Literal["euclidean", "sign", "spectral", "adaptive"]
 EXACT = 128

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from steepest.diagnosis.activations import Activations, Seen, hook, owners
 from steepest.linalg import nuclear_rank
 from steepest.linalg.solvers import eigvalsh
-from steepest.matrix_view import MatrixView
-from steepest.parameter_roles import Role, roles
+from steepest.model.activations import Activations, Seen, hook, owners
+from steepest.model.matrix_view import MatrixView
+from steepest.model.parameter_roles import Role, roles
 
 
 @dataclass(frozen=True)

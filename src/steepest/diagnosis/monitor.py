@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from steepest.curvature.loss_function import unwrapped
-from steepest.diagnosis.inputs import Inputs
 from steepest.linalg import nuclear_rank, stable_rank
-from steepest.parameter_roles import ParameterRole, all_roles
+from steepest.model.inputs import Inputs
+from steepest.model.parameter_roles import ParameterRole, all_roles
+from steepest.model.unwrapping import unwrapped
 from steepest.records import Records
 
 _MEMORY = ("momentum_buffer", "exp_avg")

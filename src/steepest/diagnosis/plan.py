@@ -18,12 +18,12 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from steepest.curvature.loss_function import unwrapped
 from steepest.files import write_atomically
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
+from steepest.model.parameter_roles import RoleTable, roles
+from steepest.model.stacks import find_stacks
+from steepest.model.unwrapping import unwrapped
 from steepest.optim.mixed import Mixed
-from steepest.optim.teon import find_stacks
-from steepest.parameter_roles import RoleTable, roles
 from steepest.printing import as_text, sentence
 
 Planned = Literal["spectral", "stacked", "euclidean", "sign", "adaptive"]

@@ -10,8 +10,11 @@ from typing import Any
 
 from rich.console import Group
 
-from steepest.diagnosis.intervals import jackknife
+from steepest.parametrize.dimensions import Build, growth
+from steepest.parametrize.folding import folds
+from steepest.parametrize.rules import ALPHA, OptimizerName, Rule
 from steepest.printing import as_text
+from steepest.statistics import jackknife
 from steepest.transfer.advice import Advice, advise
 from steepest.transfer.consistency import SuperConsistency, super_consistency
 from steepest.transfer.coordinates import (
@@ -21,12 +24,9 @@ from steepest.transfer.coordinates import (
     axis_of,
     coordinate_check,
 )
-from steepest.transfer.dimensions import Build, growth
-from steepest.transfer.folding import folds
 from steepest.transfer.optima import RateTransfer
 from steepest.transfer.outcomes import Outcome, together, within
 from steepest.transfer.rates import rate_transfer
-from steepest.transfer.rules import ALPHA, OptimizerName, Rule
 
 HORIZON = 0.5
 """Octaves between half of the steps and all, from which the number of steps is worth a word."""

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from steepest.curvature import NTK, Stability, ntk_drift, preconditioned_sharpness
 from steepest.curvature.loss_function import LossFunction
-from steepest.diagnosis.intervals import Interval, jackknife
+from steepest.parametrize.dimensions import Build
+from steepest.parametrize.parametrization import Parametrized, parametrize
+from steepest.parametrize.rules import OptimizerName, Rule
 from steepest.printing import as_text
-from steepest.transfer.coordinates import BlownUp, Loss, axis_of, log_slope
-from steepest.transfer.dimensions import Build
-from steepest.transfer.outcomes import Outcome, difference_interval, within
-from steepest.transfer.parametrization import Parametrized, parametrize
-from steepest.transfer.rules import OptimizerName, Rule
+from steepest.statistics import Interval, difference_interval, jackknife, log_slope
+from steepest.transfer.coordinates import BlownUp, Loss, axis_of
+from steepest.transfer.outcomes import Outcome, within
 from steepest.transfer.runs import Finished, named, seeded, training, written
 
 SPREAD = 1.25

@@ -17,12 +17,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from steepest.curvature.loss_function import checked
-from steepest.diagnosis.intervals import Interval
+from steepest.parametrize.dimensions import Build, growing_lists, pattern_of
+from steepest.parametrize.parametrization import Parametrized, parametrize
+from steepest.parametrize.rules import OptimizerName, Rule
 from steepest.printing import as_text
-from steepest.transfer.dimensions import Build, growing_lists, pattern_of
-from steepest.transfer.outcomes import Outcome, slope_interval, together, within
-from steepest.transfer.parametrization import Parametrized, parametrize
-from steepest.transfer.rules import OptimizerName, Rule
+from steepest.statistics import Interval, log_slope, slope_interval
+from steepest.transfer.outcomes import Outcome, together, within
 from steepest.transfer.runs import Finished, fingerprint, named, seeded
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -406,13 +406,3 @@ def _row(
         logs = [[math.log2(change) for change in run] for run in changes]
         interval = slope_interval([math.log2(value) for value in values], logs)
     return LayerSlope(name, step, fmean(slopes), error, size_slope, means, interval)
-
-
-def log_slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Least squares in log2; NaN where something is zero."""
-    if min(y) <= 0:
-        return math.nan
-    logs = [math.log2(each) for each in x], [math.log2(each) for each in y]
-    middle = fmean(logs[0])
-    spread = sum((a - middle) ** 2 for a in logs[0])
-    return sum((a - middle) * b for a, b in zip(*logs, strict=True)) / spread

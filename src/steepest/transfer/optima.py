@@ -12,8 +12,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.printing import as_text
+from steepest.statistics import Interval, jackknife
 from steepest.transfer.outcomes import Outcome, span, together, within
 from steepest.transfer.runs import written
 

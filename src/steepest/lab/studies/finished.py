@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from steepest.diagnosis.descent import Descent
-from steepest.diagnosis.intervals import Interval
 from steepest.diagnosis.race import RaceResult
+from steepest.statistics import Interval
 
 
 class Finished:

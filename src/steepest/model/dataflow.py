@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from steepest.layouts import Layout, Places, integers, is_progression
-from steepest.storages import NONE, Nature, Record, Storages, key_of, tensors_in, written_by
+from steepest.model.layouts import Layout, Places, integers, is_progression
+from steepest.model.storages import NONE, Nature, Record, Storages, key_of, tensors_in, written_by
 
 # Operands of products: (left, right), and what is added to the product.
 _PRODUCTS = {

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steepest.parameter_roles import RoleTable, all_roles
+from steepest.model.parameter_roles import RoleTable, all_roles
 
 transformers = pytest.importorskip("transformers")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest import MatrixView, roles
-from steepest.parameter_roles import ParameterRole, Role, RoleTable
+from steepest.model.parameter_roles import ParameterRole, Role, RoleTable
 
 transformers = pytest.importorskip("transformers")
 TINY = {

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steepest.dataflow import Convolved, Dataflow, Use
-from steepest.layouts import is_progression
-from steepest.matrix_view import MatrixView
-from steepest.role_guesses import (
+from steepest.model.dataflow import Convolved, Dataflow, Use
+from steepest.model.layouts import is_progression
+from steepest.model.matrix_view import MatrixView
+from steepest.model.role_guesses import (
     MATRIX_ROLES,
     Guess,
     Role,
@@ -24,7 +24,7 @@ from steepest.role_guesses import (
     is_qkv,
     plain_name,
 )
-from steepest.untouched import untouched
+from steepest.model.untouched import untouched
 
 
 class NotFollowed(ValueError):

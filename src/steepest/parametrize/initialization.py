@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steepest.transfer.dimensions import Build, Growth, blueprint, counterparts_of, growing_lists
-from steepest.transfer.rules import ALPHA, Rule
+from steepest.parametrize.dimensions import Build, Growth, blueprint, counterparts_of, growing_lists
+from steepest.parametrize.rules import ALPHA, Rule
 
 
 def base_sizes(

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
 
 Rule = Literal["sp", "ntp", "mup", "depth-mup", "completep", "spectral"]
 OptimizerName = Literal["sgd", "adam", "signum", "muon", "teon", "shampoo", "kl-shampoo", "soap"]

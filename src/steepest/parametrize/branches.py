@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from steepest.transfer.changes import uses
-from steepest.transfer.dimensions import Growth, in_list, pattern_of
-from steepest.transfer.multipliers import Folds, add, own_parameters
+from steepest.parametrize.changes import uses
+from steepest.parametrize.dimensions import Growth, in_list, pattern_of
+from steepest.parametrize.multipliers import Folds, add, own_parameters
 
 # The last layers of the branches of known blocks, by class.
 _LLAMA = (("self_attn.o_proj", "mlp.down_proj"),)

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.transfer import parametrize
-from steepest.transfer.rules import (
+from steepest.parametrize.rules import (
     Factors,
     Size,
     Update,
@@ -21,6 +20,7 @@ from steepest.transfer.rules import (
     spectral_std,
     update_of,
 )
+from steepest.transfer import parametrize
 
 R = 4  # how much wider
 INPUT = Size("input", (10, 16 * R), (10, 16), 1, R)

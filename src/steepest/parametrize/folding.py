@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from steepest.transfer.attention import HeadSize, fold_attention
-from steepest.transfer.branches import check_depth, fold_branches
-from steepest.transfer.dimensions import Growth
-from steepest.transfer.multipliers import Folds
-from steepest.transfer.rules import ALPHA, Rule, readout_multiplier
+from steepest.parametrize.attention import HeadSize, fold_attention
+from steepest.parametrize.branches import check_depth, fold_branches
+from steepest.parametrize.dimensions import Growth
+from steepest.parametrize.multipliers import Folds
+from steepest.parametrize.rules import ALPHA, Rule, readout_multiplier
 
 
 def folds(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import steepest
+from steepest.parametrize.rules import Factors, update_of
 from steepest.transfer import parametrize
-from steepest.transfer.rules import Factors, update_of
 
 CLASSES: dict[str, Any] = {
     "sgd": torch.optim.SGD,

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from steepest.matrix_view import MatrixView
-from steepest.transfer.dimensions import Blueprint, Growth
-from steepest.transfer.multipliers import Folds, add, own_parameters
+from steepest.model.matrix_view import MatrixView
+from steepest.parametrize.dimensions import Blueprint, Growth
+from steepest.parametrize.multipliers import Folds, add, own_parameters
 
 HeadSize = Callable[[nn.Module], int]
 _FUSED = re.compile(r"(qkv|c_attn$|query_key_value$|in_proj_weight$)", re.IGNORECASE)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from steepest.lab.models.gpt import GPT, GPTConfig
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
+from steepest.parametrize.dimensions import growth
 from steepest.transfer import parametrize
-from steepest.transfer.dimensions import growth
 
 
 def gpt(width: int = 16, depth: int = 2, heads: int = 2, **more: Any) -> nn.Module:

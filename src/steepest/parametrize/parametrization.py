@@ -17,16 +17,16 @@ from torch.optim import Optimizer
 
 from steepest import optim
 from steepest.files import write_json
+from steepest.model.parameter_roles import ParameterRole, RoleTable, all_roles
+from steepest.model.stacks import find_stacks
 from steepest.optim.scales import with_adamw_lr
-from steepest.optim.teon import find_stacks
-from steepest.parameter_roles import ParameterRole, RoleTable, all_roles
+from steepest.parametrize import initialization
+from steepest.parametrize.attention import HeadSize, check_gains
+from steepest.parametrize.dimensions import Build, Overrides, growth
+from steepest.parametrize.folding import ScaleInput, folds, tied_heads
+from steepest.parametrize.parameter_factors import ParameterFactors, factors_of_parameter
+from steepest.parametrize.rules import OptimizerName, Rule, update_of
 from steepest.printing import as_text
-from steepest.transfer import initialization
-from steepest.transfer.attention import HeadSize, check_gains
-from steepest.transfer.dimensions import Build, Overrides, growth
-from steepest.transfer.folding import ScaleInput, folds, tied_heads
-from steepest.transfer.parameter_factors import ParameterFactors, factors_of_parameter
-from steepest.transfer.rules import OptimizerName, Rule, update_of
 
 Decay = Literal["independent", "coupled"]
 _CLASSES: dict[str, type[Optimizer]] = {

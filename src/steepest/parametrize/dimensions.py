@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from steepest.parameter_roles import Override, ParameterRole, RoleTable, all_roles
-from steepest.transfer.changes import changed, module_names, settings, tensor_shapes
-from steepest.transfer.placement import check_embeddings, size_of
-from steepest.transfer.rules import Size
+from steepest.model.parameter_roles import Override, ParameterRole, RoleTable, all_roles
+from steepest.parametrize.changes import changed, module_names, settings, tensor_shapes
+from steepest.parametrize.placement import check_embeddings, size_of
+from steepest.parametrize.rules import Size
 
 Build = Callable[..., nn.Module]
 Overrides = Mapping[str, Override]

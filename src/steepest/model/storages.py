@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
-from steepest.layouts import Layout, Places, integers
+from steepest.model.layouts import Layout, Places, integers
 
 Nature = Literal["data", "weight", "constant"]
 NONE: frozenset[int] = frozenset()

@@ -18,7 +18,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     These are buffers, modes, other attributes of its modules, gradients, and the generators of
     Python, numpy and torch on the devices of the model. Weights and tensors of the caller that are
-    written to in place are the concern of `steepest.dataflow`.
+    written to in place are the concern of `steepest.model.dataflow`.
     """
     with ExitStack() as stack:
         for module in model.modules():

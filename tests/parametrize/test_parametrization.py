@@ -18,8 +18,8 @@ from torch.nn import functional as F
 import steepest
 from steepest.files import read_json
 from steepest.lab.models.gpt import GPT, GPTConfig
+from steepest.parametrize.rules import OptimizerName, Rule
 from steepest.transfer import parametrize
-from steepest.transfer.rules import OptimizerName, Rule
 
 BASE, TARGET = {"width": 16, "depth": 2}, {"width": 64, "depth": 8}
 RULES: list[Rule] = ["sp", "ntp", "mup", "depth-mup", "completep", "spectral"]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from steepest.diagnosis.activations import Activations, Seen, hook, owners
 from steepest.linalg import stable_rank
 from steepest.linalg.solvers import eigvalsh
-from steepest.parameter_roles import RoleTable
+from steepest.model.activations import Activations, Seen, hook, owners
+from steepest.model.parameter_roles import RoleTable
 
 EXACT = 128  # features; beyond that an estimate, which is an upper bound
 ITERATIONS = 6  # on activations of a GPT of width 384: too large by 0.6% on average, 10% at most

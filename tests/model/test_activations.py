@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steepest.diagnosis.activations import Activations, hook
+from steepest.model.activations import Activations, hook
 
 
 def _seen(module: nn.Module, name: str, *args: Any) -> list[Activations]:

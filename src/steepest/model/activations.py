@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from steepest.parameter_roles import ParameterRole
+from steepest.model.parameter_roles import ParameterRole
 
 
 class Activations(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from steepest.parameter_roles import ParameterRole
-from steepest.transfer.dimensions import Growth
-from steepest.transfer.multipliers import Folds
-from steepest.transfer.rules import Factors, Rule, Update, factors_of
+from steepest.model.parameter_roles import ParameterRole
+from steepest.parametrize.dimensions import Growth
+from steepest.parametrize.multipliers import Folds
+from steepest.parametrize.rules import Factors, Rule, Update, factors_of
 
 
 @dataclass(frozen=True)

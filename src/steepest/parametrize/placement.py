@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from steepest.parameter_roles import ParameterRole, RoleTable
-from steepest.transfer.rules import Kind, Size
+from steepest.model.parameter_roles import ParameterRole, RoleTable
+from steepest.parametrize.rules import Kind, Size
 
 # What torch.nn.utils makes of weights: norms, parametrizations, pruning.
 _COMPUTED = re.compile(r"(^|[.])parametrizations[.]|(^|[.])weight_(g|v|orig)$")

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
 
 Role = Literal["hidden", "conv", "qkv", "experts", "embedding", "head", "vector"]
 STATED = "the model's output"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from steepest import MatrixView, roles
-from steepest.parameter_roles import RoleTable, all_roles, roles_in_loss
+from steepest.model.parameter_roles import RoleTable, all_roles, roles_in_loss
 
 
 def _heads(table: RoleTable) -> list[str]:

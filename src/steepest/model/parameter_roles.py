@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from steepest.dataflow import Dataflow
-from steepest.matrix_view import MatrixView
-from steepest.role_evidence import NotFollowed, chooses, follow, is_output, judge
-from steepest.role_guesses import (
+from steepest.model.dataflow import Dataflow
+from steepest.model.matrix_view import MatrixView
+from steepest.model.role_evidence import NotFollowed, chooses, follow, is_output, judge
+from steepest.model.role_guesses import (
     MATRIX_ROLES,
     STATED,
     Guess,
@@ -32,7 +32,7 @@ from steepest.role_guesses import (
     plain_name,
     routers,
 )
-from steepest.role_guesses import Role as Role
+from steepest.model.role_guesses import Role as Role
 
 Override = Role | MatrixView | Literal["transposed"]
 _MAY_BE_HEADS = (*MATRIX_ROLES, "vector")
