@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 _OFTEN = {"lr", "weight_decay", "momentum", "betas", "step_count"}  # changed, and not for memory
 _NOTHING = object()
 _EMPTY: dict[str, Any] = {}
-_Seen = tuple[Tensor, torch.Size, torch.dtype, list[tuple[str, Tensor, int]]]
-"""A parameter as it was in the step before: shape, type, and the tensors of its memory."""
+_Seen = tuple[Tensor, torch.Size, torch.dtype, list[tuple[str, Tensor, int, int]]]
+"""A parameter after the step before: shape, type, and the tensors of its memory.
+
+Each has a name, its number of entries, and how often it was written to in place.
+"""
 
 
 class Fit:
@@ -55,7 +58,6 @@ class Fit:
             self._device = params[0].device
             seen.clear()
         seen += [None] * (len(params) - len(seen))
-        fused = self.group["geometry"] == "adamw"  # whose kernel looks at no sizes
         for k, p in enumerate(params):
             gradient = p.grad
             if gradient is None:
@@ -69,14 +71,26 @@ class Fit:
                     and gradient.shape == shape
                     and p.dtype is dtype
                 ):
-                    for name, value, entries in memory:
-                        if kept.get(name) is not value or (fused and value.numel() != entries):
+                    for name, value, entries, version in memory:
+                        if (
+                            kept.get(name) is not value
+                            or value._version != version
+                            or value.numel() != entries
+                        ):
                             break
                     else:
                         continue
             same = False
             seen[k] = self._look(optimizer, k, p, gradient, kept)
         return same
+
+    def record(self, optimizer: SteepestDescent) -> None:
+        """Note the memory as this step has left it; what writes to it later is checked again."""
+        state, views = optimizer.state, self.group.get("views")
+        for k, p in enumerate(self.group["params"]):
+            if p.grad is not None and (kept := state.get(p)) is not None:
+                memory = self._memory[p.shape, p.dtype, views and views[k]]
+                self._seen[k] = _seen(p, kept, memory)
 
     def _look(
         self,
@@ -106,9 +120,7 @@ class Fit:
         if memory is None:
             memory = self._memory[key] = memory_of(optimizer, group, k)
         self._check_memory(k, p, kept, memory)
-        if not kept.keys() >= memory.keys():
-            return None
-        return p, shape, p.dtype, [(name, kept[name], kept[name].numel()) for name in memory]
+        return _seen(p, kept, memory)
 
     def _check_settings(self, optimizer: SteepestDescent) -> None:
         group, seen = self.group, self._settings
@@ -172,6 +184,14 @@ class Fit:
                 f"the {name_of(self.group, k)} has lost its memory {missing[0]!r}; nothing was "
                 "updated. Delete optimizer.state[parameter] to start its memory anew"
             )
+
+
+def _seen(p: Tensor, kept: Mapping[str, Any], memory: Memory) -> _Seen | None:
+    """What to remember of a parameter; nothing if some of its memory is still to be made."""
+    if not kept.keys() >= memory.keys():
+        return None
+    tensors = [(name, kept[name]) for name in memory]
+    return p, p.shape, p.dtype, [(name, x, x.numel(), x._version) for name, x in tensors]
 
 
 def _broken(name: str, value: Tensor) -> str:

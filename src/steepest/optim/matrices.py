@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -124,14 +124,15 @@ class Matrices:
                 "whole one; use DistributedDataParallel instead of fully_shard"
             )
 
-    def entries(self, state: Mapping[Tensor, State], key: str) -> None:
+    def entries(self, state: MutableMapping[Tensor, State], key: str) -> None:
         """Make the state `key` with an entry for each weight, of zeros, where there is none."""
         for p in self.params:
-            buffer = state[p].get(key)
+            kept = state.setdefault(p, {})
+            buffer = kept.get(key)
             if buffer is None:
                 layout, dtype = torch.contiguous_format, memory_dtype(self._group, p)
                 buffer = torch.zeros_like(p, dtype=dtype, memory_format=layout)
-            state[p][key] = buffer.contiguous()
+            kept[key] = buffer.contiguous()
 
     def states(self, state: Mapping[Tensor, State]) -> list[MatrixState]:
         """Return what is kept for each matrix as a whole."""

@@ -283,6 +283,8 @@ class SteepestDescent(Optimizer):
         except Exception as error:  # undoing it would need a copy of everything
             progress.explain(error)
             raise
+        for group in self.param_groups:
+            self._fit(group).record(self)
         return loss
 
     def _fit(self, group: dict[str, Any]) -> Fit:
@@ -325,7 +327,7 @@ class SteepestDescent(Optimizer):
             self.start(group, matrices)
             return
         for p in matrices.params:
-            state = self.state[p]
+            state = self.state.setdefault(p, {})
             if "step" not in state:
                 dtype = memory_dtype(group, p)
                 state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
