@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -29,6 +28,7 @@ from steepest.linalg import spectral_norm
 from steepest.model.matrix_view import MatrixView
 from steepest.model.parameter_roles import all_roles, roles_in_loss
 from steepest.model.unwrapping import unwrapped
+from steepest.optim.copying import copies_of
 from steepest.printing import as_text
 from steepest.random_numbers import generators_kept, seeded
 
@@ -238,7 +238,7 @@ def _updates(
     optimizers: list[Optimizer], gradients: _Tensors, scale: float = 1.0, decay: bool = False
 ) -> _Tensors:
     """By how much a step of copies of the optimizers changes each parameter, in float32 or more."""
-    copies = _copied(optimizers)
+    copies = copies_of(optimizers)
     pairs: _Tensors = {}
     for optimizer, copied in zip(optimizers, copies, strict=True):
         for group, own in zip(optimizer.param_groups, copied.param_groups, strict=True):
@@ -251,19 +251,6 @@ def _updates(
         with seeded(0):  # the same random numbers in each of the steps that are compared
             copied.step()
     return {p: _wide(mine) - _wide(p) for p, mine in pairs.items()}
-
-
-def _copied(optimizers: list[Optimizer]) -> list[Optimizer]:
-    """Copies that share what the originals share, without hooks and what schedulers wrap.
-
-    torch copies groups and state alone; what else an optimizer keeps is added.
-    """
-    memo: dict[int, Any] = {}
-    copies = [deepcopy(each, memo) for each in optimizers]
-    for optimizer, copied in zip(optimizers, copies, strict=True):
-        for key in vars(optimizer).keys() - vars(copied).keys() - {"step"}:
-            setattr(copied, key, deepcopy(vars(optimizer)[key], memo))
-    return copies
 
 
 def _measured(

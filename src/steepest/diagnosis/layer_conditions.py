@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from steepest.linalg import nuclear_rank
 from steepest.linalg.solvers import eigvalsh
 from steepest.model.activations import Activations, Seen, hook, owners
-from steepest.model.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView, matrix_label
 from steepest.model.parameter_roles import Role, roles
 
 
@@ -142,7 +142,7 @@ class LayerConditions:
                 group = i // max(1, len(view.splits))
                 measured.append(
                     LayerCondition(
-                        matrix=name if len(matrices) == 1 else f"{name}[{i}]",
+                        matrix=matrix_label(name, i, len(matrices)),
                         role=row.role,
                         shape=(G.shape[0], G.shape[1]),
                         nuclear_rank=float(nuclear_rank(G)),

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from steepest.linalg import nuclear_rank, stable_rank
 from steepest.model.inputs import Inputs
+from steepest.model.matrix_view import matrix_label
 from steepest.model.parameter_roles import ParameterRole, all_roles
 from steepest.model.unwrapping import unwrapped
 from steepest.records import Records
@@ -183,7 +184,7 @@ class Monitor:
         memory = next((state[key] for key in _MEMORY if isinstance(state.get(key), Tensor)), None)
         M = None if memory is None else _matrices(row, memory)[i]
         return {
-            "matrix": row.name if len(row.view.sizes()) == 1 else f"{row.name}[{i}]",
+            "matrix": matrix_label(row.name, i, len(row.view.sizes())),
             "role": row.role,
             "nuclear_rank": float(nuclear_rank(G, "polar")),
             "stable_rank": seen and seen.entering,

@@ -200,3 +200,12 @@ def _parts(size: int, block: int) -> list[int]:
 def _cut(matrix: Tensor, block: int) -> list[Tensor]:
     rows, columns = (_parts(n, block) for n in matrix.shape)
     return [part for band in matrix.split(rows) for part in band.split(columns, dim=1)]
+
+
+def matrix_label(name: str, which: int | str, count: int) -> str:
+    """Return the name of one of a parameter's `count` matrices.
+
+    >>> matrix_label("up.weight", 0, 1), matrix_label("qkv.weight", 2, 3)
+    ('up.weight', 'qkv.weight[2]')
+    """
+    return name if count == 1 else f"{name}[{which}]"

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
+from steepest.model.attention_sizes import HEAD_SIZE, HEADS, KV_HEADS, number
 from steepest.model.matrix_view import MatrixView
 
 Role = Literal["hidden", "conv", "qkv", "experts", "embedding", "head", "vector"]
@@ -60,9 +60,6 @@ _ADAPTER = re.compile(r"(^|[._])lora_(embedding_)?[AB]\b")
 _ROTATION = re.compile(r"(^|[._])(oft|boft|hra|road|vera|ia3|ln_tuning)_\w+")
 _BIAS = re.compile(r"(^|_)(bias(es|_table|_u|_v)?|rpb|shift_table)$")
 _ENTRYWISE = re.compile(r"^(A_logs?|(\w+_)?scale)$")
-_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
-_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head")
-_HEAD_SIZE = ("head_dim", "head_size", "d_head")
 _EXPERT_COUNT = (
     "moe_num_experts", "num_experts", "n_experts", "num_local_experts", "n_routed_experts", "E",
 )  # fmt: skip
@@ -199,11 +196,7 @@ def _linear(path: str, shape: tuple[int, ...], module: nn.Module, parent: nn.Mod
 
 
 def _number(names: tuple[str, ...], module: nn.Module) -> int | None:
-    """The first of these that is an integer of the module or, failing that, of its config."""
-    values = (getattr(s, n, None) for s in (module, getattr(module, "config", None)) for n in names)
-    with suppress(Exception):  # some configs refuse to say what differs between their layers
-        return next((n for n in values if isinstance(n, int)), None)
-    return None
+    return number(names, module, getattr(module, "config", None))
 
 
 def _qkv_splits(name: str, view: MatrixView, attention: nn.Module) -> tuple[int, ...]:
@@ -214,9 +207,9 @@ def _qkv_splits(name: str, view: MatrixView, attention: nn.Module) -> tuple[int,
     key, value = (getattr(attention, size, 0) for size in ("key_dim", "value_dim"))
     if key and 2 * key + value == view.outputs:  # linear attention
         return (key, key, value)
-    heads, kv_heads = _number(_HEADS, attention), _number(_KV_HEADS, attention)
+    heads, kv_heads = _number(HEADS, attention), _number(KV_HEADS, attention)
     if heads and kv_heads:
-        size = _number(_HEAD_SIZE, attention) or view.inputs // heads
+        size = _number(HEAD_SIZE, attention) or view.inputs // heads
         splits = (heads * size, kv_heads * size, kv_heads * size)
         return splits if sum(splits) == view.outputs else ()
     return (view.outputs // 3,) * 3 if view.outputs == 3 * view.inputs else ()
@@ -252,7 +245,7 @@ def _bare(name: str, shape: tuple[int, ...], module: nn.Module) -> Guess:
     named = _EXPERTS.search(f"{name} {kind}")
     if shape[0] == 1 and not named:
         return Guess("embedding", MatrixView.of(shape), f"{kind}, one for the whole batch")
-    if not named and shape[1:] == (_number(_HEADS, module), _number(_HEAD_SIZE, module)):
+    if not named and shape[1:] == (_number(HEADS, module), _number(HEAD_SIZE, module)):
         view = MatrixView.of((shape[0], math.prod(shape[1:])), transposed=last != "o")
         return Guess("hidden", view, f"matrix of {kind}, with an axis for the heads")
     view, order = _experts(last, shape, module)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from steepest.model.attention_sizes import HEAD_SIZE, HEADS, WIDTH, number
 from steepest.model.matrix_view import MatrixView
 from steepest.parametrize.dimensions import Blueprint, Growth
 from steepest.parametrize.multipliers import Folds, add, own_parameters
@@ -22,9 +22,6 @@ _OF_TORCH = (
     "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight",
     "in_proj_bias", "bias_k", "bias_v",
 )  # fmt: skip
-_HEAD_SIZE = ("head_dim", "head_size", "d_head", "d_kv")
-_WIDTH = ("hidden_size", "n_embd", "embed_dim", "d_model", "width")
-_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads")
 
 
 def fold_attention(found: Folds, growth: Growth, head_size: HeadSize | None) -> None:
@@ -199,19 +196,14 @@ def _head_size(
         return given(model)
     module = model.get_submodule(attention)
     sources = (module, getattr(module, "config", None), getattr(model, "config", None))
-    heads = next((n for n in (_number(source, _HEADS) for source in sources) if n), None)
+    heads = number(HEADS, *sources)
     if query is not None and heads is not None and query.outputs % heads == 0:
         return query.outputs // heads
     for source in sources:
-        size = _number(source, _HEAD_SIZE)
+        size = number(HEAD_SIZE, source)
         if size is not None:
             return size
-        width, heads = _number(source, _WIDTH), _number(source, _HEADS)
+        width, heads = number(WIDTH, source), number(HEADS, source)
         if width is not None and heads is not None:
             return width // heads
     return None
-
-
-def _number(source: Any, names: tuple[str, ...]) -> int | None:
-    values: Mapping[str, Any] = {name: getattr(source, name, None) for name in names}
-    return next((v for v in values.values() if isinstance(v, int) and v > 0), None)

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from steepest.model.attention_sizes import OF_HEADS
 from steepest.parametrize.changes import uses
 from steepest.parametrize.dimensions import Growth, in_list, pattern_of
 from steepest.parametrize.multipliers import Folds, add, own_parameters
@@ -38,7 +39,6 @@ _INNER = ("intermediate", "linear1")
 _DEPTH = re.compile(
     r"(^|_)n?(depth|layer|block|loop|iter(ation)?|repeat|recurrence)s?$", re.IGNORECASE
 )
-_HEADS = re.compile(r"head|d_kv", re.IGNORECASE)
 
 
 def check_depth(growth: Growth, branches: Sequence[str] | None) -> None:
@@ -54,7 +54,7 @@ def check_depth(growth: Growth, branches: Sequence[str] | None) -> None:
     nothing_else = branches is not None and set(growth.numbers) == growth.changed
     for size, names in growth.numbers.items():
         deeper = nothing_else or any(_DEPTH.search(name) for name in (size, *names))
-        if deeper and not any(_HEADS.search(name) for name in names):
+        if deeper and not any(OF_HEADS.search(name) for name in names):
             raise ValueError(
                 f"got {size}, which changes {', '.join(sorted(names))} and no list of layers; "
                 "expected the layers in an nn.ModuleList whose length is the depth, as no "
