@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steepest.geometry import Spectral, StackedSpectral
 from steepest.linalg.polar_factor import PolarMethod
+from steepest.model.matrix_view import matrix_label
 from steepest.model.parameter_roles import RoleTable
 from steepest.model.stacks import find_stacks
 from steepest.optim.checks import check_setting
@@ -108,7 +109,7 @@ class TEON(SteepestDescent):
             for name, label in zip(names, labels, strict=False):
                 for i, number in enumerate(label or ()):
                     if number is not None:
-                        stacks[g, number].append(name if len(label) == 1 else f"{name}[{i}]")
+                        stacks[g, number].append(matrix_label(name, i, len(label)))
         return [tuple(stack) for stack in stacks.values()]
 
     def groups(self, table: RoleTable, own: Any) -> list[dict[str, Any]]:
