@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, cast, get_args, overload
 
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from steepest.model.dataflow import Dataflow
@@ -33,6 +31,7 @@ from steepest.model.role_guesses import (
     routers,
 )
 from steepest.model.role_guesses import Role as Role
+from steepest.results import Column, Result, ResultTable
 
 Override = Role | MatrixView | Literal["transposed"]
 _MAY_BE_HEADS = (*MATRIX_ROLES, "vector")
@@ -62,10 +61,10 @@ class ParameterRole:
         return self.role in MATRIX_ROLES
 
 
-class RoleTable(Sequence[ParameterRole]):
+class RoleTable(Result, Sequence[ParameterRole]):
     """The roles of all parameters of a model, in its own order; tied parameters appear once.
 
-    It is a sequence of `ParameterRole`, prints as a table, and can be given to any optimizer of
+    It is a sequence of `ParameterRole`, shows as a table, and can be given to any optimizer of
     this package in place of the model.
     """
 
@@ -101,29 +100,35 @@ class RoleTable(Sequence[ParameterRole]):
         """The rows that do not: embeddings, heads, vectors."""
         return [row for row in self._rows if not row.is_matrix]
 
-    def __rich__(self) -> Table:
-        """Return the table for `rich`."""
+    def table(self) -> ResultTable:
+        """Return name, shape, role, matrices and reason of every parameter."""
         total = sum(row.parameter.numel() for row in self)
         matrix = sum(row.parameter.numel() for row in self.matrices)
         share = f"{matrix / total:.0%}" if total else "none"
-        table = Table(
+        return ResultTable(
+            tuple(
+                Column(*names)
+                for names in (
+                    ("parameter",),
+                    ("shape",),
+                    ("role",),
+                    ("matrices", "matrices (out, in)"),
+                    ("reason",),
+                )
+            ),
+            tuple(
+                (
+                    row.name,
+                    tuple(row.parameter.shape),
+                    row.role,
+                    str(row.view) if row.is_matrix else None,
+                    row.reason,
+                )
+                for row in self
+            ),
             caption=f"{matrix:,} of {total:,} entries ({share}) get a matrix update",
-            caption_justify="left",
+            styles=tuple("" if row.is_matrix else "dim" for row in self),
         )
-        for title in ("parameter", "shape", "role", "matrices (out, in)", "reason"):
-            table.add_column(title, overflow="fold")
-        for row in self:
-            shape = " x ".join(map(str, row.parameter.shape)) or "scalar"
-            style = None if row.is_matrix else "dim"
-            view = str(row.view) if row.is_matrix else "-"
-            table.add_row(row.name, shape, row.role, view, row.reason, style=style)
-        return table
-
-    def __str__(self) -> str:
-        console = Console(width=120)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
 
 
 def roles(

@@ -6,17 +6,13 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from torch import nn
 from torch.optim import Optimizer
 
 from steepest import optim
-from steepest.files import write_json
 from steepest.model.parameter_roles import ParameterRole, RoleTable, all_roles
 from steepest.model.stacks import find_stacks
 from steepest.optim.scales import with_adamw_lr
@@ -26,7 +22,7 @@ from steepest.parametrize.dimensions import Build, Overrides, growth
 from steepest.parametrize.folding import ScaleInput, folds, tied_heads
 from steepest.parametrize.parameter_factors import ParameterFactors, factors_of_parameter
 from steepest.parametrize.rules import OptimizerName, Rule, update_of
-from steepest.printing import as_text
+from steepest.results import Column, Result, ResultTable
 
 Decay = Literal["independent", "coupled"]
 _CLASSES: dict[str, type[Optimizer]] = {
@@ -47,7 +43,7 @@ _OF_GROUPS = {
 }  # fmt: skip
 
 
-class Parametrized:
+class Parametrized(Result):
     """A model at its target size, with the factors of each parameter; made by `parametrize`.
 
     It prints as a table. The model is the user's own class with other numbers in its weights:
@@ -60,6 +56,8 @@ class Parametrized:
         rule, optimizer_name, settings: as given.
         readout: for heads tied to an embedding, the factor on their input.
     """
+
+    width = 140
 
     def __init__(
         self,
@@ -206,34 +204,41 @@ class Parametrized:
         chosen: Any = _CLASSES[self.optimizer_name]
         return chosen(groups, lr=lr, **every)
 
-    def table(self) -> Table:
-        """Return the table for `rich`."""
+    def table(self) -> ResultTable:
+        """Return the factors of every parameter; layers with the same ones are one row."""
         sizes = (f"{key} {self.base[key]} -> {self.target[key]}" for key in self.base)
-        table = Table(
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            title=f"{self.rule}, {self.optimizer_name}: {', '.join(sizes)}",
-            caption="factors relative to the base model",
+        columns = (
+            Column("parameter"),
+            Column("kind"),
+            Column("fan_in", "in"),
+            Column("fan_out", "out"),
+            *map(Column, ("init", "lr", "eps", "why", "source")),
         )
-        for title in ("parameter", "kind", "in", "out", "init", "lr", "eps", "why", "source"):
-            table.add_column(title, overflow="fold")
-        alike: dict[tuple[str, ...], set[str]] = defaultdict(set)
+        alike: dict[tuple[Any, ...], set[str]] = defaultdict(set)
         for row in self.rows:
-            cells = (f"{x:.4g}" for x in (row.fan_in, row.fan_out, row.init, row.lr, row.eps))
+            factors = (
+                float(f"{x:.4g}") for x in (row.fan_in, row.fan_out, row.init, row.lr, row.eps)
+            )
             layers = re.sub(r"(?<![^.])\d+(?![^.])", "*", row.name)
-            alike[layers, row.kind, *cells, row.why, row.source].add(row.name)
-        for (layers, *others), names in alike.items():
-            table.add_row(layers if len(names) > 1 else names.pop(), *others)
+            alike[layers, row.kind, *factors, row.why, row.source].add(row.name)
+        rows = [
+            (layers if len(names) > 1 else names.pop(), *others)
+            for (layers, *others), names in alike.items()
+        ]
         for name, factor in self.readout.items():
             why = f"tied to the embedding: input x {factor:.4g}"
-            table.add_row(name, "output", *[""] * 5, why, "TP-V Table 8")
-        return table
+            rows.append((name, "output", *[None] * 5, why, "TP-V Table 8"))
+        return ResultTable(
+            columns,
+            tuple(rows),
+            f"{self.rule}, {self.optimizer_name}: {', '.join(sizes)}",
+            "factors relative to the base model",
+        )
 
-    def __rich__(self) -> Table:
-        return self.table()
-
-    def __str__(self) -> str:
-        return as_text(self.table(), 140)
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The factors of every parameter, each a row."""
+        return [asdict(row) for row in self.rows]
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but the model, as plain numbers and strings."""
@@ -244,12 +249,8 @@ class Parametrized:
             "base": self.base,
             "target": self.target,
             "readout": self.readout,
-            "parameters": [asdict(row) for row in self.rows],
+            "parameters": self.records,
         }
-
-    def save(self, path: str | Path) -> None:
-        """Write `as_dict` as JSON with a checksum, whole or not at all."""
-        write_json(path, self.as_dict())
 
 
 def parametrize(

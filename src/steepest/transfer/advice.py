@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from steepest.results import Column, Result, ResultTable
 from steepest.statistics import fit
 from steepest.transfer.coordinates import axis_of
 from steepest.transfer.runs import written
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from steepest.transfer.optima import RateTransfer
 
 
-@dataclass(frozen=True)
-class Advice:
+@dataclass(frozen=True, repr=False)
+class Advice(Result):
     """What to train the target with.
 
     Attributes:
@@ -39,6 +40,17 @@ class Advice:
     def is_known(self) -> bool:
         """Whether the interval is at most an octave to both sides."""
         return self.high <= 4 * self.low
+
+    def table(self) -> ResultTable:
+        """Return the slope over every size, with the rate at the target as the title."""
+        columns = (
+            Column("size"),
+            Column("slope", "octaves a doubling", "+.2f"),
+            Column("error", "± s.e.", ".2f"),
+        )
+        rows = tuple((name, *slope) for name, slope in self.slopes.items())
+        title = f"learning rate {self.lr:.3g} for {written(self.target)}"
+        return ResultTable(columns, rows, title, str(self))
 
     def __str__(self) -> str:
         slopes = ", ".join(
