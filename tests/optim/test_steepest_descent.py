@@ -558,9 +558,9 @@ def test_matrices_of_equal_shape_are_handled_together(monkeypatch):
     monkeypatch.setattr(steepest.geometry.Spectral, "direction", spy)
     tested.step()
     assert sorted(batches) == [(1, 4, 6), (1, 6, 4), (5, 4, 4)]
-    batches.clear()
     monkeypatch.setitem(matrices._ENTRIES_PER_BATCH, "cpu", 2 * 16 + 5)
     again = Muon(params)  # which works out its batches anew
+    batches.clear()
     again.step()
     assert sorted(batches) == [(1, 4, 4), (1, 4, 6), (1, 6, 4), (2, 4, 4), (2, 4, 4)]
 

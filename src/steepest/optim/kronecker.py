@@ -20,7 +20,7 @@ from steepest.linalg.matrix_norms import frobenius_norm
 from steepest.linalg.matrix_roots import inverse_root
 from steepest.linalg.newton_schulz import scaled
 from steepest.linalg.products import fast_products, product, symmetric_product
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
 from steepest.optim.matrices import Batch, Matrices, MatrixState, stack
 from steepest.optim.precision import adam_eps, factor_dtype
 from steepest.optim.rounding import Assignment

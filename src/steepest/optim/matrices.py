@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
 from steepest.optim.parameter_groups import name_of
 from steepest.optim.precision import memory_dtype
 

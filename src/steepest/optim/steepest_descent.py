@@ -18,6 +18,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from steepest.geometry import Spectral
 from steepest.linalg.autocast import without_autocast
+from steepest.model.parameter_roles import RoleTable, roles
 from steepest.optim import adamw
 from steepest.optim.checks import CHECKS, check_setting
 from steepest.optim.fitting import Fit
@@ -40,7 +41,6 @@ from steepest.optim.rounding import Assignment
 from steepest.optim.scales import update_scale
 from steepest.optim.settings import Settings
 from steepest.optim.table import table_of
-from steepest.parameter_roles import RoleTable, roles
 
 Parameters = nn.Module | RoleTable | ParamsT
 MOMENTUM = "momentum_buffer"

@@ -13,8 +13,8 @@ from steepest.lab.errors import InputError
 from steepest.lab.files import write_json
 from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
 from steepest.lab.user_code import sentences_for_errors
+from steepest.parametrize.rules import OptimizerName, Rule
 from steepest.transfer import TransferCheck, check_transfer
-from steepest.transfer.rules import OptimizerName, Rule
 
 Size = dict[str, int]
 
