@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
         except BrokenPipeError:  # `steepest train --help | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        except Exception as error:
+        except BaseException as error:
             refused = user_code_error(error) or error
             if not isinstance(refused, InputError):
                 raise
