@@ -308,7 +308,11 @@ def test_sys_exit_in_a_function_of_the_user_is_their_error_and_not_the_exit_code
         ("mine:stops", "mine:stops raised Stop('stopped')", "stops"),
         ("mine:closing_forward", "the default loss raised GeneratorExit('forward')", "forward"),
         ("mine:build --optimizer mine:closing_step", "raised GeneratorExit('in a step')", "step"),
-        ("mine:build --batches mine:stopping_batches", "raised Stop('no more')", "stopping_batches"),
+        (
+            "mine:build --batches mine:stopping_batches",
+            "raised Stop('no more')",
+            "stopping_batches",
+        ),
     ],
 )
 def test_what_is_no_exception_is_an_error_of_the_user_too(

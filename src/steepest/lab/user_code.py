@@ -81,7 +81,7 @@ def user_code_error(error: BaseException) -> UserCodeError | None:
 def _no_exception(
     path: str, frames: list[tuple[FrameType, int]], error: BaseException
 ) -> UserCodeError:
-    """What to tell of `sys.exit` in the user's code, and of what else is raised beside `Exception`."""
+    """What to tell of `sys.exit` in the user's code, and of all else that is no `Exception`."""
     place, lines = _place(frames, path, error)
     what = f"called sys.exit ({error!r})" if isinstance(error, SystemExit) else f"raised {error!r}"
     return UserCodeError(
