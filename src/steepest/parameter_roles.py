@@ -156,8 +156,8 @@ def roles(
     results of many layers, as at the end of a transformer without a head, has none. How a bare
     parameter is multiplied says which axis is the input, and where it is several matrices. A layer
     whose result is split is as many matrices. A weight that is used in two ways, as in a tied
-    autoencoder, has the view of the first use, and the reason names both. Without an example, types and names decide, and each
-    reason that is a guess says so.
+    autoencoder, has the view of its first use, and the reason names both. Without an example, types
+    and names decide, and each reason that is a guess says so.
 
     Args:
         model: any module; `torch.compile`d ones too. Weights, gradients, buffers, modes and
