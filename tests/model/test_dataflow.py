@@ -126,19 +126,126 @@ def test_bare_parameters_that_no_input_is_multiplied_by(use: Any, role: str) -> 
     assert row.is_matrix or "a guess" not in row.reason
 
 
-def test_a_parameter_that_is_used_both_ways_keeps_a_guess() -> None:
+OUTPUT = "; one of the two gives the model's output"
+
+
+@pytest.mark.parametrize(
+    ("shape", "use", "role", "view", "reason"),
+    [
+        ((5, 8), lambda w, x: (x @ w.T).relu() @ w, "hidden", "(5, 8)",
+         f"multiplied as (out, in), also multiplied transposed{OUTPUT}"),
+        ((8, 5), lambda w, x: F.linear((x @ w).relu(), w), "hidden", "(5, 8)",
+         f"multiplied as (in, out), also multiplied transposed{OUTPUT}"),
+        ((8, 8), lambda w, x: x + (x @ w.T).relu() @ w, "hidden", "(8, 8)",
+         f"multiplied as (out, in), also multiplied transposed{OUTPUT}"),
+        ((2, 8, 3), lambda w, x: torch.einsum(
+            "bhk,hik->bi", torch.einsum("bi,hik->bhk", x, w).relu(), w),
+         "experts", "2 x (3, 8)",
+         f"multiplied as 2 matrices of (in, out), as of heads or experts, also multiplied "
+         f"transposed{OUTPUT}"),
+        ((9, 8), lambda w, x: (w[torch.tensor([1, 3])].mean(0) * x) @ w.T, "embedding", "(9, 8)",
+         "a table that is read by index, also multiplied to give the model's output"),
+        ((5, 8), lambda w, x: (x @ w.T).relu() @ torch.ones(5, 2), "head", "(5, 8)",
+         "multiplied as (out, in), the model's output"),
+    ],
+)  # fmt: skip
+def test_a_reason_names_both_uses_of_a_bare_parameter(
+    shape: Any, use: Any, role: str, view: str, reason: str
+) -> None:
+    row = all_roles(Function(lambda self, x: use(self.w0, x), shape), example=torch.randn(4, 8))[0]
+    assert (row.role, str(row.view), row.reason) == (role, view, reason)
+    assert not row.guessed
+
+
+def test_a_reason_names_the_second_use_of_a_layers_weight() -> None:
+    x = torch.randn(4, 8)
+    cases: list[tuple[nn.Module, Any, Tensor, str]] = [
+        (nn.Linear(8, 5), lambda m, x: F.linear(m(x).relu(), m.weight.T), x,
+         f"Linear, also multiplied transposed{OUTPUT}"),
+        (nn.Conv2d(2, 3, 3), lambda m, x: F.conv_transpose2d(m(x), m.weight),
+         torch.randn(1, 2, 6, 6), f"Conv2d, also convolved with transposed{OUTPUT}"),
+        (nn.Embedding(6, 8), lambda m, x: m(x) @ m.weight.T, torch.tensor([1, 2]),
+         "Embedding, also multiplied to give the model's output"),
+        (nn.Linear(8, 8, bias=False), lambda m, x: m(m(x).relu()), x, "Linear, the model's output"),
+    ]  # fmt: skip
+    for layer, use, given, reason in cases:
+        model = Function(lambda self, x, use=use: use(self.layer, x), layer=layer)
+        row = all_roles(model, example=given)["layer.weight"]
+        assert row.reason == reason
+        assert (row.role == "head") == ("also" not in reason)  # twice in the same way is one use
+
+
+def test_both_uses_are_told_beside_the_layers_between_them() -> None:
+    """A Hopfield layer in the middle of a network gives no output."""
     model = Function(
-        lambda self, x: self.out(x @ self.w0 @ self.w0.mT), (8, 3), out=nn.Linear(8, 2)
+        lambda self, x: self.out((self.inside(x) @ self.w0.T).relu() @ self.w0),
+        (8, 8), inside=nn.Linear(4, 8), out=nn.Linear(8, 2),
+    )  # fmt: skip
+    row = roles(model, example=torch.randn(3, 4))["w0"]
+    assert row.reason == "multiplied as (out, in), also multiplied transposed"
+
+
+# ------------------------------------------------------------------------------ heads and experts
+
+
+def _einsum_heads(self: Any, x: Tensor) -> Tensor:
+    """Attention with weights as (heads, in, size) and (heads, size, out)."""
+    q, k, v = (torch.einsum("bsi,hik->bshk", x, w) for w in (self.w0, self.w1, self.w2))
+    z = torch.einsum("bhst,bthk->bshk", torch.einsum("bshk,bthk->bhst", q, k).softmax(-1), v)
+    return self.out(torch.einsum("bshk,hko->bso", z, self.w3))
+
+
+def _fused_kernel(self: Any, x: Tensor) -> Tensor:
+    """Weights as (heads, size, in), multiplied head by head, in the attention of torch."""
+    q, k, v = (x[:, None] @ w.mT for w in (self.w0, self.w1, self.w2))
+    z = F.scaled_dot_product_attention(q, k, v)
+    return self.out((z @ self.w3).sum(1))
+
+
+@pytest.mark.parametrize(
+    ("attention", "shape", "view", "order"),
+    [(_einsum_heads, (4, 8, 3), "4 x (3, 8)", "(in, out)"),
+     (_fused_kernel, (4, 3, 8), "4 x (3, 8)", "(out, in)")],
+)  # fmt: skip
+def test_matrices_of_heads_are_no_experts(
+    attention: Any, shape: Any, view: str, order: str
+) -> None:
+    model = Function(attention, *(shape,) * 3, (4, 3, 8), out=nn.Linear(8, 2))
+    table = roles(model, example=torch.randn(2, 5, 8))
+    for row in table[:3]:
+        assert (row.role, str(row.view)) == ("hidden", view)
+        assert row.reason == f"multiplied as 4 matrices of {order}, one for each head"
+    summed = {  # over the heads in one product, or after it
+        _einsum_heads: ("hidden", "(8, 12)", "multiplied as (in, out)"),
+        _fused_kernel: (
+            "experts", "4 x (8, 3)", "multiplied as 4 matrices of (in, out), as of heads or experts"
+        ),
+    }  # fmt: skip
+    assert (table[3].role, str(table[3].view), table[3].reason) == summed[attention]
+
+
+def test_a_dense_mixture_of_experts_is_not_taken_for_heads() -> None:
+    """Its gates meet the results of the experts in a product too."""
+
+    def mixture(self: Any, x: Tensor) -> Tensor:
+        inside = torch.einsum("bi,eif->bef", x, self.w0).relu()
+        results = torch.einsum("bef,efo->beo", inside, self.w1)
+        gates = self.gate(x).softmax(-1)
+        return self.out(torch.einsum("be,beo->bo", gates, results))
+
+    model = Function(
+        mixture, (4, 8, 6), (4, 6, 8), gate=nn.Linear(8, 4), out=nn.Linear(8, 2)
+    )  # fmt: skip
+    table = roles(model, example=torch.randn(5, 8))
+    reason = "multiplied as 4 matrices of (in, out), as of heads or experts"
+    assert [(row.role, row.reason) for row in table[:2]] == [("experts", reason)] * 2
+    named = Function(
+        lambda self, x: self.out(torch.einsum("bi,eif->bef", x, self.experts_in).relu().sum(1)),
+        out=nn.Linear(6, 2),
     )
-    row = roles(model, example=torch.randn(4, 8))["w0"]
-    assert "no batch of matrices, a guess" in row.reason
-
-
-def test_what_the_example_does_not_use_is_a_guess_that_says_so() -> None:
-    model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "c": nn.Linear(4, 4)})
-    table = roles(model, example=lambda model: model["c"](model["a"](torch.randn(2, 4))))
-    assert table["b.weight"].reason == "Linear, a guess: the example does not use it"
-    assert _heads(table) == ["c"]
+    named.experts_in = nn.Parameter(torch.randn(4, 8, 6))
+    row = roles(named, example=torch.randn(5, 8))["experts_in"]
+    assert row.reason == "multiplied as 4 matrices of (in, out), named as experts"
 
 
 # ---------------------------------------------------------------------------- parts of a result

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -826,3 +827,41 @@ def test_finding_roles_does_not_compute_what_is_parametrized(example: Tensor | N
     before = {name: value.clone() for name, value in model.state_dict().items()}
     roles(nn.Sequential(model[0], model[2]) if example is not None else model, example=example)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class _HeadedAttention(nn.Module):
+    """Weights with an axis for the heads, and a configuration under the name that is asked for."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], **numbers: int) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.randn(shape)))
+        self.cfg = SimpleNamespace(**numbers)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "numbers", "views"),
+    [
+        ({"W_Q": (4, 16, 5), "W_V": (4, 16, 5), "W_O": (4, 5, 16)}, {"n_heads": 4, "d_head": 5},
+         ["4 x (5, 16)", "4 x (5, 16)", "(16, 20)"]),
+        ({"q": (4, 5, 16), "k_proj": (4, 5, 16), "o_proj": (4, 5, 16)}, {},
+         ["4 x (5, 16)", "4 x (5, 16)", "(16, 20)"]),
+    ],
+)  # fmt: skip
+def test_matrices_of_heads_by_name(shapes: Any, numbers: Any, views: list[str]) -> None:
+    table = roles(_HeadedAttention(shapes, **numbers))
+    assert [str(row.view) for row in table] == views
+    assert {row.role for row in table} == {"hidden"}
+    reasons = [row.reason for row in table]
+    assert reasons[0] == "4 matrices of _HeadedAttention, one for each head, a guess"
+    assert reasons[2] == "matrix of _HeadedAttention, with an axis for the heads, a guess"
+
+
+def test_an_axis_that_may_be_of_experts_or_heads_says_so() -> None:
+    """A number of heads that is not that of the axis makes no heads of it."""
+    shapes = {"w1": (4, 16, 5), "value": (3, 16, 5)}
+    for row in roles(_HeadedAttention(shapes, num_heads=2)):
+        assert row.role == "experts"
+        assert row.reason == (
+            "3-dimensional, taken for experts or heads of _HeadedAttention, a guess"
+        )

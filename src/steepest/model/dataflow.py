@@ -79,6 +79,7 @@ class Dataflow(TorchDispatchMode):
         parts: for each layer the columns of its result that were split off.
         blocks: how many blocks of a result were multiplied by a matrix each.
         chosen: layers whose results were sorted or compared, to choose.
+        met: the layers whose results a layer's result was multiplied with, as queries with keys.
     """
 
     supports_higher_order_operators = True
@@ -103,6 +104,7 @@ class Dataflow(TorchDispatchMode):
         self.parts: dict[int, set[tuple[int, ...]]] = defaultdict(set)
         self.blocks: dict[int, int] = {}
         self.chosen: set[int] = set()
+        self.met: dict[int, set[int]] = defaultdict(set)
 
     def put_back(self) -> None:
         """Undo what was written in place to tensors that were there before."""
@@ -215,6 +217,8 @@ class Dataflow(TorchDispatchMode):
             weights = [t for t in inputs if self._weights(t) & self._known]
             if weights:  # a kernel of its own with weights of a layer
                 return self._kernel(inputs, weights)
+        if "attention" in name:
+            self._meet(*inputs[:3])
         if name in ("topk", "sort", "argmax", "max", "argmin"):
             layers = self._layers(inputs[0])
             self.chosen |= layers if len(layers) == 1 else NONE
@@ -239,12 +243,20 @@ class Dataflow(TorchDispatchMode):
         else:
             weight = second.nature == "weight"
             if not weight and first.nature != "weight":
-                return Record("data", self._layers(left) | self._layers(right))
+                return Record("data", self._meet(left, right))
         if weight:
             inner, outer = (-2, -1) if right.ndim > 1 else (-1, None)
             return self._layer(right, inner, outer, left, result, -1)
         outer = -2 if left.ndim > 1 else None
         return self._layer(left, -1, outer, right, result, -2 if right.ndim > 1 else -1)
+
+    def _meet(self, *results: Tensor) -> frozenset[int]:
+        """Note a product of results with each other, and return the layers in it."""
+        layers = [self._layers(tensor) for tensor in results]
+        for i, some in enumerate(layers):
+            for layer in some:
+                self.met[layer].update(*layers[:i], *layers[i + 1 :])
+        return NONE.union(*layers)
 
     def _rank(self, record: Record) -> int:
         """How surely a weight is that of a layer, and no data."""

@@ -19,8 +19,18 @@ from torch import Tensor, nn
 
 from steepest.model.dataflow import Dataflow
 from steepest.model.matrix_view import MatrixView
-from steepest.model.role_evidence import NotFollowed, chooses, follow, is_output, judge
+from steepest.model.role_evidence import (
+    READ,
+    NotFollowed,
+    chooses,
+    follow,
+    is_output,
+    is_turned,
+    judge,
+    notes,
+)
 from steepest.model.role_guesses import (
+    LAST,
     MATRIX_ROLES,
     STATED,
     Guess,
@@ -150,8 +160,9 @@ def roles(
     what the model returns, or the loss, and goes into no other layer with weights; a sum of the
     results of many layers, as at the end of a transformer without a head, has none. How a bare
     parameter is multiplied says which axis is the input, and where it is several matrices. A layer
-    whose result is split is as many matrices. Without an example, types and names decide, and each
-    reason that is a guess says so.
+    whose result is split is as many matrices. A weight that is used in two ways, as in a tied
+    autoencoder, has the view of its first use, and the reason names both. Without an example, types
+    and names decide, and each reason that is a guess says so.
 
     Args:
         model: any module; `torch.compile`d ones too. Weights, gradients, buffers, modes and
@@ -248,7 +259,11 @@ def _rows(
         owner = id(model.get_submodule(path))
         if flow is not None:
             answer = judge(number, name, parameter, answer, flow)
-            answer = _placed(number, name, path, answer, flow, model, owner in heads)
+            # The layer registered last is no head where the same weight is the encoder too.
+            named = owner in heads and not (LAST in heads[owner] and is_turned(number, flow))
+            answer = _placed(number, name, path, answer, flow, model, named)
+            if answer.role == "head" and number in flow.read and not answer.layer:  # tied by hand
+                answer = replace(answer, role="embedding", reason=READ)
         if owner in choosing and answer.view is not None and answer.role != "embedding":
             reason = f"{_kind(answer)}, {choosing[owner]}"
             answer = replace(answer, role="head", reason=reason)
@@ -267,6 +282,7 @@ def _rows(
             role, view = _overridden(name, parameter, role, view, overrides[pattern])
             reason, guessed, axes_known = f"override {pattern!r}", False, True
         else:
+            reason += "" if flow is None else notes(number, answer, flow)
             if guessed:
                 unused = flow is not None and number not in flow.layers
                 reason += ", a guess: the example does not use it" if unused else ", a guess"

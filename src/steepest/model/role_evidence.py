@@ -17,6 +17,7 @@ from steepest.model.layouts import is_progression
 from steepest.model.matrix_view import MatrixView
 from steepest.model.role_guesses import (
     MATRIX_ROLES,
+    NAMED,
     Guess,
     Role,
     attention_kinds,
@@ -25,6 +26,8 @@ from steepest.model.role_guesses import (
     plain_name,
 )
 from steepest.model.untouched import untouched
+
+READ = "a table that is read by index"
 
 
 class NotFollowed(ValueError):
@@ -88,7 +91,7 @@ def judge(number: int, name: str, parameter: Tensor, guess: Guess, flow: Dataflo
         return known if number in seen else guess
     view = guess.view
     if number in flow.read:
-        return replace(known, role="embedding", reason="a table that is read by index")
+        return replace(known, role="embedding", reason=READ)
     if number in flow.entered:
         return replace(known, role="embedding", reason="what goes into a layer, as data")
     if number in flow.added:
@@ -153,7 +156,8 @@ def _multiplied(
         kind = guess.role if keeps else "conv"
         return _unless_vector(replace(known, role=kind, view=kernel, reason="convolved with"))
     products = [use for use in uses if isinstance(use, Use)]
-    view = view_of(shape, products)
+    turned = _is_transposed(products[0])
+    view = view_of(shape, [use for use in products if _is_transposed(use) in (turned, None)])
     if view is None:
         reason = f"{guess.reason}; multiplied in parts that make no batch of matrices"
         return replace(guess, reason=reason)
@@ -174,8 +178,56 @@ def _multiplied(
     reason = f"multiplied as {several}{order}"
     if keeps:
         return _unless_vector(replace(known, view=view, reason=f"{guess.reason}, {reason}"))
-    role: Role = "experts" if view.batch > 1 else "hidden"
-    return _unless_vector(replace(known, role=role, view=view, reason=reason))
+    by_name = guess.view if guess.role == "hidden" else None
+    if view.batch == 1:
+        return _unless_vector(replace(known, role="hidden", view=view, reason=reason))
+    if _is_of_heads(number, flow) or (by_name is not None and by_name.batch == view.batch):
+        reason = f"{reason}, one for each head"
+        return _unless_vector(replace(known, role="hidden", view=view, reason=reason))
+    if guess.reason.startswith(NAMED):
+        reason = f"{reason}, {NAMED}"
+    return _unless_vector(replace(known, role="experts", view=view, reason=reason))
+
+
+def _is_of_heads(number: int, flow: Dataflow) -> bool:
+    """Whether results of several matrices meet those of several others, as in attention."""
+    return any(
+        isinstance(use, Use) and len(_in_blocks(use).batch) > 1
+        for other in flow.met.get(number, ())
+        for use in flow.uses.get(other, ())
+    )
+
+
+def _is_transposed(use: Use | Convolved) -> bool | None:
+    """Whether a product takes a weight as (in, out); None where a single row or column hides it."""
+    if isinstance(use, Convolved):
+        return use.transposed
+    if min(len(use.inputs), len(use.outputs)) == 1:
+        return None
+    steps = (int(places.sort().values.diff().min()) for places in (use.inputs, use.outputs))
+    return bool(next(steps) > next(steps))
+
+
+def is_turned(number: int, flow: Dataflow) -> bool:
+    """Whether a parameter is multiplied, or convolved with, both as it is and transposed."""
+    return {True, False} <= {_is_transposed(use) for use in flow.uses.get(number, ())}
+
+
+def notes(number: int, guess: Guess, flow: Dataflow) -> str:
+    """What to add to the reason: of what several matrices may be, and a second use in the pass."""
+    uses = flow.uses.get(number, [])
+    gives = number in flow.outputs and guess.role != "head"
+    unnamed = guess.role == "experts" and NAMED not in guess.reason and bool(uses)
+    several = ", as of heads or experts" * unnamed
+    if uses and number in flow.read:
+        if guess.role != "embedding":
+            return f"{several}, also read by index"
+        return ", also multiplied" + " to give the model's output" * gives
+    if is_turned(number, flow):
+        again = "convolved with" if isinstance(uses[0], Convolved) else "multiplied"
+        end = "; one of the two gives the model's output" * gives
+        return f"{several}, also {again} transposed{end}"
+    return several
 
 
 def _unless_vector(guess: Guess) -> Guess:

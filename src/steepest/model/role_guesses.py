@@ -20,6 +20,8 @@ from steepest.model.matrix_view import MatrixView
 
 Role = Literal["hidden", "conv", "qkv", "experts", "embedding", "head", "vector"]
 STATED = "the model's output"
+LAST = "as the layer registered last"
+NAMED = "named as experts"
 MATRIX_ROLES: tuple[Role, ...] = ("hidden", "conv", "qkv", "experts")
 
 _HEAD = re.compile(
@@ -46,6 +48,7 @@ _QUERY_KEY_VALUE = re.compile(
     r"(^|[.])(w|to_)?_?(?P<kind>q|k|v|query|queries|keys?|values?)(_proj|_lin|_layer|_head|_weight)?$",
     re.IGNORECASE,
 )
+_LEAVING = re.compile(r"^(w_?)?o(ut)?(_proj)?$", re.IGNORECASE)
 _FEED_FORWARD = re.compile(r"(^|[.])(ffn?|mlp|feed_?forward)[.]")
 _GATE_AND_UP = re.compile(
     r"(^|[._])(gate_?up|w_?i$|w12$|w1_w3$|weights_in$|input_linear$|(in|fc1|up|proj)_?(glu|gated)"
@@ -196,7 +199,8 @@ def _linear(path: str, shape: tuple[int, ...], module: nn.Module, parent: nn.Mod
 
 
 def _number(names: tuple[str, ...], module: nn.Module) -> int | None:
-    return number(names, module, getattr(module, "config", None))
+    """The first of these that is an integer of the module or, failing that, of its config."""
+    return number(names, module, getattr(module, "config", None), getattr(module, "cfg", None))
 
 
 def _qkv_splits(name: str, view: MatrixView, attention: nn.Module) -> tuple[int, ...]:
@@ -248,9 +252,31 @@ def _bare(name: str, shape: tuple[int, ...], module: nn.Module) -> Guess:
     if not named and shape[1:] == (_number(HEADS, module), _number(HEAD_SIZE, module)):
         view = MatrixView.of((shape[0], math.prod(shape[1:])), transposed=last != "o")
         return Guess("hidden", view, f"matrix of {kind}, with an axis for the heads")
+    if not named and (heads := _heads(last, shape, module)) is not None:
+        return heads
     view, order = _experts(last, shape, module)
-    why = "named as" if named else "3-dimensional, taken for"
-    return Guess("experts", view, f"{why} experts of {kind}{order}")
+    why = NAMED if named else "3-dimensional, taken for experts or heads"
+    return Guess("experts", view, f"{why} of {kind}{order}")
+
+
+def _heads(last: str, shape: tuple[int, ...], module: nn.Module) -> Guess | None:
+    """Judge (heads, in, head size), or the two turned, by its name; the size is the smaller side.
+
+    Results of heads lie side by side, and all of them go into the projection that follows.
+    """
+    kind, leaving = type(module).__name__, _LEAVING.match(last) is not None
+    if not (leaving or _QUERY_KEY_VALUE.search(last)):
+        return None
+    if (_number(HEADS, module) or shape[0]) != shape[0]:
+        return None
+    size = _number(HEAD_SIZE, module) or min(shape[1:])
+    reason = f"matrix of {kind}, with an axis for the heads"
+    if leaving and shape[1] == size:
+        return Guess("hidden", MatrixView.of((shape[0] * size, shape[2]), transposed=True), reason)
+    transposed = (shape[2] == size) != leaving
+    view = MatrixView.of(shape, batch=shape[0], transposed=transposed)
+    reason = f"{shape[0]} matrices of {kind}, one for each head"
+    return Guess("hidden", view, reason, axes_known=shape[1] != shape[2])
 
 
 def _bare_matrix(name: str, shape: tuple[int, ...], module: nn.Module) -> Guess:
@@ -357,7 +383,7 @@ def guessed_heads(model: nn.Module) -> dict[int, str]:
         name, last_layer = layers[-1]
         alone = len(layers) == 1 and not isinstance(last_layer, nn.Linear)
         if name and not alone and not _in_blocks(name, model):
-            heads[id(last_layer)] = f"{STATED}, as the layer registered last"
+            heads[id(last_layer)] = f"{STATED}, {LAST}"
     return {**heads, **auxiliary}
 
 
