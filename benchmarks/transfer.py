@@ -39,7 +39,7 @@ from steepest.transfer.runs import Finished, named
 
 BLOCK: dict[str, Any] = {"settings": {"block": 32}}
 NORM_ONE: dict[str, Any] = {
-    "settings": {"max_side": None, "normalize": "spectral", "scale": "spectral"}
+    "settings": {"max_side": None, "length": "spectral", "scale": "spectral"}
 }
 FIRST: dict[str, tuple[float, dict[str, Any]]] = {  # where to look first, and what is set
     "sgd": (0.5, {}),

@@ -154,7 +154,7 @@ class Transfer:
     """Which one will train the model."""
     settings: tuple[str, ...] = ()
     """Of that optimizer, such as momentum=0.9; for shampoo and kl-shampoo block=32, the base width
-    or less, as the rate depends on the size of their blocks; for soap normalize=spectral
+    or less, as the rate depends on the size of their blocks; for soap length=spectral
     scale=spectral max_side=None, whose rate drifts least."""
     branches: tuple[str, ...] = ()
     """For rules of depth, the last layer of every residual branch, such as blocks.*.mlp.down; known

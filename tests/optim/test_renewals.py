@@ -81,7 +81,7 @@ def test_the_dear_ones_are_spread_evenly():
 
 
 def test_ungrafted_roots_are_made_in_the_first_step():
-    optimizer = Shampoo(parameters(), interval=10, graft="none")
+    optimizer = Shampoo(parameters(), interval=10, length="own")
     walk(optimizer, 0, 1)
     assert min(renewed(optimizer).values()) == 0
 

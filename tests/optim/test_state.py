@@ -306,7 +306,7 @@ def test_memory_that_an_earlier_setting_left_is_own():
     resumed.load_state_dict(later.state_dict())
     model = Net()
     shampoo = trained(Shampoo, model)
-    shampoo.param_groups[0].update(graft="muon", sides="left")
+    shampoo.param_groups[0].update(length="muon", sides="left")
     Shampoo(Net()).load_state_dict(shampoo.state_dict())
 
 

@@ -46,7 +46,7 @@ def exact(optimizer):
     if optimizer in SPECTRAL:
         return functools.partial(optimizer, method="svd", dtype=None)
     if optimizer in (Shampoo, KLShampoo):
-        return functools.partial(optimizer, graft="muon", interval=1)
+        return functools.partial(optimizer, length="muon", interval=1)
     return optimizer
 
 
@@ -482,7 +482,7 @@ def test_the_memory_layout_of_weights_and_gradients_does_not_matter(
 def test_blocks_of_any_layout_are_the_same_matrices(optimizer, layout):
     W = nn.Parameter(layout())
     plain = nn.Parameter(W.detach().clone(memory_format=torch.contiguous_format))
-    options = {"max_side": 5} if optimizer is SOAP else {"block": 4, "graft": "muon"}
+    options = {"max_side": 5} if optimizer is SOAP else {"block": 4, "length": "muon"}
     tested, reference = (optimizer([p], lr=0.1, interval=2, **options) for p in (W, plain))
     for _ in range(5):
         plain.grad = torch.randn_like(plain)
@@ -879,9 +879,9 @@ OPTIONS = {
     SpectralDescent: [{}],
     Muon: [{}],
     TEON: [{}],
-    Shampoo: [{"block": 8, "interval": 3}, {"sides": "left", "graft": "muon"}],
-    KLShampoo: [{"block": 8, "interval": 3}, {"sequential": True, "graft": "none"}],
-    SOAP: [{"max_side": 20, "interval": 3}, {"sides": "right", "normalize": "spectral"}],
+    Shampoo: [{"block": 8, "interval": 3}, {"sides": "left", "length": "muon"}],
+    KLShampoo: [{"block": 8, "interval": 3}, {"sequential": True, "length": "own"}],
+    SOAP: [{"max_side": 20, "interval": 3}, {"sides": "right", "length": "spectral"}],
 }
 every_option = pytest.mark.parametrize(
     ("optimizer", "options"),
@@ -1163,8 +1163,8 @@ OWN_SETTINGS = {
         ({"max_side": 0}, "got max_side=0, expected a whole number of at least 1"),
         ({"normalize": "rms"}, 'got normalize=\'rms\', expected "spectral" or "none"'),
         (
-            {"block": 1, "normalize": "spectral"},
-            'got normalize="spectral" and block=1 for a parameter of shape',
+            {"block": 1, "length": "spectral"},
+            'got length="spectral" and block=1 for a parameter of shape',
         ),
     ],
     (Shampoo, KLShampoo): [

@@ -44,18 +44,8 @@ def plan_of_all_geometries(model: nn.Module) -> torch.optim.Optimizer:
         if row in table.matrices:
             geometry = geometries.get(row.name.split(".")[-2], "spectral")
         groups.setdefault(geometry, []).append((row.name, row.parameter))
-    return mixed()(
-        [{"params": params, "geometry": name, "lr": 0.02} for name, params in groups.items()],
-        0.02,
-        momentum=0.9,
-    )
-
-
-def mixed() -> Any:
-    """The class of the optimizer of a plan."""
-    from steepest.optim.mixed import Mixed
-
-    return Mixed
+    made = [{"params": params, "geometry": name, "lr": 0.02} for name, params in groups.items()]
+    return Muon(made, 0.02, momentum=0.9)
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {

@@ -44,12 +44,12 @@ class Multiplied(nn.Module):
         ("adam", {}, {"eps": 1e-3}),
         ("signum", {}, {}),
         ("muon", {}, {"method": "svd"}),
-        ("shampoo", {"graft": "none", "exponent": 1 / 2}, EXACT),
-        ("shampoo", {"graft": "none", "exponent": 1 / 4}, EXACT),
+        ("shampoo", {"length": "own", "exponent": 1 / 2}, EXACT),
+        ("shampoo", {"length": "own", "exponent": 1 / 4}, EXACT),
         ("shampoo", {}, {"graft_eps": 1e-3, "interval": 2}),
         ("kl-shampoo", {}, {"graft_eps": 1e-3, "interval": 2}),
         ("soap", {}, {"eps": 1e-3, "interval": 2}),
-        ("soap", {"normalize": "spectral"}, {"eps": 1e-3, "interval": 2}),
+        ("soap", {"length": "spectral"}, {"eps": 1e-3, "interval": 2}),
     ],
 )
 def test_a_folded_multiplier_is_the_same_function(

@@ -315,14 +315,14 @@ def test_settings_that_need_other_factors_belong_to_parametrize() -> None:
     made = parametrize(mlp, {"width": 16}, {"width": 64}, optimizer="shampoo")
     assert made.optimizer(0.01, beta2=0.9, block=32).param_groups[0]["block"] == 32
     with pytest.raises(ValueError, match=r"settings=\.\.\."):
-        made.optimizer(0.01, graft="muon", scale="spectral")
+        made.optimizer(0.01, length="muon", scale="spectral")
     with pytest.raises(ValueError, match="scale"):
         parametrize(mlp, {"width": 16}, {"width": 64}, optimizer="muon", settings={"scale": "none"})
     with pytest.raises(ValueError, match="graft_eps"):
         made.optimizer(0.01, graft_eps=1e-6)
     with pytest.raises(ValueError, match="'eps'"):
         parametrize(mlp, {"width": 16}, {"width": 64}, settings={"eps": 1e-6})
-    norm_one = {"normalize": "spectral", "scale": "spectral"}
+    norm_one = {"length": "spectral", "scale": "spectral"}
     bare = parametrize(mlp, {"width": 16}, {"width": 64}, optimizer="soap")
     with pytest.raises(ValueError, match=r"settings=\.\.\."):
         bare.optimizer(0.01, **norm_one)

@@ -115,7 +115,7 @@ def test_qiu_table_1(optimizer: str) -> None:
 @pytest.mark.parametrize("sides", ["both", "left"])
 @pytest.mark.parametrize("block", [None, 8])
 def test_qiu_shampoo(exponent: float, sides: str, block: int | None) -> None:
-    settings = {"graft": "none", "exponent": exponent, "sides": sides, "block": block}
+    settings = {"length": "own", "exponent": exponent, "sides": sides, "block": block}
     update = update_of("shampoo", settings, "completep")
     e, i, o, blocks = exponent * (2 if sides == "both" else 1), 4, 2, 3.0
     ours = factors_of("completep", update, Size("hidden", (64, 32), (16, 16), i, o, blocks))
@@ -124,19 +124,19 @@ def test_qiu_shampoo(exponent: float, sides: str, block: int | None) -> None:
 
 
 def test_blocks_of_one_entry_make_shampoo_adam() -> None:
-    settings = {"graft": "none", "exponent": 1 / 4, "block": 1}
+    settings = {"length": "own", "exponent": 1 / 4, "block": 1}
     assert factors_of("mup", update_of("shampoo", settings, "mup"), HIDDEN).lr == 1 / R
 
 
 @pytest.mark.parametrize("optimizer", ["shampoo", "kl-shampoo"])
 def test_a_grafted_update_takes_the_rate_of_its_length(optimizer: str) -> None:
     assert factors_of("mup", update_of(optimizer, {}, "mup"), HIDDEN).lr == 1 / R  # QIU Table 2
-    muon = {"graft": "muon", "scale": "spectral"}
+    muon = {"length": "muon", "scale": "spectral"}
     assert factors_of("mup", update_of(optimizer, muon, "mup"), HIDDEN).lr == 1
 
 
 def test_a_spectral_norm_of_the_scale_is_all_that_is_asked_for() -> None:
-    update = update_of("soap", {"normalize": "spectral", "scale": "spectral"}, "mup")
+    update = update_of("soap", {"length": "spectral", "scale": "spectral"}, "mup")
     for size in (INPUT, HIDDEN, OUTPUT):
         factors = factors_of("mup", update, size)
         assert factors.lr == 1
@@ -187,11 +187,11 @@ def test_the_tied_readout_keeps_a_multiplier() -> None:
     [
         ("lion", {}, "expected one of sgd, adam"),
         ("muon", {"scale": "match-rms-adamw"}, "expected settings={'scale': 'spectral'}"),
-        ("shampoo", {"graft": "muon"}, "expected settings={'scale': 'spectral'}"),
+        ("shampoo", {"length": "muon"}, "expected settings={'scale': 'spectral'}"),
         ("shampoo", {"relative_eps": False}, "relative_eps"),
-        ("kl-shampoo", {"graft": "none"}, "no learning rate"),
+        ("kl-shampoo", {"length": "own"}, "no learning rate"),
         ("soap", {"scale": "spectral"}, "expected settings={'scale': 'none'}"),
-        ("soap", {"normalize": "spectral"}, "normalize='spectral'.*{'scale': 'spectral'}"),
+        ("soap", {"length": "spectral"}, "length='spectral'.*{'scale': 'spectral'}"),
     ],
 )
 def test_settings_without_a_rate(optimizer: str, settings: dict[str, str], message: str) -> None:
@@ -255,7 +255,7 @@ def test_bare_shampoo_cuts_each_matrix_of_a_fused_one() -> None:
 
         return nn.Sequential(nn.Linear(8, width), Attention(), nn.Linear(width, 3))
 
-    settings = {"graft": "none"}
+    settings = {"length": "own"}
     made = parametrize(
         build, {"width": 512}, {"width": 1536}, optimizer="shampoo", settings=settings
     )

@@ -16,11 +16,15 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from steepest.files import write_atomically
+from steepest.geometry import Spectral
+from steepest.linalg.polar_factor import PolarMethod
 from steepest.model.matrix_view import MatrixView
 from steepest.model.parameter_roles import RoleTable, roles
 from steepest.model.stacks import find_stacks
 from steepest.model.unwrapping import unwrapped
-from steepest.optim.mixed import Mixed
+from steepest.optim.momentum import Momentum
+from steepest.optim.scales import Scale
+from steepest.optim.steepest_descent import SteepestDescent
 from steepest.printing import sentence
 from steepest.results import Column, Result, ResultTable
 
@@ -210,13 +214,24 @@ class Plan(Result, Sequence[PlanRow]):
             )
         return cls(rows, content.get("rates"))
 
-    def optimizer(self, model: nn.Module, lr: float, **settings: Any) -> Mixed:
+    def optimizer(
+        self,
+        model: nn.Module,
+        lr: float,
+        *,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        scale: Scale = "spectral",
+        method: PolarMethod = "auto",
+        **settings: Any,
+    ) -> SteepestDescent:
         """Return one optimizer in which every parameter gets its geometry.
 
         Args:
             model: whose parameters the plan is about; each must be in it.
             lr: of spectral steps; the other geometries follow by their rates.
-            settings: as for `TEON`, such as `momentum`, `weight_decay`, `scale`.
+            momentum, nesterov, scale, method: as for `Muon`.
+            settings: what all optimizers take, such as `weight_decay`, and `length` of `TEON`.
 
         Raises:
             ValueError: for a parameter that the model does not have, has in another shape, or has
@@ -248,13 +263,15 @@ class Plan(Result, Sequence[PlanRow]):
                 )
             groups[mine.geometry, mine.lr_scale].append(row)
         stacks = find_stacks(table, 2)
-        return Mixed(
+        return SteepestDescent(
             [
-                self._group(geometry, scale, rows, lr, stacks)
-                for (geometry, scale), rows in sorted(groups.items(), key=_order)
+                self._group(geometry, lr_scale, rows, lr, stacks)
+                for (geometry, lr_scale), rows in sorted(groups.items(), key=_order)
             ],
             lr,
-            stack=1,
+            geometry=Spectral(method),
+            memory=Momentum(momentum, nesterov),
+            scale=scale,
             **settings,
         )
 
@@ -264,6 +281,7 @@ class Plan(Result, Sequence[PlanRow]):
         group = {
             "params": [(row.name, row.parameter) for row in rows],
             "lr": lr * self.rates[geometry] * scale,
+            "planned": True,
             **_GROUPS[geometry],
         }
         if geometry in ("spectral", "stacked", "euclidean"):

@@ -13,6 +13,14 @@ from steepest.optim.matrices import Matrices, State
 from steepest.optim.precision import adam_eps, full, memory_dtype
 from steepest.optim.rounding import Assignment
 
+RMS = 0.2
+"""Of an entry of Adam's direction, as Liu et al. measured it (arXiv 2502.16982, section 2.2)."""
+
+
+def expected_rms(group: Mapping[str, Any], share: float) -> float:
+    """Return the root-mean-square entry of an update; `share` is what ε leaves of it."""
+    return float(group["lr"]) * RMS * share
+
 
 def start(group: Mapping[str, Any], p: Tensor, state: State) -> None:
     """Make the memory of a parameter, of zeros, where there is none."""

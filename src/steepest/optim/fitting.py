@@ -157,11 +157,11 @@ class Fit:
                     f"got a group whose geometry has become {group['geometry']!r}, expected "
                     f"{seen['geometry']!r}; make the optimizer anew"
                 )
-            check_settings(group, changed)
+            check_settings(group, optimizer.checks, changed)
             if not _OFTEN.issuperset(changed):
                 self._forget()
         if isinstance(group["lr"], Tensor):  # whose number can change
-            check_setting("lr", group["lr"])
+            check_setting("lr", group["lr"], optimizer.checks)
         if group["geometry"] != "adamw":
             self._check_matrices(optimizer)
         if changed or len(group) != len(seen):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from functools import cache
 from itertools import islice
 from typing import Any, ClassVar, Unpack, cast, overload
@@ -16,15 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from steepest.geometry import Spectral
+from steepest.geometry import Euclidean, Geometry, Spectral, StackedSpectral
 from steepest.linalg.autocast import without_autocast
 from steepest.model.parameter_roles import RoleTable, roles
 from steepest.optim import adamw
-from steepest.optim.checks import CHECKS, check_setting
+from steepest.optim.checks import Rate, check_setting
 from steepest.optim.fitting import Fit
 from steepest.optim.loading import Loading
-from steepest.optim.matrices import Batch, Matrices, stack
+from steepest.optim.matrices import Batch, Matrices
 from steepest.optim.memory import without_memory
+from steepest.optim.momentum import MOMENTUM, Momentum, remember
 from steepest.optim.parameter_groups import (
     check_role_settings,
     complete,
@@ -38,12 +40,11 @@ from steepest.optim.precision import (
 from steepest.optim.progress import Progress
 from steepest.optim.rates import Rates
 from steepest.optim.rounding import Assignment
-from steepest.optim.scales import update_scale
-from steepest.optim.settings import Settings
+from steepest.optim.scales import Scale, adamw_ratio, stacked_rank, update_scale
+from steepest.optim.settings import Settings, checks_of, modern
 from steepest.optim.table import table_of
 
 Parameters = nn.Module | RoleTable | ParamsT
-MOMENTUM = "momentum_buffer"
 
 
 class SteepestDescent(Optimizer):
@@ -75,25 +76,59 @@ class SteepestDescent(Optimizer):
         NotImplementedError: from `step`, for parameters sharded by `fully_shard`, unchanged too.
     """
 
-    geometries: ClassVar[tuple[str, ...]] = ("sign", "spectral", "adamw")
-    """What a group of this optimizer can say for its `"geometry"`."""
+    geometries: ClassVar[Mapping[str, str]] = {
+        "euclidean": "euclidean", "sign": "sign", "spectral": "spectral", "adamw": "adamw",
+    }  # fmt: skip
+    """What a group can say for its `"geometry"`, and the norm that this is about."""
 
-    def __init__(self, params: Parameters, defaults: dict[str, Any], **settings: Unpack[Settings]):
-        if unknown := set(settings) - set(Settings.__annotations__):
+    def __init__(
+        self,
+        params: Parameters,
+        lr: Rate,
+        *,
+        geometry: Geometry | str,
+        memory: Momentum | None = None,
+        scale: Scale = "none",
+        length: str = "own",
+        options: Mapping[str, Any] | None = None,
+        **settings: Unpack[Settings],
+    ):
+        """Make the groups.
+
+        Args:
+            params: a model, a role table, parameters or groups.
+            lr: length of a step, times s.
+            geometry: the norm, or its name in a group.
+            memory: of the gradients; none by default.
+            scale: shape factor s, see `update_scale`.
+            length: of a direction, before the rate and s: its "own", or by what it is measured.
+            options: what else a subclass keeps in each group.
+            settings: see `Settings`.
+        """
+        renamed = modern(dict(settings))
+        length = renamed.pop("length", length)
+        if unknown := set(renamed) - set(Settings.__annotations__):
             raise TypeError(f"{type(self).__name__} got unknown settings: {sorted(unknown)}")
-        check_setting("lr", defaults["lr"])
+        settings = cast(Settings, renamed)
+        self.checks = checks_of(type(self))
+        self._check("lr", lr)
         for key, value in settings.items():
-            if key in CHECKS:
-                check_setting(key, value)
+            if key in self.checks:
+                self._check(key, value)
         self.nonfinite = settings.get("nonfinite", "raise")
         self.skipped_steps = 0
         self._fits: dict[int, Fit] = {}
         self._rates = Rates()
-        shared = {
-            "scale": "none",
-            "method": "auto",
-            "steps": None,
-            "dtype": None,
+        defaults = {
+            "lr": lr,
+            "geometry": geometry if isinstance(geometry, str) else geometry.name,
+            **_fields(Spectral("auto")),
+            "mode": 1,
+            **({} if isinstance(geometry, str) else _fields(geometry)),
+            **({} if memory is None else _fields(memory)),
+            "scale": scale,
+            "length": length,
+            **(options or {}),
             "weight_decay": settings.get("weight_decay", 0.0),
             "decay": settings.get("decay", "decoupled"),
             "heavy_ball": settings.get("heavy_ball", False),
@@ -102,8 +137,10 @@ class SteepestDescent(Optimizer):
             "rounding": settings.get("rounding", "nearest"),
         }
         adamw_lr = settings.get("adamw_lr")
+        if adamw_lr is None:
+            adamw_lr = lr * self.adamw_ratio(defaults)  # never the same tensor
         self._adamw_defaults = {
-            "lr": defaults["lr"] * 1.0 if adamw_lr is None else adamw_lr,  # never the same tensor
+            "lr": adamw_lr,
             "weight_decay": settings.get("adamw_weight_decay", 0.0),
             "betas": settings.get("adamw_betas", (0.9, 0.95)),
             "eps": settings.get("adamw_eps", 1e-8),
@@ -111,33 +148,78 @@ class SteepestDescent(Optimizer):
         }
         own = settings.get("roles")
         if own is not None:
-            check_role_settings(own, {*shared, *defaults, *self._adamw_defaults, "base_lr"})
+            check_role_settings(own, {*defaults, *self._adamw_defaults, "base_lr"})
         if isinstance(params, nn.Module):
             params = roles(params)
         if isinstance(params, RoleTable):
-            warn_of_guessed_axes(params, {**shared, **defaults}["scale"])
-            super().__init__(self.groups(params, own), {**shared, **defaults})
+            warn_of_guessed_axes(params, scale)
+            super().__init__(self.groups(params, own), defaults)
         elif own:
             raise ValueError(
                 "got settings for roles without a model, expected a model or its roles"
             )
         else:
-            super().__init__(params, {**shared, **defaults})
+            super().__init__(params, defaults)
+
+    def _check(self, key: str, value: Any) -> None:
+        check_setting(key, value, self.checks)
+
+    def adamw_ratio(self, defaults: Mapping[str, Any]) -> float:
+        """Return the rate of the AdamW group over that of the matrices, where none is given."""
+        is_spectral = self.geometries[defaults["geometry"]] == "spectral"
+        return adamw_ratio(defaults["scale"]) if is_spectral else 1.0
+
+    def expected_rms(
+        self, group: Mapping[str, Any], outputs: int, inputs: int, stack: int = 1, adam: float = 1.0
+    ) -> float | None:
+        """Return the root-mean-square entry that an update of an `(outputs, inputs)` matrix has.
+
+        It is exact for gradients of full rank in the sign and spectral geometries.
+
+        Args:
+            group: of the matrix.
+            outputs, inputs: its shape.
+            stack: how many matrices are a stack, which is taken as a whole.
+            adam: what ε leaves of a step of Adam's length.
+
+        Returns:
+            `None` where the length depends on the gradient.
+        """
+        lr = float(group["lr"])
+        if group["geometry"] == "sign":
+            return lr
+        if group["length"] == "dual":
+            return None
+        rank = float(min(outputs, inputs))
+        if stack > 1 and group["length"] == "own":
+            rank = stacked_rank(outputs, inputs, stack, group["mode"]) / stack
+        scale = update_scale(group["scale"], outputs, inputs)
+        return lr * scale * math.sqrt(rank / (outputs * inputs))
 
     def groups(self, table: RoleTable, own: Any) -> list[dict[str, Any]]:
         """Return the parameter groups of a model; `own` are settings of roles."""
         return groups_of(table, own)
 
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
-        """Return the direction for each matrix of a batch.
+        """Return the direction for each matrix of a batch, in the geometry of its group.
 
         `N` is what memory made of the gradients, `(matrices, out, in)`. The direction may take its
         place, unless it is a single matrix, which may be a view of the memory or the gradient.
         """
+        overwrite = len(N) > 1
         if group["geometry"] == "sign":
-            return N.sign_() if len(N) > 1 else N.sign()
+            return N.sign_() if overwrite else N.sign()
+        if group["geometry"] == "euclidean":  # as long as a spectral direction of full rank
+            return Euclidean().direction(N) * math.sqrt(min(N.shape[-2:]))
         spectral = Spectral(group["method"], group["steps"], group["dtype"])
-        return spectral.direction(N, overwrite=len(N) > 1)
+        if batch.stack == 1:
+            return spectral.direction(N, overwrite=overwrite)
+        K, (m, n) = batch.stack, N.shape[-2:]
+        stacks = N.unflatten(0, (-1, K))
+        D = StackedSpectral(group["mode"], spectral).direction(stacks).flatten(0, 1)
+        if group["length"] == "own":
+            return D
+        return D * math.sqrt(K * min(m, n) / stacked_rank(m, n, K, group["mode"]))
 
     def entry_memory(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Names of the states that have an entry for each weight."""
@@ -148,7 +230,7 @@ class SteepestDescent(Optimizer):
 
     def remember(self, group: dict[str, Any], batch: Batch) -> Tensor:
         """Add the gradients to the momentum; return what the direction is taken of, stacked."""
-        return remembered(group, batch)
+        return remember(group, batch)
 
     def largest_entry(self, group: dict[str, Any], dtype: torch.dtype) -> float:
         """Return the largest gradient entry this group can work with."""
@@ -161,10 +243,11 @@ class SteepestDescent(Optimizer):
         """Add a group; for `"geometry": "adamw"` the `adamw_*` settings are the defaults."""
         adamw = param_group.get("geometry") == "adamw"
         param_group = without_frozen_base(param_group)
+        param_group = modern(param_group)
         super().add_param_group({**(self._adamw_defaults if adamw else {}), **param_group})
         group = self.param_groups[-1]
         try:
-            complete(group, self.geometries)
+            complete(group, self.geometries, self.checks)
         except Exception:
             self.param_groups.pop()
             raise
@@ -176,7 +259,7 @@ class SteepestDescent(Optimizer):
         return own | self._adamw_defaults.keys() if group.get("geometry") == "adamw" else own
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("nonfinite", "skipped_steps", "_adamw_defaults", "_rates")
+        own = ("nonfinite", "skipped_steps", "checks", "_adamw_defaults", "_rates")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -367,31 +450,6 @@ class SteepestDescent(Optimizer):
         _move(group, batch, self.direction(group, batch, N), assign)
 
 
-def remembered(group: Mapping[str, Any], batch: Batch) -> Tensor:
-    """M <- β M + (1 - β) G; return M, or (1 - β) G + β M with Nesterov, `(matrices, out, in)`."""
-    G, beta = batch.G, group.get("momentum", 0.0)
-    if not beta:
-        N = stack(G)
-        return N.float() if N.dtype == torch.float16 else N
-    M = batch.memory[MOMENTUM]
-    if M[0].dtype != G[0].dtype:
-        G = [each.to(M[0].dtype) for each in G]
-    if group["heavy_ball"]:
-        torch._foreach_mul_(M, beta)
-        torch._foreach_add_(M, G)
-    else:
-        torch._foreach_lerp_(M, G, 1 - beta)
-    if not group.get("nesterov"):
-        return stack(M)
-    N = torch.stack(G)
-    ahead = N.unbind(0)
-    if group["heavy_ball"]:
-        torch._foreach_add_(ahead, M, alpha=beta)
-    else:
-        torch._foreach_lerp_(ahead, M, beta)
-    return N
-
-
 def _move(group: Mapping[str, Any], batch: Batch, D: Tensor, assign: Assignment) -> None:
     """Weight decay, and the step along the direction."""
     lr = float(group["lr"])
@@ -413,6 +471,15 @@ def _move(group: Mapping[str, Any], batch: Batch, D: Tensor, assign: Assignment)
     if W is not batch.W:
         for weight, exact in zip(batch.W, W, strict=True):
             assign(weight, exact)
+
+
+def _fields(part: Any) -> dict[str, Any]:
+    """The settings of a geometry or of a memory, for a group."""
+    settings: dict[str, Any] = {}
+    for field in fields(part):
+        value = getattr(part, field.name)
+        settings |= _fields(value) if is_dataclass(value) else {field.name: value}
+    return settings
 
 
 @cache

@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from steepest import optim
 from steepest.model.parameter_roles import ParameterRole, RoleTable, all_roles
 from steepest.model.stacks import find_stacks
-from steepest.optim.scales import with_adamw_lr
+from steepest.optim.scales import adamw_ratio
+from steepest.optim.settings import modern
 from steepest.parametrize import initialization
 from steepest.parametrize.attention import HeadSize, check_gains
 from steepest.parametrize.dimensions import Build, Overrides, growth
@@ -110,7 +111,7 @@ class Parametrized(Result):
             adamw_weight_decay: λ of what is no matrix, for matrix optimizers; for SGD and Adam that
                 of vectors (biases, gains, what else acts entry by entry). 0 by default.
             settings: of the optimizer, where they differ from those of `parametrize`: TEON's
-                `stack` and, under `sp`, `scale` are in the groups. All others, such as `normalize`
+                `stack` and, under `sp`, `scale` are in the groups. All others, such as `length`
                 or `block`, go to the optimizer itself, as `optimizer` does.
 
         Schedulers that multiply the rate (`LambdaLR`, as in Hugging Face's Trainer) keep the
@@ -124,7 +125,7 @@ class Parametrized(Result):
         """
         if decay not in get_args(Decay):
             raise ValueError(f'got decay={decay!r}, expected "independent" or "coupled"')
-        every = {**self.settings, **(settings or {})}
+        every = {**self.settings, **modern(settings or {})}
         rows = {row.name: row for row in self.rows}
         table = all_roles(self.model, self._overrides, like=self._like)
         members: dict[tuple[Any, ...], list[ParameterRole]] = defaultdict(list)
@@ -144,8 +145,8 @@ class Parametrized(Result):
         if adamw_lr is None:
             scale = every.get("scale", "spectral")
             spectral = self.optimizer_name in ("muon", "teon")
-            spectral |= every.get("graft") == "muon" or every.get("normalize") == "spectral"
-            adamw_lr = float(with_adamw_lr({}, lr, scale)["adamw_lr"] or 0.0) if spectral else lr
+            spectral |= every.get("length") in ("muon", "spectral")
+            adamw_lr = lr * adamw_ratio(scale) if spectral else lr
         stacks = find_stacks(table, every.get("stack", 2))
         groups = []
         for (update, factor, eps_factor, shrink), found in members.items():
@@ -191,6 +192,7 @@ class Parametrized(Result):
         Raises:
             ValueError: for settings that change what an update is, which belong to `parametrize`.
         """
+        settings = modern(settings)
         every = {**self.settings, **settings}
         _check_settings(self.optimizer_name, every)
         if update_of(self.optimizer_name, every, self.rule) != update_of(
@@ -279,8 +281,8 @@ def parametrize(
             which add depth to it; "spectral", muP with an initialization of spectral norm
             sqrt(out/in); "sp" (one rate) and "ntp", the controls.
         optimizer: which one will train it; the factors depend on it.
-        settings: of that optimizer. Those that change the length of an update, such as `graft`,
-            `normalize` and `scale`, change the factors.
+        settings: of that optimizer. Those that change the length of an update, such as `length`
+            and `scale`, change the factors.
         roles: overrides for `steepest.roles`, such as `{"*.gate.weight": "hidden"}`, and
             "transposed" for parameters used as x @ W; not views, which have one size.
         branches: for rules with depth, patterns for the last module of each residual branch; known
@@ -312,7 +314,7 @@ def parametrize(
         raise ValueError(
             f"got {sorted(unknown)} in target, which base has no value for; expected sizes of base"
         )
-    settings = dict(settings or {})
+    settings = modern(settings or {})
     _check_settings(optimizer, settings)
     update = update_of(optimizer, settings, rule)
     target = {**base, **target}

@@ -82,13 +82,13 @@ RATE = {
     # The scale of these, sqrt(out/in), is all that QIU Table 1 asks for.
     "muon":            Row(ONE,              ONE,        ONE,    "QIU Table 1"),
     "teon":            Row(ONE,              ONE,        ONE,    "derived here: TEON"),
-    # After the slash, what the update takes its length from: graft="adam" or graft="muon".
+    # After the slash, what the update takes its length from: length="adam" or length="muon".
     "shampoo/adam":    Row(ONE,              PER_IN,     PER_IN, "QIU Table 2: grafting"),
     "shampoo/muon":    Row(ONE,              ONE,        ONE,    "derived here: grafting"),
     "kl-shampoo/adam": Row(ONE,              PER_IN,     PER_IN, "derived here: KL-Shampoo"),
     "kl-shampoo/muon": Row(ONE,              ONE,        ONE,    "derived here: grafting"),
     "soap":            Row(ONE,              PER_IN,     PER_IN, "derived here: SOAP"),
-    # With normalize="spectral".
+    # With length="spectral".
     "soap/spectral":   Row(ONE,              ONE,        ONE,    "QIU: spectral normalization"),
 }  # fmt: skip
 
@@ -203,19 +203,19 @@ def update_of(optimizer: str, settings: Mapping[str, Any], rule: str) -> Update:
         _need(settings, "scale", "spectral", "spectral", optimizer, free)
         return Update(optimizer, optimizer)
     if optimizer == "soap":
-        normalized = settings.get("normalize") == "spectral"
+        normalized = settings.get("length") == "spectral"
         _need(settings, "scale", "none", "spectral" if normalized else "none", optimizer, free)
         return Update(optimizer, "soap/spectral" if normalized else "soap")
-    graft = settings.get("graft", "adam")
-    _need(settings, "scale", "none", "spectral" if graft == "muon" else "none", optimizer, free)
+    length = settings.get("length", "adam")
+    _need(settings, "scale", "none", "spectral" if length == "muon" else "none", optimizer, free)
     _need(settings, "relative_eps", True, True, optimizer, free)
-    if graft != "none":
-        return Update(optimizer, f"{optimizer}/{graft}")
+    if length != "own":
+        return Update(optimizer, f"{optimizer}/{length}")
     if optimizer == "kl-shampoo":  # its length is another one at the start than later
         if not free:
             raise ValueError(
-                'got graft="none" for kl-shampoo, for which the table has no learning rate; '
-                'expected settings={"graft": "adam"} or "muon" with scale="spectral"'
+                'got length="own" for kl-shampoo, for which the table has no learning rate; '
+                'expected settings={"length": "adam"} or "muon" with scale="spectral"'
             )
         return Update(optimizer, "")
     sides = 2 if settings.get("sides", "both") == "both" else 1
@@ -228,7 +228,7 @@ def _need(
 ) -> None:
     got = settings.get(key, default)
     if not free and got != wanted:
-        given = (x for x in ("graft", "normalize") if x in settings)
+        given = (x for x in ("length",) if x in settings)
         other = "".join(f" with {x}={settings[x]!r}" for x in given)
         raise ValueError(
             f"got {key}={got!r} for {name}{other}, for which the table has no learning rate; "
