@@ -24,14 +24,15 @@ from steepest.curvature.preconditioners import (
 )
 from steepest.linalg.krylov import eigenpairs, gaussian, start_near
 from steepest.model.unwrapping import unwrapped
+from steepest.results import Result, Results, ResultTable
 
 Measure = Literal["preconditioned Hessian", "norm ball", "one step"]
 Found = tuple[float, float, float, Tensor | None]  # value, threshold, error, vector
 _RANDOM_STARTS = 3  # beside one guess: 0.94 to 1 of the best of 100, on random Hessians
 
 
-@dataclass(frozen=True)
-class Stability:
+@dataclass(frozen=True, repr=False)
+class Stability(Result):
     """How close the steps of some parameters are to instability, which is at a `ratio` of 1.
 
     Attributes:
@@ -57,6 +58,11 @@ class Stability:
     products: int
     vector: Tensor | None
 
+    def table(self) -> ResultTable:
+        """Return measure, value, threshold and ratio as one row."""
+        names = ("measure", "value", "threshold", "ratio", "error", "products")
+        return ResultTable.of([self], names, "stability of steps: a ratio above 1 is unstable")
+
     @property
     def ratio(self) -> float:
         """The value over the threshold."""
@@ -73,7 +79,7 @@ def preconditioned_sharpness(
     start: Sequence[Stability] = (),
     generator: torch.Generator | None = None,
     **how: Any,
-) -> list[Stability]:
+) -> Results[Stability]:
     """Return how close the steps of an optimizer are to instability.
 
     | steps                                    | measure                | threshold                |
@@ -150,7 +156,7 @@ def preconditioned_sharpness(
             found = _one_step(optimizer, groups, H)
         value, threshold, error, vector = found
         rows.append(Stability(tuple(names), measure, value, threshold, error, H.products, vector))
-    return rows
+    return Results(rows)
 
 
 def _by_measure(model: nn.Module, optimizer: Optimizer) -> dict[Measure, list[Group]]:

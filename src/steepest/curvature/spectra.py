@@ -16,10 +16,11 @@ from steepest.curvature.operators import GaussNewton, Hessian
 from steepest.linalg.krylov import Eigenpairs, End, Operator, eigenpairs, start_near
 from steepest.linalg.probes import Estimate, SpectralDensity, spectral_density, trace
 from steepest.random_numbers import copied_generator
+from steepest.results import Column, Result, ResultTable
 
 
-@dataclass(frozen=True)
-class Sharpness:
+@dataclass(frozen=True, repr=False)
+class Sharpness(Result):
     """The largest eigenvalue of the Hessian, as `sharpness` returns it; `float()` gives the value.
 
     Attributes:
@@ -35,6 +36,10 @@ class Sharpness:
     vector: Tensor
     products: int
     converged: bool
+
+    def table(self) -> ResultTable:
+        """Return the value, its error and the work it took as one row."""
+        return ResultTable.of([self], ("value", "error", "products", "converged"), "sharpness")
 
     def __float__(self) -> float:
         return self.value
@@ -88,8 +93,8 @@ def sharpness(
     return Sharpness(value, error, top.vectors[:, 0], top.products, top.converged)
 
 
-@dataclass(frozen=True)
-class Spectrum:
+@dataclass(frozen=True, repr=False)
+class Spectrum(Result):
     """The spectrum of a Hessian, as `hessian_spectrum` returns it.
 
     Attributes:
@@ -105,6 +110,17 @@ class Spectrum:
     trace: Estimate
     nuclear_norm: Estimate
     size: int
+
+    def table(self) -> ResultTable:
+        """Return the extreme eigenvalues, the trace, nuclear norm and effective rank as rows."""
+        ends = zip(self.extremes.values.tolist(), self.extremes.errors.tolist(), strict=True)
+        rows = [(f"eigenvalue {i}", *end) for i, end in enumerate(ends, start=1)]
+        sums = {"trace": self.trace, "nuclear norm": self.nuclear_norm}
+        if self.extremes.values.any():
+            sums["effective rank"] = self.effective_rank
+        rows += [(name, estimate.value, estimate.error) for name, estimate in sums.items()]
+        columns = (Column("quantity"), Column("value"), Column("error", "± error", ".2g"))
+        return ResultTable(columns, tuple(rows), f"spectrum of {self.size:,} eigenvalues")
 
     @property
     def effective_rank(self) -> Estimate:
@@ -197,8 +213,8 @@ class Ends:
     converged: bool
 
 
-@dataclass(frozen=True)
-class GaussNewtonSplit:
+@dataclass(frozen=True, repr=False)
+class GaussNewtonSplit(Result):
     """H = G + R, as `gauss_newton_split` returns it.
 
     Attributes:
@@ -210,6 +226,16 @@ class GaussNewtonSplit:
     hessian: Ends
     gauss_newton: Ends
     functional: Ends
+
+    def table(self) -> ResultTable:
+        """Return the ends and the trace of H, G and R as rows."""
+        parts = {"H": self.hessian, "G": self.gauss_newton, "R = H - G": self.functional}
+        rows = tuple(
+            (name, e.largest, e.smallest, e.trace.value, e.trace.error, e.products, e.converged)
+            for name, e in parts.items()
+        )
+        names = ("part", "largest", "smallest", "trace", "trace_error", "products", "converged")
+        return ResultTable(tuple(map(Column, names)), rows, "Hessian and its Gauss-Newton part")
 
 
 def gauss_newton_split(
@@ -250,8 +276,8 @@ def gauss_newton_split(
     return GaussNewtonSplit(both_ends(H), both_ends(G), both_ends(lambda v: H(v) - G(v)))
 
 
-@dataclass(frozen=True)
-class DirectionalCurvature:
+@dataclass(frozen=True, repr=False)
+class DirectionalCurvature(Result):
     """What the quadratic model says of steps W - t D, as `directional_curvature` returns it.
 
     Attributes:
@@ -263,6 +289,11 @@ class DirectionalCurvature:
     gain: float
     curvature: float
     norm: float
+
+    def table(self) -> ResultTable:
+        """Return gain, curvature, and what the quadratic model says of them, as one row."""
+        names = ("gain", "curvature", "norm", "rayleigh", "best_step", "decrease")
+        return ResultTable.of([self], names, "along a direction")
 
     @property
     def rayleigh(self) -> float:
