@@ -39,8 +39,9 @@ from networks import KINDS, Problem, problem
 from peers import Peer
 from steepest.diagnosis import diagnose
 from steepest.diagnosis.evidence import gather
-from steepest.diagnosis.intervals import WORTH_IT, Interval, worth_it
+from steepest.diagnosis.intervals import WORTH_IT, worth_it
 from steepest.diagnosis.race import race
+from steepest.statistics import Interval
 
 HELD_OUT = ("mixer", "mixtral", "gru", "convnext")
 JUDGED, RACED = 8, 10  # batches for the prediction, and for the race

@@ -51,7 +51,7 @@ from steepest.lab.train.config import check_clip
 from steepest.lab.train.run_folder import removed, sentences_for_os_errors
 from steepest.lab.user_code import UserCodeError, user_code_error
 from steepest.lab.weights import load_weights
-from steepest.transfer.rules import OptimizerName, Rule
+from steepest.parametrize.rules import OptimizerName, Rule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import steepest
 from steepest.curvature.operators import Hessian
 from steepest.curvature.preconditioned import Stability, preconditioned_sharpness
 from steepest.curvature.preconditioners import inverse_threshold
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
 
 Build = Callable[[list[Tensor], float], Optimizer]
 TINY = 1e-100  # what gradients are probed with: their squares leave second moments as they are

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 import steepest
 from steepest.diagnosis import Diagnosis, Plan, PlanRow, diagnose
 from steepest.diagnosis.advice import better
-from steepest.diagnosis.intervals import Interval
 from steepest.lab.models import GPT, GPTConfig
 from steepest.optim.mixed import Mixed
+from steepest.statistics import Interval
 
 
 class Net(nn.Module):

@@ -215,6 +215,32 @@ def test_steps_without_units_are_as_long_at_every_scale(name, size):
     assert length(name, 1.0)[0] / 4 < length(name, size)[0] < length(name, 1.0)[0] * 4
 
 
+@pytest.mark.parametrize(
+    ("make", "settings", "factor"),
+    [
+        (Shampoo, {"graft": "none"}, 8),  # Muon's direction of the right length
+        (Shampoo, {"graft": "none", "sides": "left"}, 3),
+        (Shampoo, {"graft": "none", "exponent": 1 / 4}, 3),
+        (Shampoo, {"graft": "none", "relative_eps": False}, 1.001),
+        (Shampoo, {"graft": "none", "relative_eps": False, "eps": 1e-30}, 1.001),
+        (Shampoo, {"relative_eps": False}, 1.001),
+        (KLShampoo, {"relative_eps": False}, 1.001),
+    ],
+)
+@pytest.mark.parametrize("size", [1e-37, 1e-33, 1e-24, 1e-20])
+def test_steps_on_tiny_gradients_are_as_long_as_in_float64(make, settings, factor, size):
+    lengths = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        W = nn.Parameter(torch.zeros(8, 6, dtype=dtype))
+        optimizer = make([W], lr=0.01, **settings)
+        for _ in range(12):
+            W.grad = (torch.randn(8, 6, dtype=torch.float64) * size).to(dtype)
+            optimizer.step()
+        lengths.append(W.detach().double().norm().item())
+    assert lengths[1] / factor < lengths[0] < lengths[1] * factor
+
+
 @pytest.mark.parametrize("name", ["adamw, no eps", "shampoo, no eps", "soap, no eps"])
 def test_without_eps_steps_are_bounded_where_squares_underflow(name):
     lengths = [length(name, 10.0**-power)[0] for power in (0, 10, 19, 25, 33, 44)]

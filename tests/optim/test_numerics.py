@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from steepest import SOAP, TEON, KLShampoo, Muon, Shampoo, SignSGD, Signum, SpectralDescent
+from steepest.model.parameter_roles import roles
 from steepest.optim import matrices
 from steepest.optim.scales import update_scale
-from steepest.parameter_roles import roles
 
 OPTIONS = {
     "sign-sgd": (SignSGD, {}),

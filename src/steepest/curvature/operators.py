@@ -15,13 +15,8 @@ from torch import Tensor, nn
 
 from steepest.curvature.evaluation import BatchNorm
 from steepest.curvature.jacobian import Jacobian, flat, gradients, pulled_back, split
-from steepest.curvature.loss_function import (
-    Batches,
-    Loss,
-    LossFunction,
-    chosen_parameters,
-    unwrapped,
-)
+from steepest.curvature.loss_function import Batches, Loss, LossFunction, chosen_parameters
+from steepest.model.unwrapping import unwrapped
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from steepest.curvature.loss_function import Loss, unwrapped
+from steepest.curvature.loss_function import Loss
 from steepest.curvature.next_step import next_step
 from steepest.curvature.norm_ball import NormBall, largest_curvature
 from steepest.curvature.operators import Hessian
@@ -23,6 +23,7 @@ from steepest.curvature.preconditioners import (
     shares,
 )
 from steepest.linalg.krylov import eigenpairs, gaussian, start_near
+from steepest.model.unwrapping import unwrapped
 
 Measure = Literal["preconditioned Hessian", "norm ball", "one step"]
 Found = tuple[float, float, float, Tensor | None]  # value, threshold, error, vector

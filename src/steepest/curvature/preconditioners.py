@@ -15,7 +15,7 @@ from steepest.curvature.operators import Hessian
 from steepest.linalg.krylov import Operator
 from steepest.linalg.matrix_norms import frobenius_norm
 from steepest.linalg.solvers import eigh, svdvals
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
 from steepest.optim.kronecker import NEVER, SECOND_MOMENT, sides_of
 from steepest.optim.precision import adam_eps
 from steepest.optim.scales import update_scale

@@ -11,12 +11,13 @@ from typing import Any, Literal
 from torch import nn
 
 from steepest.curvature.hessian_blocks import HessianBlock, Place, places
-from steepest.curvature.loss_function import Loss, unwrapped
+from steepest.curvature.loss_function import Loss
 from steepest.curvature.muon_theory import EXACT, check, climb, decrease, inner
 from steepest.curvature.operators import Hessian
 from steepest.geometry import Geometry, LayerwiseSpectral, StackedSpectral
-from steepest.optim.teon import find_stacks
-from steepest.parameter_roles import roles
+from steepest.model.parameter_roles import roles
+from steepest.model.stacks import find_stacks
+from steepest.model.unwrapping import unwrapped
 
 Norm = Literal["layerwise", "mode 1", "mode 2"]
 

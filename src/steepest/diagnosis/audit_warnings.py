@@ -12,10 +12,10 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from steepest.diagnosis.plan import Planned
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
+from steepest.model.parameter_roles import ParameterRole, Role
 from steepest.optim.mixed import Mixed
 from steepest.optim.steepest_descent import SteepestDescent
-from steepest.parameter_roles import ParameterRole, Role
 
 AuditGeometry = Planned | Literal["unknown", "not trained"]
 LARGEST_DECAY = 0.1  # of a weight, in a step

@@ -9,22 +9,20 @@ import textwrap
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
 from torch import nn
 
-from steepest.curvature.loss_function import unwrapped
 from steepest.files import write_atomically
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
+from steepest.model.parameter_roles import RoleTable, roles
+from steepest.model.stacks import find_stacks
+from steepest.model.unwrapping import unwrapped
 from steepest.optim.mixed import Mixed
-from steepest.optim.teon import find_stacks
-from steepest.parameter_roles import RoleTable, roles
-from steepest.printing import as_text, sentence
+from steepest.printing import sentence
+from steepest.results import Column, Result, ResultTable
 
 Planned = Literal["spectral", "stacked", "euclidean", "sign", "adaptive"]
 RATES: dict[str, float] = {
@@ -81,7 +79,7 @@ class PlanRow:
         object.__setattr__(self, "view", view)
 
 
-class Plan(Sequence[PlanRow]):
+class Plan(Result, Sequence[PlanRow]):
     """Geometry, learning rate scale and reason for every parameter; prints as a table.
 
     Raises:
@@ -123,19 +121,27 @@ class Plan(Sequence[PlanRow]):
     def __getitem__(self, key: Any) -> Any:
         return self._rows[key]
 
-    def __str__(self) -> str:
-        caption = escape("\n".join(map(sentence, self.notes))) or None
-        table = Table(
-            box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left"
+    def table(self) -> ResultTable:
+        """Return name, shape, geometry, rate over that of the optimizer, and reason of each row."""
+        columns = ("parameter", "shape", "geometry", "rate", "reason")
+        rows = tuple(
+            (row.parameter, row.shape, row.geometry, f"{self._rate(row):.3g} lr", row.reason)
+            for row in self._rows
         )
-        for name in ("parameter", "shape", "geometry", "rate", "reason"):
-            table.add_column(name, overflow="fold")
-        for row in self._rows:
-            rate = self.rates[row.geometry] * row.lr_scale
-            shape = " x ".join(map(str, row.shape))
-            cells = (row.parameter, shape, row.geometry, f"{rate:.3g} lr", row.reason)
-            table.add_row(*map(escape, cells))
-        return as_text(table, 120)
+        caption = "\n".join(map(sentence, self.notes))
+        return ResultTable(tuple(map(Column, columns)), rows, caption=caption)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as dictionaries; `rate` is over the rate of the optimizer."""
+        return [{**asdict(row), "rate": self._rate(row)} for row in self._rows]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return rows, rates and notes as plain values."""
+        return {"rows": self.records, "rates": self.rates, "notes": list(self.notes)}
+
+    def _rate(self, row: PlanRow) -> float:
+        return self.rates[row.geometry] * row.lr_scale
 
     @classmethod
     def default(cls, model: nn.Module | RoleTable) -> Plan:

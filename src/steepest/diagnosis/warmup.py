@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from steepest.curvature.loss_function import Loss, LossFunction, checked, unwrapped
+from steepest.curvature.loss_function import Loss, LossFunction, checked
 from steepest.diagnosis.plan import Plan
+from steepest.model.unwrapping import unwrapped
 from steepest.random_numbers import seeded
 
 Steps = int | Literal["auto"]

@@ -20,7 +20,7 @@ from steepest.linalg.matrix_norms import frobenius_norm
 from steepest.linalg.matrix_roots import inverse_root
 from steepest.linalg.newton_schulz import scaled
 from steepest.linalg.products import fast_products, product, symmetric_product
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
 from steepest.optim.matrices import Batch, Matrices, MatrixState, stack
 from steepest.optim.precision import adam_eps, factor_dtype
 from steepest.optim.rounding import Assignment
@@ -148,6 +148,8 @@ def renew_roots(group: Mapping[str, Any], states: Sequence[MatrixState], side: S
     for some in at_a_time(states, n):
         factors = stack([state[side] for state in some])
         small = factors.diagonal(dim1=-2, dim2=-1).amax(-1) < 1e2 * torch.finfo(factors.dtype).tiny
+        if group["eps"] and not group["relative_eps"]:  # then ε alone has a root
+            small.zero_()
         if small.any():  # NaN is not, and an error below
             some = [state for state, no in zip(some, small.tolist(), strict=True) if not no]
             factors = factors[~small]
@@ -196,8 +198,8 @@ def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor, degree: in
     early = unready(group, batch)
     if group["graft"] == "none":
         D = between(roots, N)
-        power = 1 - group["exponent"] * degree * len(roots)  # of the gradients in D
-        if early and power >= 0:
+        if early:
+            power = 1 - group["exponent"] * degree * len(roots)  # of the gradients in D
             size = frobenius_norm(N[early], keepdim=True) / math.sqrt(min(N.shape[1:]))
             D[early] = Spectral("auto").direction(N[early]) * size**power
         low, high = torch.aminmax(D)

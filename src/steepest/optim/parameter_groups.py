@@ -9,11 +9,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
+from steepest.model.parameter_roles import ParameterRole, Role, RoleTable
 from steepest.optim.checks import check_settings, choice
 from steepest.optim.precision import TRAINABLE, is_frozen_base
 from steepest.optim.scales import update_scale
-from steepest.parameter_roles import ParameterRole, Role, RoleTable
 
 
 def check_role_settings(settings: Any, known: Set[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
-from steepest.parameter_roles import Role
+from steepest.model.parameter_roles import Role
 
 OnNonfinite = Literal["raise", "skip"]
 Decay = Literal["decoupled", "independent", "cautious"]

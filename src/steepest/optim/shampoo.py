@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Unpack
 from torch import Tensor
 
 from steepest.linalg.solvers import svd
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
 from steepest.optim.kronecker import (
     Graft,
     KroneckerDescent,

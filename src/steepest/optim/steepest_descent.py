@@ -7,18 +7,19 @@ differ in the memory and in the direction; each is a file of its own beside this
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import islice
 from typing import Any, ClassVar, Unpack, cast, overload
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from steepest.geometry import Spectral
 from steepest.linalg.autocast import without_autocast
+from steepest.model.parameter_roles import RoleTable, roles
+from steepest.optim import adamw
 from steepest.optim.checks import CHECKS, check_setting
 from steepest.optim.fitting import Fit
 from steepest.optim.loading import Loading
@@ -31,10 +32,7 @@ from steepest.optim.parameter_groups import (
     warn_of_guessed_axes,
 )
 from steepest.optim.precision import (
-    adam_eps,
-    full,
     gradient_dtype,
-    memory_dtype,
     without_frozen_base,
 )
 from steepest.optim.progress import Progress
@@ -43,7 +41,6 @@ from steepest.optim.rounding import Assignment
 from steepest.optim.scales import update_scale
 from steepest.optim.settings import Settings
 from steepest.optim.table import table_of
-from steepest.parameter_roles import RoleTable, roles
 
 Parameters = nn.Module | RoleTable | ParamsT
 MOMENTUM = "momentum_buffer"
@@ -258,32 +255,48 @@ class SteepestDescent(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        same = [self._fit(group).check(self) for group in self.param_groups]
-        work = [(group, Matrices(group)) for group in self.param_groups]
-        largest = _largest_entries([G for _, each in work for G in each.gradients])
+        work = [self._work(group) for group in self.param_groups]
+        try:
+            self._step(work)
+        finally:
+            for matrices in work:
+                matrices.forget_gradients()
+        return loss
+
+    def _step(self, work: list[Matrices]) -> None:
+        """Check the gradients of all groups; then let one after the other take its step."""
+        largest = _largest_entries([G for matrices in work for G in matrices.gradients])
         if self._refuses(work, largest):
             self.skipped_steps += 1
-            return loss
+            return
         self._rates.watch(self.param_groups)
-        entries = iter(largest)
         progress = Progress(self.param_groups)
+        entries = iter(largest)
         try:
-            for (group, each), has_memory in zip(work, same, strict=True):
-                if not has_memory:
-                    self.make_memory(group, each)
-            for i, (group, each) in enumerate(work):
-                active = [next(entries) > 0.0 for _ in each.gradients]
-                progress.begin(i, sum(active))
+            for matrices in work:
+                if not matrices.kept:
+                    self.make_memory(matrices.group, matrices)
+                    matrices.keep(self.state)
+            for i, matrices in enumerate(work):
+                group = matrices.group
+                active = [entry > 0.0 for entry in islice(entries, len(matrices.gradients))]
+                progress.begin(i, active)
                 assign = Assignment(group["rounding"], seed=(i << 24) + group["step_count"])
-                if group["geometry"] == "adamw":
-                    self._adamw(group, each, active, assign)
-                else:
-                    self._descend(group, each, active, assign, progress)
+                self._descend(group, matrices, active, assign, progress)
                 group["step_count"] += any(active)
         except Exception as error:  # undoing it would need a copy of everything
             progress.explain(error)
             raise
-        return loss
+        for group in self.param_groups:
+            self._fit(group).record()
+
+    def _work(self, group: dict[str, Any]) -> Matrices:
+        """Check a group, and return it as matrices; what a step before has worked out is kept."""
+        fit = self._fit(group)
+        same = fit.check(self)
+        if not (same and fit.matrices and fit.matrices.refresh()):
+            fit.matrices = Matrices(group)
+        return fit.matrices
 
     def _fit(self, group: dict[str, Any]) -> Fit:
         """What was checked of a group."""
@@ -292,20 +305,22 @@ class SteepestDescent(Optimizer):
             fit = self._fits[id(group)] = Fit(group)
         return fit
 
-    def _refuses(self, work: list[tuple[dict[str, Any], Matrices]], largest: list[float]) -> bool:
+    def _refuses(self, work: list[Matrices], largest: list[float]) -> bool:
         """Whether a gradient is beyond what its group can work with; raises if asked to."""
         limits: list[float] = []
-        for group, each in work:
-            dtypes = [G.dtype for G in each.gradients]
-            known = {d: self.largest_entry(group, gradient_dtype(group, d)) for d in set(dtypes)}
-            limits += [known[dtype] for dtype in dtypes]
+        for matrices in work:
+            known = {
+                dtype: self.largest_entry(matrices.group, gradient_dtype(matrices.group, dtype))
+                for dtype in set(matrices.dtypes)
+            }
+            limits += [known[dtype] for dtype in matrices.dtypes]
         broken = [
             i
             for i, (limit, entry) in enumerate(zip(limits, largest, strict=True))
             if not entry <= limit  # so that NaN is broken too
         ]
         if broken and self.nonfinite == "raise":
-            names = (each.name(i) for _, each in work for i in range(len(each.gradients)))
+            names = (each.name(i) for each in work for i in range(len(each.gradients)))
             name, entry = next(islice(names, broken[0], None)), largest[broken[0]]
             what = "NaN or infinite entries"
             if math.isfinite(entry):
@@ -325,12 +340,7 @@ class SteepestDescent(Optimizer):
             self.start(group, matrices)
             return
         for p in matrices.params:
-            state = self.state[p]
-            if "step" not in state:
-                dtype = memory_dtype(group, p)
-                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-                state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
-                state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
+            adamw.start(group, p, self.state.setdefault(p, {}))
 
     @without_autocast
     def _descend(
@@ -343,7 +353,10 @@ class SteepestDescent(Optimizer):
     ) -> None:
         if not any(active):
             return
-        for batch in matrices.batches(self.state, self.entry_memory(group), active):
+        if group["geometry"] == "adamw":
+            adamw.take_step(group, matrices, active, assign)
+            return
+        for batch in matrices.batches(self.entry_memory(group), active):
             progress.enter(batch)
             self._take(group, batch, assign)
             progress.leave(batch)
@@ -352,55 +365,6 @@ class SteepestDescent(Optimizer):
         """The step of a batch, whose intermediate results end with it."""
         N = self.remember(group, batch)
         _move(group, batch, self.direction(group, batch, N), assign)
-
-    @without_autocast
-    def _adamw(
-        self, group: dict[str, Any], work: Matrices, active: list[bool], assign: Assignment
-    ) -> None:
-        params, grads = _only(work.params, active), _only(work.gradients, active)
-        state = [self.state[p] for p in params]
-        in_step = all(  # the fused kernel walks through memory, whatever the strides
-            p.stride() == G.stride() == s["exp_avg"].stride() == s["exp_avg_sq"].stride()
-            for p, G, s in zip(params, grads, state, strict=True)
-        )
-        fused = group["fused"] and in_step
-        # By the type that the step is computed in: the wider of the parameter's and the memory's.
-        # The fused kernel computes in float32 what it reads and writes in half precision, so what
-        # takes its place does too.
-        parts: dict[torch.dtype, list[tuple[Tensor, ...]]] = {}
-        for p, G, s in zip(params, grads, state, strict=True):
-            dtype = torch.promote_types(p.dtype, s["exp_avg"].dtype)
-            if fused != group["fused"] or assign.rounds(p):
-                dtype = full(dtype)
-            parts.setdefault(dtype, []).append((p, G, s["exp_avg"], s["exp_avg_sq"], s["step"]))
-        for dtype, part in parts.items():
-            params, grads, means, squares, steps = (list(each) for each in zip(*part, strict=True))
-            weights, gradients, M, V = (
-                [t if t.dtype == dtype else t.to(dtype) for t in each]
-                for each in (params, grads, means, squares)
-            )
-            adamw(
-                weights,
-                gradients,
-                M,
-                V,
-                [],
-                steps,
-                fused=fused,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                eps=adam_eps(group["eps"], dtype),
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                amsgrad=False,
-                maximize=group["maximize"],
-            )
-            for kept, exact in zip(means + squares, M + V, strict=True):
-                if exact is not kept:
-                    kept.copy_(exact)
-            for p, exact in zip(params, weights, strict=True):
-                if exact is not p:
-                    assign(p, exact)
 
 
 def remembered(group: Mapping[str, Any], batch: Batch) -> Tensor:
@@ -456,27 +420,15 @@ def _largest(dtype: torch.dtype) -> float:
     return torch.finfo(torch.promote_types(dtype, torch.float32)).max
 
 
-def _only(tensors: Iterable[Tensor], active: list[bool]) -> list[Tensor]:
-    return [t for t, use in zip(tensors, active, strict=True) if use]
-
-
 def _largest_entries(gradients: list[Tensor]) -> list[float]:
     """The largest absolute entry of each gradient; waits once for the device."""
     if not gradients:
         return []
-    device = gradients[0].device
-    double = any(G.dtype == torch.float64 for G in gradients)
-    dtype = torch.float64 if double else torch.float32
-
-    def stacked(values: Iterable[Tensor]) -> Tensor:
-        values = list(values)
-        if any(v.dtype != dtype or v.device != device for v in values):
-            values = [value.to(device, dtype) for value in values]
-        return torch.stack(values)
-
-    if device.type == "cpu":  # where the norm takes twenty times as long
-        low, high = (stacked(each) for each in zip(*map(torch.aminmax, gradients), strict=True))
-        largest = torch.maximum(high, -low)
+    devices = {G.device for G in gradients}
+    if all(device.type == "cpu" for device in devices):  # where a norm takes twenty times as long
+        low, high = zip(*map(torch.aminmax, gradients), strict=True)
+        largest = torch.maximum(torch.stack(high), -torch.stack(low))
     else:
-        largest = stacked(torch._foreach_norm(gradients, ord=math.inf))
+        norms = torch._foreach_norm(gradients, ord=math.inf)
+        largest = torch.stack([norm.to(gradients[0].device) for norm in norms])
     return cast(list[float], largest.tolist())

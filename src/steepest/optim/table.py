@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.optim.optimizer import Optimizer
 
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
 from steepest.optim.precision import adam_eps
 from steepest.optim.scales import stacked_rank, update_scale
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from steepest.curvature.loss_function import LossFunction, unwrapped
+from steepest.curvature.loss_function import LossFunction
 from steepest.diagnosis import Audit, Diagnosis, Level, audit
 from steepest.diagnosis.progress import OnProgress, Work
 from steepest.diagnosis.verdicts import checked, judged, started
@@ -21,6 +21,7 @@ from steepest.lab.files import read_json, write_json
 from steepest.lab.studies.finished import Finished, fingerprint
 from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
 from steepest.lab.user_code import sentences_for_errors
+from steepest.model.unwrapping import unwrapped
 from steepest.random_numbers import seeded
 
 

@@ -16,9 +16,9 @@ from steepest.lab.files import write_json
 from steepest.lab.memory import bytes_of, check_fits
 from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
 from steepest.lab.user_code import sentences_for_errors
+from steepest.parametrize.rules import OptimizerName, Rule
 from steepest.random_numbers import seeded
 from steepest.transfer import TransferCheck, check_transfer
-from steepest.transfer.rules import OptimizerName, Rule
 
 Size = dict[str, int]
 
