@@ -17,6 +17,7 @@ from steepest.optim.checks import (
     RateOrNone,
     Size,
     check_of,
+    choice,
 )
 from steepest.optim.momentum import Momentum
 from steepest.optim.rates import callers_level
@@ -112,8 +113,7 @@ def modern(settings: Mapping[str, Any], warn: bool = True) -> dict[str, Any]:
             continue
         value = modern.pop(old)
         if type(value) not in (str, bool) or value not in values:
-            expected = " or ".join(map(repr, values))
-            raise ValueError(f"got {old}={value!r}, expected {expected}")
+            raise ValueError(f"got {old}={value!r}, expected {choice(*values).expected}")
         modern["length"] = values[value]
         _warn(f"{old}={value!r}", modern["length"], warn)
     if modern.get("length") == "constant":
