@@ -12,6 +12,8 @@ from steepest.curvature.spectra import (
     gauss_newton_split,
     hessian_spectrum,
     sharpness,
+    spectrum,
+    trace,
 )
 from steepest.curvature.teon_theory import stack_conditions
 from steepest.curvature.tracker import SharpnessTracker
@@ -34,5 +36,7 @@ __all__ = [
     "ntk_spectrum",
     "preconditioned_sharpness",
     "sharpness",
+    "spectrum",
     "stack_conditions",
+    "trace",
 ]

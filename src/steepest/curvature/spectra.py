@@ -1,8 +1,9 @@
-"""Sharpness, spectrum and Gauss-Newton split of the Hessian, and curvature along a direction."""
+"""Sharpness, spectrum and trace of operators, Gauss-Newton split, curvature along a direction."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,23 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steepest.curvature.evaluation import BatchNorm
+from steepest.curvature.forms import of_argument, of_parameters
 from steepest.curvature.jacobian import flat
+from steepest.curvature.linear_map import CurvatureOperator, check_symmetric
 from steepest.curvature.loss_function import Loss
-from steepest.curvature.operators import GaussNewton, Hessian
-from steepest.linalg.krylov import Eigenpairs, End, Operator, eigenpairs, start_near
-from steepest.linalg.probes import Estimate, SpectralDensity, spectral_density, trace
+from steepest.curvature.operators import Hessian
+from steepest.linalg import probes as random_probes
+from steepest.linalg.krylov import Eigenpairs, End, eigenpairs, start_near
+from steepest.linalg.probes import Estimate, SpectralDensity, spectral_density
 from steepest.random_numbers import copied_generator
 
 
 @dataclass(frozen=True)
 class Sharpness:
-    """The largest eigenvalue of the Hessian, as `sharpness` returns it; `float()` gives the value.
+    """The largest eigenvalue, as `sharpness` returns it; `float()` gives the value.
 
     Attributes:
         value: λ_max.
         error: how far it can be from an eigenvalue.
         vector: `(n,)`, the unit eigenvector; the next call may start from it.
-        products: how many Hessian-vector products it took.
+        products: how many products with the operator it took.
         converged: whether the error is within the tolerance.
     """
 
@@ -40,24 +45,22 @@ class Sharpness:
         return self.value
 
 
+@of_parameters(Hessian)
 def sharpness(
-    model: nn.Module,
-    loss: Loss,
-    batch: Any,
-    parameters: Sequence[str] | None = None,
+    H: CurvatureOperator,
     *,
     tolerance: float = 1e-3,
     start: Sharpness | Tensor | None = None,
     max_products: int = 100,
     generator: torch.Generator | None = None,
-    **how: Any,
 ) -> Sharpness:
-    """Return the largest eigenvalue of the Hessian of the loss.
+    """Return the largest eigenvalue of the Hessian of the loss, or of any symmetric operator.
 
     Gradient descent of step lr is stable on the quadratic model while it is below 2 / lr.
 
     Args:
-        model, loss, batch, parameters, how: as for `Hessian`.
+        H: the operator. Or in its place `model, loss, batch, parameters` and settings, which make
+            a `Hessian`.
         tolerance: relative error to stop at.
         start: an earlier result, or a direction `(n,)`, to need fewer products; by default the
             gradient, which lies mostly along the largest eigenvalues. Both with some noise.
@@ -65,24 +68,27 @@ def sharpness(
         generator: of the noise; by default a copy of torch's.
 
     Raises:
-        ValueError: for what `Hessian` refuses, and a start of another size.
+        ValueError: for what `Hessian` refuses, a cross block, and a start of another size.
         FloatingPointError: for a loss or products that are not finite.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> x = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
-    >>> found = sharpness(model, lambda model, x: 0.5 * model(x).square().sum(), x)
-    >>> round(found.value, 4)
-    9.0
+    >>> H = Hessian(model, lambda model, x: 0.5 * model(x).square().sum(), x)
+    >>> round(sharpness(H).value, 4), round(sharpness(2 * H).value, 4)
+    (9.0, 18.0)
     """
+    check_symmetric(H)
     generator = generator or copied_generator()
-    H = Hessian(model, loss, batch, parameters, **how)
     guess = start.vector if isinstance(start, Sharpness) else start
-    if guess is not None and guess.shape != H.shape[1:]:
+    if guess is None:
+        x = H.start(generator)
+    elif guess.shape == H.shape[1:]:
+        x = start_near(guess.to(H.vector()), generator)
+    else:
         raise ValueError(
             f"got a start of shape {tuple(guess.shape)}, expected {H.shape[1:]}: a direction of "
             "the same parameters"
         )
-    x = start_near(H.gradient() if guess is None else guess.to(H.vector()), generator)
     top = eigenpairs(H, x, tolerance=tolerance, max_products=max_products, generator=generator)
     value, error = top.values[0].item(), top.errors[0].item()
     return Sharpness(value, error, top.vectors[:, 0], top.products, top.converged)
@@ -90,7 +96,7 @@ def sharpness(
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The spectrum of a Hessian, as `hessian_spectrum` returns it.
+    """The spectrum of an operator, as `spectrum` returns it.
 
     Attributes:
         extremes: the largest and the smallest eigenvalues with errors, in descending order.
@@ -112,55 +118,113 @@ class Spectrum:
         return _ratio(self.nuclear_norm, self.extremes)
 
 
-def hessian_spectrum(
-    model: nn.Module,
-    loss: Loss,
-    batch: Any,
-    parameters: Sequence[str] | None = None,
+@of_parameters(Hessian)
+def spectrum(
+    H: CurvatureOperator,
     *,
     count: int = 5,
     tolerance: float = 1e-3,
     probes: int = 8,
     steps: int = 30,
     generator: torch.Generator | None = None,
-    **how: Any,
 ) -> Spectrum:
-    """Return extreme eigenvalues at both ends, density, trace and nuclear norm of the Hessian.
+    """Return extreme eigenvalues at both ends, density, trace and nuclear norm of an operator.
 
     It takes about `probes * steps` products, and some 10 for each of the `2 * count` eigenvalues.
 
     Args:
-        model, loss, batch, parameters, how: as for `Hessian`.
+        H: the operator. Or in its place `model, loss, batch, parameters` and settings, which make
+            a `Hessian`.
         count: eigenvalues at each end.
         tolerance: relative error of each.
         probes, steps: random vectors, and products from each, for density and nuclear norm.
         generator: of starts and probes; by default a copy of torch's.
 
     Raises:
-        ValueError, FloatingPointError: as `Hessian`.
+        ValueError, FloatingPointError: as `sharpness`.
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> x = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    >>> H = Hessian(model, lambda model, x: 0.5 * model(x).square().sum(), x)
+    >>> [round(value, 3) for value in spectrum(H).extremes.values.tolist()]
+    [9.0, 1.0]
     """
+    check_symmetric(H)
     generator = generator or copied_generator()
-    H = Hessian(model, loss, batch, parameters, **how)
     n = H.shape[0]
-    count = min(count, n // 2) or 1
-    ends = _ends(H, H, count, tolerance, generator)
+    extremes = _extremes(H, H.start(generator), min(count, n // 2) or 1, tolerance, generator)
     density = spectral_density(H, H.vector(), probes, steps, generator)
-    total = _trace(H, H, 0.05, max(5, 2 * probes), generator)
+    total = trace(H, max_products=max(5, 2 * probes), generator=generator)
     value, error = density.sum_of(torch.abs)
     nuclear = Estimate(value, error, density.products, math.isfinite(error))
-    return Spectrum(ends, density, total, nuclear, n)
+    return Spectrum(extremes, density, total, nuclear, n)
 
 
-def effective_rank(
+def hessian_spectrum(
     model: nn.Module,
     loss: Loss,
     batch: Any,
-    parameters: Sequence[str] | None = None,
+    parameters: Sequence[str] | str | None = None,
+    *,
+    count: int = 5,
+    tolerance: float = 1e-3,
+    probes: int = 8,
+    steps: int = 30,
+    generator: torch.Generator | None = None,
+    batch_norm: BatchNorm = "eval",
+    dtype: torch.dtype | None = None,
+    keep_graphs: bool | None = None,
+) -> Spectrum:
+    """Return `spectrum` under its old name, with a DeprecationWarning."""
+    warnings.warn("hessian_spectrum is now spectrum", DeprecationWarning, stacklevel=2)
+    H = Hessian(
+        model, loss, batch, parameters, batch_norm=batch_norm, dtype=dtype, keep_graphs=keep_graphs
+    )
+    return spectrum(
+        H, count=count, tolerance=tolerance, probes=probes, steps=steps, generator=generator
+    )
+
+
+@of_parameters(Hessian)
+def trace(
+    H: CurvatureOperator,
+    *,
+    tolerance: float = 0.05,
+    max_products: int = 200,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """Return the trace of an operator with its standard error, as `steepest.linalg.probes.trace`.
+
+    Args:
+        H: the operator. Or in its place `model, loss, batch, parameters` and settings, which make
+            a `Hessian`.
+        tolerance: relative standard error to stop at.
+        max_products: where to stop in any case; 3 at least; n for n up to 24, which gives the
+            exact trace.
+        generator: of start and probes; by default a copy of torch's.
+
+    Raises:
+        ValueError, FloatingPointError: as `sharpness`.
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> x = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    >>> H = Hessian(model, lambda model, x: 0.5 * model(x).square().sum(), x)
+    >>> round(trace(H).value, 3), round(trace(H - H.gauss_newton()).value, 3)
+    (10.0, 0.0)
+    """
+    check_symmetric(H)
+    generator = generator or copied_generator()
+    start = H.start(generator)
+    return random_probes.trace(H, H.vector(), tolerance, max_products, generator, start)
+
+
+@of_parameters(Hessian)
+def effective_rank(
+    H: CurvatureOperator,
     *,
     probes: int = 8,
     steps: int = 20,
     generator: torch.Generator | None = None,
-    **how: Any,
 ) -> Estimate:
     """Return ‖H‖_* / ‖H‖_op, how many directions share the curvature, with its standard error.
 
@@ -168,19 +232,24 @@ def effective_rank(
     (Shen et al., arXiv 2505.23737, Lemma 4.6: L_* / L = ‖Λ‖_* / ‖Λ‖_op).
 
     Args:
-        model, loss, batch, parameters, how: as for `Hessian`.
+        H: the operator. Or in its place `model, loss, batch, parameters` and settings, which make
+            a `Hessian`.
         probes, steps: random vectors, and products from each, for the nuclear norm.
         generator: of starts and probes; by default a copy of torch's.
 
+    Raises:
+        ValueError, FloatingPointError: as `sharpness`; also for an operator of zero.
+
     >>> model = nn.Linear(2, 1, bias=False)
     >>> x = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-    >>> r = effective_rank(model, lambda model, x: 0.5 * model(x).square().sum(), x, probes=100)
+    >>> H = Hessian(model, lambda model, x: 0.5 * model(x).square().sum(), x)
+    >>> r = effective_rank(H, probes=100)
     >>> abs(r.value - 1.25) < 4 * r.error
     True
     """
+    check_symmetric(H)
     generator = generator or copied_generator()
-    H = Hessian(model, loss, batch, parameters, **how)
-    top = eigenpairs(H, start_near(H.gradient(), generator), which="magnitude", tolerance=0.01)
+    top = eigenpairs(H, H.start(generator), which="magnitude", tolerance=0.01)
     density = spectral_density(H, H.vector(), probes, steps, generator)
     value, error = density.sum_of(torch.abs)
     return _ratio(Estimate(value, error, density.products, math.isfinite(error)), top)
@@ -212,16 +281,13 @@ class GaussNewtonSplit:
     functional: Ends
 
 
+@of_parameters(Hessian)
 def gauss_newton_split(
-    model: nn.Module,
-    loss: Loss,
-    batch: Any,
-    parameters: Sequence[str] | None = None,
+    H: Hessian,
     *,
     tolerance: float = 1e-3,
     trace_tolerance: float = 0.05,
     generator: torch.Generator | None = None,
-    **how: Any,
 ) -> GaussNewtonSplit:
     """Return the ends of the spectra of the Hessian and of its two parts.
 
@@ -229,25 +295,28 @@ def gauss_newton_split(
     the start (Noci et al., arXiv 2402.17457, section 4).
 
     Args:
-        model, loss, batch, parameters, how: as for `GaussNewton`.
+        H: the Hessian. Or in its place `model, loss, batch, parameters` and settings, which make
+            one.
         tolerance: relative error of eigenvalues.
         trace_tolerance: relative standard error of traces.
         generator: of starts and probes; by default a copy of torch's.
 
     Raises:
-        ValueError, FloatingPointError: as `GaussNewton`.
+        ValueError, FloatingPointError: as `Hessian` and `GaussNewton`; also for a cross block.
     """
     generator = generator or copied_generator()
-    H = Hessian(model, loss, batch, parameters, **how)
-    G = GaussNewton(model, loss, batch, parameters, **how)
+    G = H.gauss_newton()
 
-    def both_ends(operator: Operator) -> Ends:
-        ends = _ends(operator, H, 1, tolerance, generator)
-        total = _trace(operator, H, trace_tolerance, 200, generator)
-        largest, smallest = ends.values[0].item(), ends.values[-1].item()
-        return Ends(largest, smallest, total, ends.products + total.products, ends.converged)
+    def ends(A: CurvatureOperator) -> Ends:
+        extremes = _extremes(A, H.start(generator), 1, tolerance, generator)
+        total = random_probes.trace(
+            A, H.vector(), trace_tolerance, generator=generator, start=H.start(generator)
+        )
+        largest, smallest = extremes.values[0].item(), extremes.values[-1].item()
+        products = extremes.products + total.products
+        return Ends(largest, smallest, total, products, extremes.converged)
 
-    return GaussNewtonSplit(both_ends(H), both_ends(G), both_ends(lambda v: H(v) - G(v)))
+    return GaussNewtonSplit(ends(H), ends(G), ends(H - G))
 
 
 @dataclass(frozen=True)
@@ -282,17 +351,16 @@ class DirectionalCurvature:
         return 0.5 * self.gain * self.best_step if self.gain else abs(self.best_step)
 
 
-def directional_curvature(
-    model: nn.Module,
-    loss: Loss,
-    batch: Any,
-    direction: Mapping[str, Tensor],
-    **how: Any,
-) -> DirectionalCurvature:
+def _names(model: nn.Module, direction: Mapping[str, Tensor]) -> list[str]:
+    return list(direction)
+
+
+@of_argument(_names)
+def directional_curvature(H: Hessian, direction: Mapping[str, Tensor]) -> DirectionalCurvature:
     """Return gain and curvature along an update, from one Hessian-vector product.
 
     Args:
-        model, loss, batch, how: as for `Hessian`.
+        H: the Hessian. Or in its place `model, loss, batch`, and settings, which make one.
         direction: the update of each parameter, by its name; all others are held fixed.
 
     Raises:
@@ -300,11 +368,11 @@ def directional_curvature(
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> x = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
-    >>> D = {"weight": torch.tensor([[0.0, 1.0]])}
-    >>> directional_curvature(model, lambda model, x: 0.5 * model(x).square().sum(), x, D).curvature
+    >>> H = Hessian(model, lambda model, x: 0.5 * model(x).square().sum(), x)
+    >>> directional_curvature(H, {"weight": torch.tensor([[0.0, 1.0]])}).curvature
     1.0
     """
-    H = Hessian(model, loss, batch, list(direction), **how)
+    H = H.block(list(direction))
     for name, p in H.parameters.items():
         if name not in direction:
             raise ValueError(f"got a pattern that matches {name}, expected names of parameters")
@@ -321,32 +389,21 @@ def directional_curvature(
     return DirectionalCurvature(gain, curvature, norm)
 
 
-def _ends(
-    operator: Operator,
-    H: Hessian,
+def _extremes(
+    H: CurvatureOperator,
+    start: Tensor,
     count: int,
     tolerance: float,
     generator: torch.Generator | None,
 ) -> Eigenpairs:
+    """The eigenvalues at both ends."""
     which: End = "both" if H.shape[0] > 1 else "largest"
-    start = start_near(H.gradient(), generator)
-    return eigenpairs(operator, start, count, which, tolerance, generator=generator)
+    return eigenpairs(H, start, count, which, tolerance, generator=generator)
 
 
-def _trace(
-    operator: Operator,
-    H: Hessian,
-    tolerance: float,
-    max_products: int,
-    generator: torch.Generator | None,
-) -> Estimate:
-    start = start_near(H.gradient(), generator)
-    return trace(operator, H.vector(), tolerance, max_products, generator, start)
-
-
-def _ratio(nuclear: Estimate, ends: Eigenpairs) -> Estimate:
-    largest = ends.values.abs().max().item()
+def _ratio(nuclear: Estimate, extremes: Eigenpairs) -> Estimate:
+    largest = extremes.values.abs().max().item()
     if largest == 0:
         raise ValueError("got a Hessian of zero, expected one with curvature")
     value, error = nuclear.value / largest, nuclear.error / largest
-    return Estimate(value, error, nuclear.products + ends.products, ends.converged)
+    return Estimate(value, error, nuclear.products + extremes.products, extremes.converged)
