@@ -506,7 +506,7 @@ def test_descents_and_audits_compare_what_one_draw_gives() -> None:
         return _denoise(model, x) + 10 * torch.randn(())
 
     batches = [torch.randn(6, 4) for _ in range(3)]
-    [place, *_] = gather(model, loss, batches, None, curvature=True)
+    [place, *_] = gather(LossFunction(model, loss), batches, None, curvature=True)
     walk = Walk(LossFunction(model, loss), [place], lambda: None)
     D = place.gradients[:1]
     [fall] = walk.falls(1e-3, 1, lambda _: D, batches[:1])

@@ -69,7 +69,9 @@ class CurvatureOperator(ABC):
             return self(v)
         if v.shape[0] != self.shape[1] or not v.shape[1]:
             n = self.shape[1]
-            raise ValueError(f"got a block of shape {tuple(v.shape)}, expected ({n}, k), k > 0")
+            raise ValueError(
+                f"got a vector of shape {tuple(v.shape)}, expected ({n},), or columns ({n}, k)"
+            )
         self.products += v.shape[1]
         blocks = v.T.to(self.device, self.dtype).split(TOGETHER)
         return torch.cat([self._together(rows) for rows in blocks]).T.contiguous()

@@ -123,7 +123,7 @@ class LossFunction:
         if batch_norm not in ("eval", "batch"):
             raise ValueError(f'got batch_norm={batch_norm!r}, expected "eval" or "batch"')
         self.model = unwrapped(model)
-        self._loss = loss
+        self.loss = loss
         self._batch_norm = batch_norm
         names = chosen_parameters(self.model, parameters)
         weights = dict(self.model.named_parameters())
@@ -132,6 +132,8 @@ class LossFunction:
                 f"got the complex parameter {complex_ones[0]}, expected real ones; keep real and "
                 "imaginary parts in parameters of their own"
             )
+        self.chosen_dtype = dtype
+        """What `dtype` was; None for the parameters' own."""
         self._dtype = dtype or _full_precision([weights[name] for name in names])
         copies = {
             name: self._cast(p.detach()).clone(memory_format=torch.contiguous_format)
@@ -155,6 +157,11 @@ class LossFunction:
         part.parameters = {name: leaves[name].requires_grad_() for name in names}
         part._weights = self._weights | {f"model.{name}": W for name, W in leaves.items()}
         return part
+
+    def of_model(self, model: nn.Module) -> LossFunction:
+        """Return the same loss, with the same settings, of a copy of the model."""
+        names = list(self.parameters)
+        return LossFunction(model, self.loss, names, self._batch_norm, self.chosen_dtype)
 
     def _cast(self, value: Any) -> Any:
         floating = isinstance(value, Tensor) and value.is_floating_point()

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from steepest.curvature.loss_function import LossFunction, unwrapped
+from steepest.curvature.loss_function import LossFunction
 from steepest.diagnosis import Audit, Diagnosis, Level, audit
 from steepest.diagnosis.progress import OnProgress, Work
 from steepest.diagnosis.verdicts import checked, judged, started
@@ -71,12 +71,12 @@ def diagnosis_study(
             if optimizer is not None:
                 audited = audit(model, optimizer(model), loss, batches[:1], clip_norm=clip)
             checked(model, batches, level, parameters)
-            kept = Finished(out / "finished.jsonl", _fingerprint(model, loss, batches))
+            function = LossFunction(model, loss)
+            kept = Finished(out / "finished.jsonl", _fingerprint(function, batches))
             if len(kept):
                 say(f"goes on with {len(kept)} parts that are finished in {out}")
             start = started(
-                model,
-                loss,
+                function,
                 list(batches),
                 level,
                 parameters,
@@ -84,7 +84,7 @@ def diagnosis_study(
                 Work(progressed),
                 others,
             )
-            found = judged(start, loss, level, parameters, kept)
+            found = judged(start, level, parameters, kept)
         found.plan().save(out / "plan.toml")
         summary = {
             **found.as_dict(),
@@ -101,11 +101,10 @@ def diagnosis_study(
     return found, audited, summary
 
 
-def _fingerprint(model: nn.Module, loss: Callable[[Any, Any], Any], batches: Sequence[Any]) -> str:
+def _fingerprint(function: LossFunction, batches: Sequence[Any]) -> str:
     with seeded(0):
-        function = LossFunction(model, loss)
         losses = [function(batch).item() for batch in batches[:2]]
-    return fingerprint(unwrapped(model), batches, losses)
+    return fingerprint(function.model, batches, losses)
 
 
 def _unedited(plan: Path) -> None:
