@@ -26,11 +26,11 @@ from steepest.curvature import (
     directional_curvature,
     effective_rank,
     gauss_newton_split,
-    hessian_spectrum,
     muon_conditions,
     ntk_spectrum,
     preconditioned_sharpness,
     sharpness,
+    spectrum,
     stack_conditions,
 )
 from steepest.curvature.loss_function import Batches, LossFunction
@@ -429,7 +429,7 @@ def _adam(model: nn.Module, loss: Loss, x: Tensor) -> torch.optim.Optimizer:
 
 EVERYTHING: dict[str, Callable[[Any, Any, Any], Any]] = {
     "sharpness": sharpness,
-    "spectrum": lambda *given: hessian_spectrum(*given, probes=2, steps=3, count=1),
+    "spectrum": lambda *given: spectrum(*given, probes=2, steps=3, count=1),
     "effective rank": lambda *given: effective_rank(*given, probes=2, steps=3),
     "split": gauss_newton_split,
     "ntk": ntk_spectrum,

@@ -1,5 +1,7 @@
 """Curvature of the loss: operators, and what they tell about steps."""
 
+import warnings
+
 from steepest.curvature.block_diagonal import blockwise_diagonal
 from steepest.curvature.loss_function import Batches
 from steepest.curvature.muon_theory import muon_conditions
@@ -10,7 +12,6 @@ from steepest.curvature.spectra import (
     directional_curvature,
     effective_rank,
     gauss_newton_split,
-    hessian_spectrum,
     sharpness,
     spectrum,
     trace,
@@ -29,7 +30,6 @@ __all__ = [
     "directional_curvature",
     "effective_rank",
     "gauss_newton_split",
-    "hessian_spectrum",
     "label_alignment",
     "muon_conditions",
     "ntk_drift",
@@ -40,3 +40,12 @@ __all__ = [
     "stack_conditions",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Return functions under their old names, with a warning."""
+    if name == "hessian_spectrum":
+        sentence = "steepest.curvature.hessian_spectrum is now called spectrum"
+        warnings.warn(sentence, DeprecationWarning, stacklevel=2)
+        return spectrum
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -107,7 +107,7 @@ class LossOperator(CurvatureOperator):
             names: or patterns.
 
         Raises:
-            ValueError: for a name that is none of the parameters, and for a cross block.
+            ValueError: for a name that is not in the map, and for a cross block.
         """
         check_symmetric(self)
         part = copy(self)

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from steepest.curvature.evaluation import BatchNorm
 from steepest.curvature.forms import of_argument, of_parameters
 from steepest.curvature.jacobian import flat
 from steepest.curvature.linear_map import CurvatureOperator, check_symmetric
-from steepest.curvature.loss_function import Loss
 from steepest.curvature.operators import Hessian
 from steepest.linalg import probes as random_probes
 from steepest.linalg.krylov import Eigenpairs, End, eigenpairs, start_near
@@ -158,31 +154,6 @@ def spectrum(
     value, error = density.sum_of(torch.abs)
     nuclear = Estimate(value, error, density.products, math.isfinite(error))
     return Spectrum(extremes, density, total, nuclear, n)
-
-
-def hessian_spectrum(
-    model: nn.Module,
-    loss: Loss,
-    batch: Any,
-    parameters: Sequence[str] | str | None = None,
-    *,
-    count: int = 5,
-    tolerance: float = 1e-3,
-    probes: int = 8,
-    steps: int = 30,
-    generator: torch.Generator | None = None,
-    batch_norm: BatchNorm = "eval",
-    dtype: torch.dtype | None = None,
-    keep_graphs: bool | None = None,
-) -> Spectrum:
-    """Return `spectrum` under its old name, with a DeprecationWarning."""
-    warnings.warn("hessian_spectrum is now spectrum", DeprecationWarning, stacklevel=2)
-    H = Hessian(
-        model, loss, batch, parameters, batch_norm=batch_norm, dtype=dtype, keep_graphs=keep_graphs
-    )
-    return spectrum(
-        H, count=count, tolerance=tolerance, probes=probes, steps=steps, generator=generator
-    )
 
 
 @of_parameters(Hessian)
