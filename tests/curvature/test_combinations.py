@@ -142,7 +142,7 @@ def test_blocks_of_vectors_over_several_batches_and_in_cross_blocks(batch: Batch
     V = torch.randn(9, 10, dtype=DOUBLE, generator=_seeded())
     _close(cross @ V, _columns(cross) @ V)
     _close((cross + cross) @ V, 2 * _columns(cross) @ V)
-    with pytest.raises(ValueError, match="cross|symmetric"):
+    with pytest.raises(ValueError, match="not symmetric"):
         sharpness(cross)
     with pytest.raises(ValueError, match="symmetric"):
         cross.block(["0.weight"])
@@ -178,7 +178,7 @@ def test_operators_that_cannot_be_combined(batch: Batch) -> None:
     floats = batch[0].float(), batch[1]
     H = Hessian(model, _loss, floats)
     others: dict[str, Callable[[], CurvatureOperator]] = {
-        "a GaussNewton .* differ in names of rows": lambda: GaussNewton(
+        "the GaussNewton .* differ in names of rows": lambda: GaussNewton(
             model, _loss, floats, ["0.weight"]
         ),
         "differ in names of rows: .0.weight, 0.bias": lambda: Hessian(
@@ -188,7 +188,7 @@ def test_operators_that_cannot_be_combined(batch: Batch) -> None:
         "precision: torch.float32 and torch.float64": lambda: Hessian(
             model, _loss, floats, dtype=DOUBLE
         ),
-        "an? NTK .* names of rows: .* and .all outputs": lambda: NTK(model, _loss, floats),
+        "the NTK .* names of rows: .* and .all outputs": lambda: NTK(model, _loss, floats),
         "differ in shape": lambda: Hessian(
             nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3)),
             _loss,

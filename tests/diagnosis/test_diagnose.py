@@ -25,6 +25,7 @@ from steepest.diagnosis.inputs import Inputs
 from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.diagnosis.race import race
 from steepest.diagnosis.verdicts import _verdict, answer, diagnose, single_layer
+from steepest.diagnosis.warmup import LEARNING_RATES, SHUFFLES
 from steepest.lab.models import GPT, GPTConfig
 from steepest.linalg import nuclear_rank, polar, stable_rank
 from steepest.parameter_roles import all_roles
@@ -577,3 +578,34 @@ def test_layers_of_one_input_share_its_ranks_until_it_is_written_to() -> None:
         centred = float(stable_rank(given - given.mean(0)))
         assert found.centred == pytest.approx(centred, rel=1e-4)
     assert seen.ranks["0.weight", 0].leaving != seen.ranks["1.weight", 0].leaving
+
+
+@pytest.mark.parametrize("level", ["quick", "standard", "thorough"])
+def test_the_model_and_its_loss_are_packed_once(
+    level: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the loss is evaluated twice, to see whether it stays the same, for the first batch."""
+    packed = []
+    pack, evaluate = LossFunction.__init__, LossFunction._evaluated
+    evaluated: list[int] = []
+
+    def counted(function: LossFunction, *arguments: Any, **options: Any) -> None:
+        packed.append(function)
+        pack(function, *arguments, **options)
+
+    def counted_evaluation(function: LossFunction, batch: Any) -> Tensor:
+        evaluated.append(id(batch))
+        return evaluate(function, batch)
+
+    monkeypatch.setattr(LossFunction, "__init__", counted)
+    monkeypatch.setattr(LossFunction, "_evaluated", counted_evaluation)
+    model, batches = _mlp(), _batches(8)
+    weights = [p.detach().clone() for p in model.parameters()]
+    diagnose(model, _loss, batches, level=level, parameters=["0.weight"], warmup_steps=0)
+    assert len(packed) == 1
+    assert all(map(torch.equal, weights, model.parameters()))
+    if level == "quick":  # once for each batch, and shuffled weights and the check on the first
+        assert len(evaluated) == 8 + 1 + 1 + SHUFFLES
+    packed.clear()
+    diagnose(model, _loss, batches, level="quick", warmup_steps=2)
+    assert len(packed) <= 1 + len(LEARNING_RATES)  # a copy for each rate that was tried

@@ -36,8 +36,9 @@ class Jacobian:
     def vjp(self, u: Tensor, places: Sequence[int]) -> Tensor:
         """The entries of Jᵀ u that belong to the parameters in these places."""
         weights = [self._parameters[i] for i in places]
-        pulled = pulled_back([self.outputs], weights, split(u, [self.outputs]))
-        return flat(pulled, weights, u.shape[:-1])
+        rows = u.shape[:-1]
+        pulled = pulled_back([self.outputs], weights, [u.reshape(*rows, *self.outputs.shape)])
+        return flat(pulled, weights, rows)
 
     def rows(self, rows: Tensor, into: Tensor) -> None:
         """Write rows of J into `(r, n)`, several at a time."""

@@ -229,7 +229,7 @@ def _check_agreement(A: CurvatureOperator, B: CurvatureOperator) -> None:
 
 
 def _described(operator: CurvatureOperator) -> str:
-    return f"a {type(operator).__name__} of shape {operator.shape}"
+    return f"the {type(operator).__name__} of shape {operator.shape}"
 
 
 def _short(names: object) -> str:

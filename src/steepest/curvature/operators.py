@@ -79,6 +79,7 @@ class LossOperator(CurvatureOperator):
         self._keep = len(self._batches) == 1 if keep_graphs is None else keep_graphs
         self._kept: dict[int, Any] = {}
         self.rows = self.columns = self._graphed = list(function.parameters)
+        self._places: Sequence[int] = range(len(self.rows))  # of the parameters in the graph
         one = next(iter(function.parameters.values()))
         self.dtype, self.device = one.dtype, one.device
 
@@ -116,6 +117,7 @@ class LossOperator(CurvatureOperator):
         if not self._keep:
             part._graphed = part.rows
             part._function = self._function.of(part.rows)
+        part._places = [part._graphed.index(name) for name in part.rows]
         return part
 
     def _weights(self, names: Sequence[str]) -> list[Tensor]:
@@ -246,12 +248,12 @@ class GaussNewton(LossOperator):
     """
 
     def _product(self, v: Tensor) -> Tensor:
-        places = self._places()
+        rows = v.shape[:-1]
         total = torch.zeros_like(v)
         for (network, G), weight in self._graphs():
-            image = network.jvp(v, places)
-            curved = pulled_back([G], [network.outputs], split(image, [G]))
-            total += weight * network.vjp(flat(curved, [G], v.shape[:-1]), places)
+            image = network.jvp(v, self._places).view(*rows, *G.shape)
+            curved = pulled_back([G], [network.outputs], [image])
+            total += weight * network.vjp(flat(curved, [G], rows), self._places)
         return total
 
     def _graph(self, batch: Any) -> tuple[Jacobian, Tensor]:
@@ -261,16 +263,10 @@ class GaussNewton(LossOperator):
 
     def start(self, generator: torch.Generator | None = None) -> Tensor:
         """Return where a search for large eigenvalues begins: near the gradient."""
-        places = self._places()
         total = self.vector()
         for (network, G), weight in self._graphs():
-            total += weight * network.vjp(G.detach().flatten(), places)
+            total += weight * network.vjp(G.detach().flatten(), self._places)
         return start_near(total, generator)
-
-    def _places(self) -> list[int]:
-        """Where the parameters are among those of the graph."""
-        places = {name: i for i, name in enumerate(self._graphed)}
-        return [places[name] for name in self.rows]
 
 
 class NTK(LossOperator):
@@ -313,12 +309,11 @@ class NTK(LossOperator):
         )
 
     def _product(self, v: Tensor) -> Tensor:
-        everywhere = range(len(self._graphed))
         pieces = v.split(self._sizes, dim=-1)
         weights: Any = 0
         for (network, _), piece in zip(self._graphs(), pieces, strict=True):
-            weights = weights + network.vjp(piece, everywhere)
-        return torch.cat([network.jvp(weights, everywhere) for network, _ in self._graphs()], -1)
+            weights = weights + network.vjp(piece, self._places)
+        return torch.cat([network.jvp(weights, self._places) for network, _ in self._graphs()], -1)
 
     def to_dense(self, rows: Tensor | None = None) -> Tensor:
         """Return the matrix, or these rows and columns of it.
