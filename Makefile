@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-LIBRARY := steepest steepest.linalg steepest.geometry steepest.matrix_view steepest.parameter_roles \
-  steepest.curvature steepest.optim steepest.optim.settings steepest.optim.scales steepest.optim.steepest_descent steepest.diagnosis
+LIBRARY := steepest steepest.linalg steepest.geometry steepest.model.matrix_view \
+  steepest.model.parameter_roles steepest.optim steepest.optim.settings steepest.optim.scales \
+  steepest.optim.steepest_descent steepest.curvature steepest.diagnosis
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help

@@ -2,19 +2,19 @@
 
 Truth is the race of one matrix: eight real steps in each geometry, the step size tuned on one
 batch, the loss judged on another, directions from others again; none of them has been seen by
-training or by the prediction. With s and e the decreases by spectral and by Euclidean steps, and
-a = (s - e) / max(s, e) with its 95% interval over rounds, a case is decided as
+training or by the prediction. Let s and e be the decreases by spectral and by Euclidean steps, and
+a = (s - e) / max(s, e) with its 95% interval over rounds. A case is decided as
 
 - won by spectral steps, if the interval lies above 0 and a > 5%;
 - not won, if the interval lies below 10%: the two are as good as equal, or Euclidean ones won.
 
 All others are undecided and left out. A verdict of "spectral" is right on the first kind, one of
-"euclidean" on the second; "cannot tell" is counted apart. Reported for quick and standard verdicts:
-the share that is told, accuracy on both kinds and their mean (balanced accuracy), the rank
-correlation of predicted with raced advantage, what two rules would score that know no numbers
-("always spectral", "spectral for every hidden matrix"), and how often spectral steps won by what
-was predicted (reliability). Intervals resample whole networks. The networks in HELD_OUT were not
-looked at before rules and thresholds were fixed.
+"euclidean" on the second; "cannot tell" is counted apart. The tables show the share that is told,
+accuracy on both kinds, and their mean (balanced accuracy). They show the rank correlation of
+predicted with raced advantage, and how often spectral steps won by what was predicted
+(reliability). Two rules that know no numbers are scored too: "always spectral" and "spectral for
+every hidden matrix". Intervals resample whole networks. The networks in HELD_OUT were not looked at
+before rules and thresholds were fixed.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ from peers import Peer
 from steepest.curvature.loss_function import LossFunction
 from steepest.diagnosis import diagnose
 from steepest.diagnosis.evidence import gather
-from steepest.diagnosis.intervals import WORTH_IT, Interval, worth_it
+from steepest.diagnosis.intervals import WORTH_IT, worth_it
 from steepest.diagnosis.race import race
+from steepest.statistics import Interval
 
 HELD_OUT = ("mixer", "mixtral", "gru", "convnext")
 JUDGED, RACED = 8, 10  # batches for the prediction, and for the race

@@ -1,7 +1,7 @@
 """Methods for the largest eigenvalues and the trace of a Hessian, and the best setting of each.
 
 Settings are chosen with hindsight: the fewest products that reach the error. A method that starts
-at v and takes m products stays in the span of v, Hv, ..., H^m v, where H is a tridiagonal matrix T.
+at v and takes m products stays in the span of v, Hv, ..., H^m v. There H is a tridiagonal matrix T.
 So settings for eigenvalues are tried on T, which costs the real products of one Lanczos process for
 each start. Numbers of probes for the trace are tried on subsets of one pool of probes.
 """

@@ -1,7 +1,7 @@
 """One learning rate and nothing else: how far are Muon's defaults from the best they could be?
 
-Trains a GPT on embedded text and, with --images, a convolutional network, over a grid of rates for
-each scale convention, with AdamW over its own grid beside them. The AdamW group of Muon keeps its
+Trains a GPT on embedded text and, with --images, a convolutional network. Each scale convention has
+a grid of rates, and AdamW beside them its own. The AdamW group of Muon keeps its
 default rate relative to `lr`. One seed: this finds defaults, it compares no optimizers.
 """
 

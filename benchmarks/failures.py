@@ -1,10 +1,10 @@
 """What an optimizer does with gradients that it was not made for.
 
 Each is stepped from zero weights, at a rate of 1, on gradients that are tiny, huge, zero, of rank
-one, or a single row, and what is shown is the Frobenius norm of the step, beside that of an exact
-polar factor. Then one entry of a gradient is NaN: the table says what became of the weights, and
-whether a step on a clean gradient is finite after them (with the weights back at zero), that is,
-whether the memory survived. Second-order optimizers take 11 steps, of which the last is shown; how
+one, or a single row. The table shows the Frobenius norm of the step beside that of an exact polar
+factor. Then one entry of a gradient is NaN, and the table says what became of the weights. A step
+on a clean gradient follows, with the weights back at zero. It is finite if the memory survived.
+Second-order optimizers take 11 steps, of which the last is shown; how
 long theirs should be is a matter of taste, but not whether it depends on the scale.
 """
 

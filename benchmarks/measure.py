@@ -68,8 +68,8 @@ def interleaved(
 def like_a_training_process() -> None:
     """Free one block as large as activations are.
 
-    From then on glibc keeps blocks up to that size instead of handing each back to the system, and
-    no optimizer pays for fresh pages at every step, as none does in a training process.
+    From then on glibc keeps blocks up to that size and hands none back to the system. So no
+    optimizer pays for fresh pages at every step, as none does in a training process.
     """
     torch.zeros(2**23 - 2**12)
 
@@ -100,7 +100,7 @@ def paired(seconds: list[float], reference: list[float]) -> dict[str, float]:
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
     """Most memory of tensors that a step holds beyond what was there before it.
 
-    On the CPU it is the running sum of what PyTorch's allocator reports to the profiler, so the
+    On the CPU it is the running sum of what PyTorch's allocator reports to the profiler. The
     workspace that a BLAS allocates for itself is not in it. (The resident size of the process
     would be no better: what an earlier step freed is often kept, and hides the next one's peak.)
     """

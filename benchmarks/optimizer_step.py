@@ -2,10 +2,11 @@
 
 The optimizers take turns, step by step, so that a slow moment of the machine hits all of them; the
 ratios are of steps in the same round. `extra` is the most memory that a step holds beyond weights,
-gradients and state, in MiB and in units of the largest batch of weights of one shape. The errors
-are ‖X - UVᵀ‖_F / ‖UVᵀ‖_F of a step in float32 against the exact polar factor in float64, on 256 x
-256 gradients with the spectra of noise, a power law 1/i, a condition of 1e4, rank 8 (there U and V
-have 8 columns), and momenta of a GPT in training. How each peer is set up stands in `peers.py`.
+gradients and state. Its units are MiB and the largest batch of weights of one shape. The errors are
+‖X - UVᵀ‖_F / ‖UVᵀ‖_F of a step in float32 against the exact polar factor in float64. Gradients are
+256 x 256, with the spectra of noise, a power law 1/i, a condition of 1e4, or rank 8, where U and V
+have 8 columns. Others are momenta of a GPT in training. How each peer is set up stands in
+`peers.py`.
 
 Install the peers with `pip install -e '.[bench]'`; those that are missing are left out, and named.
 """

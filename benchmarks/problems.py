@@ -34,8 +34,8 @@ class Matrices:
     """Weights that all optimizers share, and gradients of which each step gets fresh copies.
 
     Some optimizers write into the gradients they are given, or take them away. With `fresh`, each
-    round has gradients of its own, with variances that fall as 1/i over rows and columns, as they
-    must be where second moments are decomposed; else they are the same noise in every round.
+    round has gradients of its own, with variances that fall as 1/i over rows and columns. Those are
+    needed where second moments are decomposed. Without it all rounds have the same noise.
     """
 
     def __init__(self, shapes: list[Shape], device: str, dtype: torch.dtype, fresh: bool = False):

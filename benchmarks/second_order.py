@@ -1,10 +1,10 @@
 """Time of Shampoo, KL-Shampoo and SOAP on one layer of GPT-2 small, beside their peers.
 
-All renew their roots or bases every 10 steps (but one, which does at every step and cannot be set),
-so what counts is the mean over whole intervals, after one to warm up. A user also meets the dearest
+All renew their roots or bases every 10 steps, but one, which does at every step and cannot be set.
+So what counts is the mean over whole intervals, after one to warm up. A user also meets the slowest
 step of an interval, and the first one. The optimizers take turns, and get new gradients in each
-round. Which sides of the matrices are decomposed decides much of the cost, so peers are compared
-both with the fastest of their kind, and with the fastest that decomposes the same.
+round. Which sides of the matrices are decomposed decides much of the cost. So peers are compared
+with the fastest of their kind, and with the fastest that decomposes the same.
 
 Install the peers with `pip install -e '.[bench]'`; those that are missing are left out, and named.
 """

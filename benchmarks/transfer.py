@@ -1,16 +1,16 @@
 """Do learning rates transfer under the rules, and does the curvature say why?
 
 Thresholds, set before anything was measured: the best rate moves by at most one octave over the
-sizes (goal: half of one), at half of the steps and at all of them, and that of the smallest size
-costs the largest at most 1% of its loss; layers pass the coordinate check with |slope| of at most
-0.1; sharpness at the end (mean of the last three snapshots) differs by at most 25% over widths
-under muP and by more than 2x under NTP; the movement of the tangent kernel has a slope of about 0
-under muP and below -0.4 under NTP. Controls are expected to fail. Settled after first runs, which
-docs/transfer.md tells of: the problems and their lengths, the rate of the coordinate check on
-attention, and that the carried rate is the better one of the grid's and the interpolated. The rate
-that smaller sizes advise, width 64, and the GPT with large batches were added when the rest was
-known; SOAP with steps of spectral norm 1, when without them it had failed on that GPT, and all of
-its sides, when with `max_side=1024` that had failed too.
+sizes (goal: half of one), at half of the steps and at all of them. The best rate of the smallest
+size costs the largest at most 1% of its loss. Layers pass the coordinate check with |slope| of at
+most 0.1. Sharpness at the end (mean of the last three snapshots) differs by at most 25% over widths
+under muP and by more than 2x under NTP. The movement of the tangent kernel has a slope of about 0
+under muP and below -0.4 under NTP. Controls are expected to fail. Some choices were made after
+first runs, which docs/transfer.md tells of: the problems, their lengths, and the rate of the
+coordinate check on attention. The carried rate is the better one of the grid's and the interpolated
+since then. The rate that smaller sizes advise, width 64, and the GPT with large batches were added
+when the rest was known. SOAP with steps of spectral norm 1 was added when without them it had
+failed on that GPT. SOAP with all sides was added when `max_side=1024` had failed too.
 
 Rates: a neural language model (four bytes in, the next one out, as in Bengio et al., 2003) on
 embedded text; a GPT for TEON, which stacks what attention has, and, with large batches and on a
@@ -39,7 +39,7 @@ from steepest.transfer.runs import Finished, named
 
 BLOCK: dict[str, Any] = {"settings": {"block": 32}}
 NORM_ONE: dict[str, Any] = {
-    "settings": {"max_side": None, "normalize": "spectral", "scale": "spectral"}
+    "settings": {"max_side": None, "length": "spectral", "scale": "spectral"}
 }
 FIRST: dict[str, tuple[float, dict[str, Any]]] = {  # where to look first, and what is set
     "sgd": (0.5, {}),

@@ -10,12 +10,12 @@ paired difference is at most 0.02. The measure is the loss on fresh data after t
 plan that is Muon's in every row is Muon bit for bit, so its difference is 0 without a run.
 
 Written before any run: the plan is not worse if the 95% interval reaches zero or below, and better
-if it lies below. Its rule: a hidden matrix leaves Muon if the weights do not look fresh, and four
-real steps of another geometry are predicted to decrease the loss by 10% or more beyond spectral
-ones, with a 95% interval above 1. By this rule the SwiGLU network's plan was Muon. So a second one
-was written, still before any plan was trained: for Euclidean steps the 10% will do where the bound
-of the theory agrees, nr(G) / st(A) below 1/2 with its 95% interval. Earlier races support it: of 16
-matrices for which both spoke so, spectral steps won none.
+if it lies below. Its rule has two conditions. The weights do not look fresh. Four real steps of
+another geometry are predicted to decrease the loss by 10% or more beyond spectral ones, with a 95%
+interval above 1. A hidden matrix leaves Muon if both hold. By this rule the SwiGLU network's plan
+was Muon. So a second one was written, still before any plan was trained. For Euclidean steps the
+10% will do where the bound of the theory agrees: nr(G) / st(A) is below 1/2 with its 95% interval.
+Earlier races support it: of 16 matrices for which both spoke so, spectral steps won none.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ OPTIMIZERS = [
     (Muon, EXACT),
     (TEON, EXACT),
     (Shampoo, {"interval": 2, "block": 16}),
-    (Shampoo, {"interval": 1, "graft": "muon", "exponent": 1 / 4, "sides": "left"}),
+    (Shampoo, {"interval": 1, "length": "muon", "exponent": 1 / 4, "sides": "left"}),
     (KLShampoo, {"interval": 2, "block": 16}),
     (KLShampoo, {"interval": 1, "sequential": True}),
     (SOAP, {"interval": 2}),

@@ -2,7 +2,8 @@
 
 from steepest import curvature, linalg, transfer
 from steepest.diagnosis import Monitor, diagnose
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
+from steepest.model.parameter_roles import roles
 from steepest.optim import (
     SOAP,
     TEON,
@@ -13,7 +14,6 @@ from steepest.optim import (
     Signum,
     SpectralDescent,
 )
-from steepest.parameter_roles import roles
 
 __version__ = "0.1.0"
 __all__ = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import sys
@@ -29,6 +28,7 @@ from steepest.lab.imports import (
     imported_optimizer,
     imported_stream,
     taken,
+    that_fit,
     with_known_generators,
 )
 from steepest.lab.interruption import SENTENCE, Terminated, interruptible
@@ -51,7 +51,7 @@ from steepest.lab.train.config import check_clip
 from steepest.lab.train.run_folder import removed, sentences_for_os_errors
 from steepest.lab.user_code import UserCodeError, user_code_error
 from steepest.lab.weights import load_weights
-from steepest.transfer.rules import OptimizerName, Rule
+from steepest.parametrize.rules import OptimizerName, Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class Transfer:
     """Which one will train the model."""
     settings: tuple[str, ...] = ()
     """Of that optimizer, such as momentum=0.9; for shampoo and kl-shampoo block=32, the base width
-    or less, as the rate depends on the size of their blocks; for soap normalize=spectral
+    or less, as the rate depends on the size of their blocks; for soap length=spectral
     scale=spectral max_side=None, whose rate drifts least."""
     branches: tuple[str, ...] = ()
     """For rules of depth, the last layer of every residual branch, such as blocks.*.mlp.down; known
@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
         except BrokenPipeError:  # `steepest train --help | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        except Exception as error:
+        except BaseException as error:
             refused = user_code_error(error) or error
             if not isinstance(refused, InputError):
                 raise
@@ -314,7 +314,7 @@ def _diagnose(command: Diagnose) -> None:
             model,
             imported_loss(command.loss),
             taken(command.batches, stream, command.count),
-            others=itertools.islice(stream, max(0, steps)),
+            others=that_fit(command.batches, stream, max(0, steps)),
             level=command.level,
             parameters=command.parameters or None,
             warmup_steps=command.warmup_steps,

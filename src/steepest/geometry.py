@@ -16,7 +16,7 @@ matrices `(..., m, n)`, the last two on a batch of stacks of K layers, `(..., K,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from steepest.linalg.polar_factor import PolarMethod
 
 class Geometry(Protocol):
     """What every geometry has."""
+
+    name: ClassVar[str]
+    """In groups, plans and tables."""
 
     def norm(self, W: Tensor) -> Tensor:
         """Return the norm of each matrix, of shape `(...)`."""
@@ -49,6 +52,8 @@ class Euclidean:
     >>> Euclidean().direction(torch.tensor([[3.0, 4.0]]))
     tensor([[0.6000, 0.8000]])
     """
+
+    name: ClassVar[str] = "euclidean"
 
     def norm(self, W: Tensor) -> Tensor:
         """Return the Frobenius norm."""
@@ -74,6 +79,8 @@ class Sign:
     tensor([[ 1., -1.,  0.]])
     """
 
+    name: ClassVar[str] = "sign"
+
     def norm(self, W: Tensor) -> Tensor:
         """Return the largest absolute entry."""
         return W.abs().amax((-2, -1))
@@ -98,6 +105,8 @@ class Spectral:
     tensor([[1., 0.],
             [0., 1.]])
     """
+
+    name: ClassVar[str] = "spectral"
 
     method: PolarMethod = "polar-express"
     steps: int | None = None
@@ -131,6 +140,8 @@ class LayerwiseSpectral:
     (3.0, 8.0)
     """
 
+    name: ClassVar[str] = "spectral"
+
     spectral: Spectral = Spectral()
 
     def norm(self, W: Tensor) -> Tensor:
@@ -158,6 +169,8 @@ class StackedSpectral:
     >>> round(float(StackedSpectral().norm(stack)), 4), StackedSpectral(2).matrix(stack).shape
     (1.4142, torch.Size([4, 2]))
     """
+
+    name: ClassVar[str] = "spectral"
 
     mode: Literal[1, 2] = 1
     spectral: Spectral = Spectral()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steepest.curvature.norm_ball import NormBall, Part, largest_curvature
 from steepest.geometry import Geometry, Sign, Spectral
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
 
 SVD = Spectral("svd")
 

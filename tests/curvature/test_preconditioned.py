@@ -17,7 +17,7 @@ import steepest
 from steepest.curvature.operators import Hessian
 from steepest.curvature.preconditioned import Stability, preconditioned_sharpness
 from steepest.curvature.preconditioners import inverse_threshold
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
 
 Build = Callable[[list[Tensor], float], Optimizer]
 TINY = 1e-100  # what gradients are probed with: their squares leave second moments as they are
@@ -192,15 +192,15 @@ OPTIMIZERS: dict[str, Build] = {
         ],
         lr,
     ),
-    "shampoo": lambda p, lr: steepest.Shampoo(p, lr, graft="none"),
+    "shampoo": lambda p, lr: steepest.Shampoo(p, lr, length="own"),
     "shampoo, heavy ball": lambda p, lr: steepest.Shampoo(
-        p, lr, graft="none", heavy_ball=True, exponent=0.25, scale="spectral"
+        p, lr, length="own", heavy_ball=True, exponent=0.25, scale="spectral"
     ),
     "shampoo, blocks": lambda p, lr: steepest.Shampoo(
-        p, lr, graft="none", block=2, sides="left", weight_decay=0.4 / lr
+        p, lr, length="own", block=2, sides="left", weight_decay=0.4 / lr
     ),
     "kl-shampoo": lambda p, lr: steepest.KLShampoo(
-        p, lr, graft="none", weight_decay=0.4, decay="independent"
+        p, lr, length="own", weight_decay=0.4, decay="independent"
     ),
     "soap": lambda p, lr: steepest.SOAP(p, lr, momentum=0.9, weight_decay=0.4 / lr),
     "soap, one side": lambda p, lr: steepest.SOAP(
@@ -366,17 +366,17 @@ def test_value_is_the_largest_eigenvalue(name: str) -> None:
 
 
 GRAFTED: dict[str, Build] = {
-    "shampoo from adam": lambda p, lr: steepest.Shampoo(p, lr, graft="adam"),
-    "shampoo from adam, blocks": lambda p, lr: steepest.Shampoo(p, lr, graft="adam", block=2),
-    "shampoo from muon": lambda p, lr: steepest.Shampoo(p, lr, graft="muon", scale="spectral"),
-    "heavy ball from muon": lambda p, lr: steepest.Shampoo(p, lr, graft="muon", heavy_ball=True),
-    "heavy ball from adam": lambda p, lr: steepest.Shampoo(p, lr, graft="adam", heavy_ball=True),
-    "soap, norm 1": lambda p, lr: steepest.SOAP(p, lr, normalize="spectral", scale="spectral"),
+    "shampoo from adam": lambda p, lr: steepest.Shampoo(p, lr, length="adam"),
+    "shampoo from adam, blocks": lambda p, lr: steepest.Shampoo(p, lr, length="adam", block=2),
+    "shampoo from muon": lambda p, lr: steepest.Shampoo(p, lr, length="muon", scale="spectral"),
+    "heavy ball from muon": lambda p, lr: steepest.Shampoo(p, lr, length="muon", heavy_ball=True),
+    "heavy ball from adam": lambda p, lr: steepest.Shampoo(p, lr, length="adam", heavy_ball=True),
+    "soap, norm 1": lambda p, lr: steepest.SOAP(p, lr, length="spectral", scale="spectral"),
     "soap, norm 1, heavy ball": lambda p, lr: steepest.SOAP(
-        p, lr, normalize="spectral", heavy_ball=True
+        p, lr, length="spectral", heavy_ball=True
     ),
-    "kl-shampoo from adam": lambda p, lr: steepest.KLShampoo(p, lr, graft="adam"),
-    "kl-shampoo from muon, blocks": lambda p, lr: steepest.KLShampoo(p, lr, graft="muon", block=2),
+    "kl-shampoo from adam": lambda p, lr: steepest.KLShampoo(p, lr, length="adam"),
+    "kl-shampoo from muon, blocks": lambda p, lr: steepest.KLShampoo(p, lr, length="muon", block=2),
 }
 
 
@@ -395,7 +395,7 @@ def test_grafting_is_the_factor_of_the_present_momentum(name: str) -> None:
     own = _step_for(Frozen(twin), torch.ones(18, dtype=torch.float64), forget=False)
     M = (1 - group["momentum"]) * M if group["heavy_ball"] else M
     plain = copy.deepcopy(optimizer)
-    plain.param_groups[0].update(graft="none", normalize="none")
+    plain.param_groups[0].update(length="own")
     Q = _inverse(plain) / (1 - group["momentum"])
     expected = torch.zeros(18, 18, dtype=torch.float64)
     for block in _blocks(group):
@@ -428,10 +428,10 @@ def _blocks(group: dict[str, Any]) -> list[Tensor]:
 
 def test_grafting_without_momentum_takes_the_gradient() -> None:
     model = _model().at(_random(18, seed=3))
-    optimizer = steepest.Shampoo(model.params, 0.1, momentum=0.0, graft="muon", block=None)
+    optimizer = steepest.Shampoo(model.params, 0.1, momentum=0.0, length="muon", block=None)
     _warm_up(optimizer, 32)
     plain = copy.deepcopy(optimizer)
-    plain.param_groups[0]["graft"] = "none"
+    plain.param_groups[0]["length"] = "own"
     Q, G = _inverse(plain), model.H @ model.theta()
     for block in _blocks(optimizer.param_groups[0]):  # (3, 4) and (2, 3)
         length = math.sqrt(3 if len(block) == 12 else 2)
@@ -442,10 +442,10 @@ def test_grafting_without_momentum_takes_the_gradient() -> None:
 
 def test_normalization_without_momentum_takes_the_gradient() -> None:
     model = _model().at(_random(18, seed=3))
-    optimizer = steepest.SOAP(model.params, 0.1, momentum=0.0, normalize="spectral")
+    optimizer = steepest.SOAP(model.params, 0.1, momentum=0.0, length="spectral")
     _warm_up(optimizer, 32)
     plain = copy.deepcopy(optimizer)
-    plain.param_groups[0]["normalize"] = "none"
+    plain.param_groups[0]["length"] = "own"
     Q, G = _inverse(plain), model.H @ model.theta()
     for rows, shape in ((slice(12), (3, 4)), (slice(12, 18), (2, 3))):
         Q[rows] /= torch.linalg.matrix_norm((Q[rows, rows] @ G[rows]).view(shape), 2)
@@ -469,7 +469,7 @@ def test_before_its_roots_shampoo_is_adam() -> None:
 
 def test_before_its_roots_shampoo_with_muons_length_is_muon() -> None:
     model = _model()
-    optimizer = steepest.Shampoo(model.params, 0.1, interval=1000, graft="muon")
+    optimizer = steepest.Shampoo(model.params, 0.1, interval=1000, length="muon")
     optimizer.param_groups[0]["step_count"] = 500
     _warm_up(optimizer, 3)
     assert _row(model, optimizer).measure == "one step"
@@ -480,7 +480,7 @@ def test_what_had_no_gradient_is_held_fixed() -> None:
         lambda params: Adam(params, 0.1),
         lambda params: steepest.SOAP(params, 0.1),
         lambda params: steepest.SOAP([{"params": params, "geometry": "adamw"}], 0.1),
-        lambda params: steepest.Shampoo(params, 0.1, graft="muon", interval=1),
+        lambda params: steepest.Shampoo(params, 0.1, length="muon", interval=1),
     ):
         model = _model()
         optimizer = build(model.params)
@@ -766,7 +766,7 @@ WHOLE: dict[str, Callable[[nn.Module], Optimizer]] = {
     "sgd": lambda model: SGD(model.parameters(), 0.1, momentum=0.9),
     "adamw": lambda model: AdamW(model.parameters(), 1e-3),
     "shampoo": lambda model: steepest.Shampoo(model),
-    "kl-shampoo": lambda model: steepest.KLShampoo(model, graft="muon", interval=2),
+    "kl-shampoo": lambda model: steepest.KLShampoo(model, length="muon", interval=2),
     "soap": lambda model: steepest.SOAP(model),
     "muon": lambda model: steepest.Muon(model),
     "spectral descent": lambda model: steepest.SpectralDescent(model, length="dual"),

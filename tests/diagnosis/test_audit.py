@@ -20,8 +20,8 @@ from steepest.diagnosis import Plan
 from steepest.diagnosis.audit import Audit, audit
 from steepest.diagnosis.audit_warnings import AuditWarning
 from steepest.lab.models import GPT, GPTConfig
-from steepest.matrix_view import MatrixView
-from steepest.parameter_roles import roles
+from steepest.model.matrix_view import MatrixView
+from steepest.model.parameter_roles import roles
 
 Torch = torch.optim
 

@@ -21,14 +21,14 @@ from steepest.curvature.loss_function import LossFunction
 from steepest.diagnosis.descent import Descent, descents
 from steepest.diagnosis.diagnosis import Diagnosis, Prediction
 from steepest.diagnosis.evidence import GEOMETRIES, gather, unit
-from steepest.diagnosis.inputs import Inputs
-from steepest.diagnosis.intervals import Interval, jackknife
 from steepest.diagnosis.race import race
 from steepest.diagnosis.verdicts import _verdict, answer, diagnose, single_layer
 from steepest.diagnosis.warmup import LEARNING_RATES, SHUFFLES
 from steepest.lab.models import GPT, GPTConfig
 from steepest.linalg import nuclear_rank, polar, stable_rank
-from steepest.parameter_roles import all_roles
+from steepest.model.inputs import Inputs
+from steepest.model.parameter_roles import all_roles
+from steepest.statistics import Interval
 
 Batch = tuple[Tensor, Tensor]
 
@@ -420,15 +420,6 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
         Diagnosis.load(tmp_path / "other.json")
     with pytest.raises(KeyError, match="which no matrix is called"):
         found["nothing"]
-
-
-def test_jackknife_is_the_standard_error_of_a_mean() -> None:
-    values = [1.0, 4.0, 2.0, 7.0, 3.0]
-    found = jackknife(lambda kept: fmean(values[i] for i in kept), 5, 0.95)
-    error = torch.tensor(values).std().item() / math.sqrt(5)
-    assert found is not None
-    assert found.high - found.value == pytest.approx(2.7764 * error, rel=1e-3)
-    assert jackknife(lambda kept: math.nan, 5) is None
 
 
 def test_directions_of_zero_are_zero() -> None:

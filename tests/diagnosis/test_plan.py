@@ -15,9 +15,9 @@ from torch.nn import functional as F
 import steepest
 from steepest.diagnosis import Diagnosis, Plan, PlanRow, diagnose
 from steepest.diagnosis.advice import better
-from steepest.diagnosis.intervals import Interval
 from steepest.lab.models import GPT, GPTConfig
-from steepest.optim.mixed import Mixed
+from steepest.optim import SteepestDescent
+from steepest.statistics import Interval
 
 
 class Net(nn.Module):
@@ -120,11 +120,11 @@ def test_mixed_geometries_each_move_as_they_say() -> None:
     torch.testing.assert_close(moved[2], gradients[2].sign() * 0.1 * 0.05)
     torch.testing.assert_close(moved[3], gradients[3].sign() * 0.1 * 0.15, rtol=1e-3, atol=1e-6)
     printed = str(optimizer)
-    assert all(word in printed for word in ("Mixed", "euclidean", "sign", "spectral"))
+    assert all(word in printed for word in ("SteepestDescent", "euclidean", "sign", "spectral"))
 
 
 def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    def build() -> tuple[Net, Mixed]:
+    def build() -> tuple[Net, SteepestDescent]:
         model = _net()
         rows = list(Plan.default(model))
         rows[0] = PlanRow(rows[0].parameter, rows[0].shape, "euclidean")

@@ -19,7 +19,7 @@ from steepest.diagnosis.evidence import gather
 from steepest.diagnosis.stacks import judge_stack, stack_layers
 from steepest.geometry import LayerwiseSpectral, Spectral, StackedSpectral
 from steepest.lab.models import GPT, GPTConfig
-from steepest.parameter_roles import all_roles
+from steepest.model.parameter_roles import all_roles
 
 Batch = tuple[Tensor, Tensor]
 

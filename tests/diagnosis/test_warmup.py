@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -233,25 +234,31 @@ def test_the_caller_keeps_weights_gradients_modes_and_generators() -> None:
         assert torch.equal(ours, theirs)  # the same random numbers each time
 
 
-def test_batches_that_judge_are_not_trained_on() -> None:
+@pytest.mark.parametrize("level", ["quick", "standard"])
+def test_batches_that_judge_are_not_trained_on(level: Any) -> None:
+    """No gradient in training mode is of a batch that judges; one forward pass finds the roles."""
     torch.manual_seed(0)
-    batches, trained = _classes(16), set()
+    batches = _classes(16)
+    passed: Counter[int] = Counter()
+    trained: set[int] = set()
 
     class Watched(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
-            if (
-                self.training
-                and torch.is_grad_enabled()
-                and all(m.training for m in self.modules())
-            ):
-                trained.add(x.data_ptr())
-            return super().forward(x)
+            y = super().forward(x)
+            if all(module.training for module in self.modules()) and y.requires_grad:
+                place = x.data_ptr()
+                passed[place] += 1
+                y.register_hook(lambda gradient: trained.add(place))
+            return y
 
     model = Watched(*_mlp(), nn.Dropout(0.0))  # whose mode tells training from judging
-    result = diagnose(model, _loss, batches, level="quick")
-    assert result.warm_up is not None
-    followed = batches[0][0].data_ptr()  # which roles are found by, without a step
-    assert trained - {followed} == {x.data_ptr() for x, _ in batches[8:]}
+    result = diagnose(model, _loss, batches, level=level)
+    judges, others = ([x.data_ptr() for x, _ in part] for part in (batches[:8], batches[8:]))
+    assert (result.warm_up is not None, result.batches) == (True, 8)
+    assert trained == set(others)
+    assert sum(passed[place] for place in others) == 60
+    assert [place for place in judges if passed[place]] == judges[:1]  # roles, without a gradient
+    assert len({*judges, *others}) == 16
 
 
 @pytest.mark.parametrize(

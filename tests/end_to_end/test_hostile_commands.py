@@ -38,6 +38,8 @@ def optimizer(model): return torch.optim.AdamW(model.parameters())
 
 def exits(*a, **k): sys.exit(0)
 def exits_by_name(*a, **k): raise SystemExit("bye")
+def closes(*a, **k): raise GeneratorExit("closed")
+def stops(*a, **k): raise Stop("stopped")
 def fails(*a, **k): return {}["missing"]
 def opens(*a, **k): return open("/no/such/file")
 def runs_out(*a, **k): raise MemoryError
@@ -56,6 +58,16 @@ def text_batches(): return ["abc"] * 100
 def breaking_batches():
     yield next(batches())
     raise OSError(28, "No space left on device")
+def stopping_batches():
+    for _ in range(5): yield next(batches())
+    raise Stop("no more")
+class Stop(BaseException): pass
+class ClosingStep(torch.optim.SGD):
+    def step(self, closure=None): raise GeneratorExit("in a step")
+def closing_step(model): return ClosingStep(model.parameters(), lr=0.1)
+class ClosingForward(nn.Linear):
+    def forward(self, x): raise GeneratorExit("forward")
+def closing_forward(**k): return ClosingForward(6, 3)
 def no_parameters(**k): return nn.Identity()
 def vectors(**k): return nn.LayerNorm(6)
 def frozen(width=8): return build(width).requires_grad_(False)
@@ -286,7 +298,37 @@ def test_sys_exit_in_a_function_of_the_user_is_their_error_and_not_the_exit_code
             cli.main(arguments)
         said = capsys.readouterr().err
         assert "called sys.exit" in said
-        assert "expected it to return, or to raise an exception" in said
+        assert "expected it to return, or to raise an Exception" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence", "where"),
+    [
+        ("mine:build --loss mine:closes", "mine:closes raised GeneratorExit('closed')", "closes"),
+        ("mine:stops", "mine:stops raised Stop('stopped')", "stops"),
+        ("mine:closing_forward", "the default loss raised GeneratorExit('forward')", "forward"),
+        ("mine:build --optimizer mine:closing_step", "raised GeneratorExit('in a step')", "step"),
+        (
+            "mine:build --batches mine:stopping_batches",
+            "raised Stop('no more')",
+            "stopping_batches",
+        ),
+    ],
+)
+def test_what_is_no_exception_is_an_error_of_the_user_too(
+    arguments: str, sentence: str, where: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both where a function of theirs is called and where an object of theirs is at work."""
+    batches = [] if "--batches" in arguments else ["--batches", "mine:batches"]
+    quick = ["--level", "quick", "--count", "4"]
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["diagnose", *arguments.split(), *batches, *quick])
+    said = capsys.readouterr().err
+    first, _, lines = " ".join(said.split()).partition("In your code:")
+    assert sentence in first
+    assert f"in {where}; expected it to return, or to raise an Exception" in first
+    assert "mine.py" in lines
+    assert "steepest" not in lines
 
 
 @pytest.mark.parametrize(

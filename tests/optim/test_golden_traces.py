@@ -22,14 +22,14 @@ OPTIMIZERS = {
     "muon, heavy ball": lambda p: Muon(p, 0.1, heavy_ball=True, nesterov=False, **SVD),
     "teon": lambda p: TEON([{"params": p, "stacks": [[0], [0]]}], 0.1, **SVD),
     "teon, mode 2": lambda p: TEON(
-        [{"params": p, "stacks": [[0], [0]]}], 0.1, mode=2, compensate=True, **SVD
+        [{"params": p, "stacks": [[0], [0]]}], 0.1, mode=2, length="muon", **SVD
     ),
     "shampoo": lambda p: Shampoo(p, 0.1, interval=3),
-    "shampoo, quarter": lambda p: Shampoo(p, 0.1, exponent=1 / 4, graft="none", interval=3),
+    "shampoo, quarter": lambda p: Shampoo(p, 0.1, exponent=1 / 4, length="own", interval=3),
     "shampoo, left": lambda p: Shampoo(p, 0.1, sides="left", block=4, interval=2),
     "kl-shampoo": lambda p: KLShampoo(p, 0.1, interval=3),
     "kl-shampoo, sequential": lambda p: KLShampoo(
-        p, 0.1, sequential=True, graft="muon", interval=1
+        p, 0.1, sequential=True, length="muon", interval=1
     ),
     "soap": lambda p: SOAP(p, 0.1, interval=3),
 }

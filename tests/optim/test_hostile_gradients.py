@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from steepest import SOAP, TEON, KLShampoo, Muon, Shampoo, SignSGD, Signum, SpectralDescent
 from steepest.geometry import Euclidean
 from steepest.linalg.matrix_norms import frobenius_norm
-from steepest.optim.mixed import Mixed
 
 EVERY = {
     "sign-sgd": (SignSGD, {}),
@@ -27,27 +26,27 @@ EVERY = {
     "shampoo": (Shampoo, {}),
     "shampoo, interval 1": (Shampoo, {"interval": 1}),
     "shampoo, left": (Shampoo, {"sides": "left", "interval": 3}),
-    "shampoo, as muon": (Shampoo, {"graft": "muon", "interval": 3}),
+    "shampoo, as muon": (Shampoo, {"length": "muon", "interval": 3}),
     "shampoo, 1/4, blocks": (Shampoo, {"exponent": 1 / 4, "interval": 3, "block": 5}),
-    "shampoo, 1/4, not grafted": (Shampoo, {"graft": "none", "exponent": 1 / 4, "interval": 3}),
+    "shampoo, 1/4, not grafted": (Shampoo, {"length": "own", "exponent": 1 / 4, "interval": 3}),
     "kl-shampoo": (KLShampoo, {}),
     "kl-shampoo, interval 1": (KLShampoo, {"interval": 1}),
     "kl-shampoo, sequential": (KLShampoo, {"sequential": True, "interval": 3}),
-    "kl-shampoo, as muon": (KLShampoo, {"graft": "muon", "interval": 3}),
-    "kl-shampoo, not grafted": (KLShampoo, {"graft": "none", "interval": 3}),
+    "kl-shampoo, as muon": (KLShampoo, {"length": "muon", "interval": 3}),
+    "kl-shampoo, not grafted": (KLShampoo, {"length": "own", "interval": 3}),
     "soap": (SOAP, {}),
     "soap, interval 1": (SOAP, {"interval": 1}),
-    "soap, norm 1": (SOAP, {"normalize": "spectral", "interval": 3}),
+    "soap, norm 1": (SOAP, {"length": "spectral", "interval": 3}),
     "spectral, dual": (SpectralDescent, {"length": "dual"}),
     "muon, svd": (Muon, {"method": "svd"}),
     "muon, eigh": (Muon, {"method": "eigh"}),
     "muon, qdwh": (Muon, {"method": "qdwh"}),
     "muon, zolotarev": (Muon, {"method": "zolotarev"}),
-    "euclidean": (Mixed, {"stack": 1}),
+    "euclidean": (Muon, {}),
     "adamw": (Muon, {}),
     "adamw, no eps": (Muon, {"adamw_eps": 0.0}),
     "shampoo, no eps": (Shampoo, {"eps": 0.0, "graft_eps": 0.0, "interval": 3}),
-    "shampoo, not grafted": (Shampoo, {"graft": "none", "interval": 3}),
+    "shampoo, not grafted": (Shampoo, {"length": "own", "interval": 3}),
     "shampoo, exponent 1": (Shampoo, {"exponent": 1.0, "interval": 3}),
     "kl-shampoo, no eps": (KLShampoo, {"eps": 0.0, "graft_eps": 0.0, "interval": 3}),
     "soap, no eps": (SOAP, {"eps": 0.0, "interval": 3}),
@@ -102,7 +101,7 @@ def made(name, W, **more):
     group = {"params": [W]}
     if name.startswith("adamw"):
         group["geometry"] = "adamw"
-    if optimizer is Mixed:
+    if name == "euclidean":
         group["geometry"] = "euclidean"
     return optimizer([group], **{"lr": 0.5, **settings, **more})
 
@@ -213,6 +212,32 @@ def test_print_says_how_far_steps_go_below_eps(name, size):
 @pytest.mark.parametrize("size", [1e-38, 1e-33, 1e-25, 1e-18, 1e10])
 def test_steps_without_units_are_as_long_at_every_scale(name, size):
     assert length(name, 1.0)[0] / 4 < length(name, size)[0] < length(name, 1.0)[0] * 4
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "factor"),
+    [
+        (Shampoo, {"length": "own"}, 8),  # Muon's direction of the right length
+        (Shampoo, {"length": "own", "sides": "left"}, 3),
+        (Shampoo, {"length": "own", "exponent": 1 / 4}, 3),
+        (Shampoo, {"length": "own", "relative_eps": False}, 1.001),
+        (Shampoo, {"length": "own", "relative_eps": False, "eps": 1e-30}, 1.001),
+        (Shampoo, {"relative_eps": False}, 1.001),
+        (KLShampoo, {"relative_eps": False}, 1.001),
+    ],
+)
+@pytest.mark.parametrize("size", [1e-37, 1e-33, 1e-24, 1e-20])
+def test_steps_on_tiny_gradients_are_as_long_as_in_float64(make, settings, factor, size):
+    lengths = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        W = nn.Parameter(torch.zeros(8, 6, dtype=dtype))
+        optimizer = make([W], lr=0.01, **settings)
+        for _ in range(12):
+            W.grad = (torch.randn(8, 6, dtype=torch.float64) * size).to(dtype)
+            optimizer.step()
+        lengths.append(W.detach().double().norm().item())
+    assert lengths[1] / factor < lengths[0] < lengths[1] * factor
 
 
 @pytest.mark.parametrize("name", ["adamw, no eps", "shampoo, no eps", "soap, no eps"])

@@ -11,7 +11,7 @@ from torch import nn
 from steepest import KLShampoo, Shampoo
 from steepest.linalg import polar
 
-BARE = {"graft": "none", "eps": 0.0, "interval": 1, "momentum": 0.0}
+BARE = {"length": "own", "eps": 0.0, "interval": 1, "momentum": 0.0}
 
 
 def randn(*shape, seed=0):
@@ -217,7 +217,7 @@ def bag():
     return [mix[0] @ randn(6, 9, seed=50 + i) @ mix[1] for i in range(40)]
 
 
-PLAIN = {"lr": 0.0, "momentum": 0.0, "eps": 0.0, "graft": "muon", "bias_correction": False}
+PLAIN = {"lr": 0.0, "momentum": 0.0, "eps": 0.0, "length": "muon", "bias_correction": False}
 
 
 def test_at_its_fixed_point_it_is_semi_orthogonal_on_average_from_both_sides(bag):
@@ -270,7 +270,7 @@ def test_the_average_of_an_ordinary_run_is_semi_orthogonal_too():
 def test_any_scale_of_the_gradients_gives_the_same_updates():
     for scale in (2.0**-60, 2.0**40):
         W, V = zeros(6, 4), zeros(6, 4)
-        first, second = (KLShampoo([p], 1.0, interval=3, graft="none") for p in (W, V))
+        first, second = (KLShampoo([p], 1.0, interval=3, length="own") for p in (W, V))
         for t in range(8):
             G = randn(6, 4, seed=t)
             torch.testing.assert_close(

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from steepest import SOAP, TEON, KLShampoo, Muon, Shampoo, SignSGD, Signum, SpectralDescent
+from steepest.model.parameter_roles import roles
 from steepest.optim import matrices
 from steepest.optim.scales import update_scale
-from steepest.parameter_roles import roles
 
 OPTIONS = {
     "sign-sgd": (SignSGD, {}),
@@ -28,25 +28,25 @@ OPTIONS = {
     "muon": (Muon, {}),
     "muon, heavy ball": (Muon, {"heavy_ball": True}),
     "teon": (TEON, {}),
-    "teon, below each other": (TEON, {"mode": 2, "compensate": True}),
+    "teon, below each other": (TEON, {"mode": 2, "length": "muon"}),
     "shampoo": (Shampoo, {}),
     "shampoo, interval 1": (Shampoo, {"interval": 1}),
     "shampoo, heavy ball": (Shampoo, {"heavy_ball": True, "interval": 3}),
     "shampoo, 1/4, blocks": (Shampoo, {"exponent": 1 / 4, "interval": 3, "block": 5}),
     "shampoo, left": (Shampoo, {"sides": "left", "interval": 3}),
-    "shampoo, right, as muon": (Shampoo, {"sides": "right", "graft": "muon", "interval": 3}),
-    "shampoo, as muon": (Shampoo, {"graft": "muon"}),
-    "shampoo, 1/4, not grafted": (Shampoo, {"graft": "none", "exponent": 1 / 4, "interval": 3}),
+    "shampoo, right, as muon": (Shampoo, {"sides": "right", "length": "muon", "interval": 3}),
+    "shampoo, as muon": (Shampoo, {"length": "muon"}),
+    "shampoo, 1/4, not grafted": (Shampoo, {"length": "own", "exponent": 1 / 4, "interval": 3}),
     "kl-shampoo": (KLShampoo, {}),
     "kl-shampoo, interval 1": (KLShampoo, {"interval": 1}),
     "kl-shampoo, sequential, blocks": (KLShampoo, {"sequential": True, "interval": 3, "block": 5}),
-    "kl-shampoo, as muon": (KLShampoo, {"graft": "muon", "interval": 3}),
-    "kl-shampoo, not grafted": (KLShampoo, {"graft": "none", "interval": 3}),
+    "kl-shampoo, as muon": (KLShampoo, {"length": "muon", "interval": 3}),
+    "kl-shampoo, not grafted": (KLShampoo, {"length": "own", "interval": 3}),
     "soap": (SOAP, {}),
     "soap, interval 1": (SOAP, {"interval": 1}),
     "soap, heavy ball": (SOAP, {"heavy_ball": True, "interval": 3}),
     "soap, left": (SOAP, {"sides": "left", "interval": 3}),
-    "soap, norm 1": (SOAP, {"normalize": "spectral", "scale": "spectral", "interval": 3}),
+    "soap, norm 1": (SOAP, {"length": "spectral", "scale": "spectral", "interval": 3}),
     "soap, short sides": (SOAP, {"max_side": 10, "interval": 3}),
 }
 KRONECKER = (Shampoo, KLShampoo, SOAP)
@@ -71,13 +71,13 @@ def promised(optimizer):
     gradient, and for one that never changes; with its two factors of decay up to 1.5 in between.
     """
     group = optimizer.param_groups[0]
-    if group.get("normalize") == "spectral":
+    if group["length"] == "spectral":
         shape = group["params"][0].shape  # all singular values 1, at most
         return 1.01 * group["lr"] * update_scale(group["scale"], *shape) / max(shape) ** 0.5
     said = str(optimizer).splitlines()[-2].split("│")[-2].strip()
     if said == "?":
         return math.inf
-    adam = group["geometry"] == "soap" or group.get("graft") == "adam"
+    adam = group["geometry"] == "soap" or group["length"] == "adam"
     return float(said) * (8.0 if adam else 3.0)
 
 
@@ -269,7 +269,9 @@ def test_gradients_of_any_size_are_taken_or_refused(name, size):
 WITHOUT_UNITS = [
     name
     for name, (optimizer, settings) in OPTIONS.items()
-    if optimizer not in KRONECKER or "muon" in settings.values() or "normalize" in settings
+    if optimizer not in KRONECKER
+    or "muon" in settings.values()
+    or settings.get("length") == "spectral"
 ]
 
 
@@ -278,7 +280,7 @@ WITHOUT_UNITS = [
 def test_updates_without_units_do_not_depend_on_the_scale(name, size):
     optimizer = made(name, zeros(ROWS, COLUMNS))
     least = (ROWS * COLUMNS) ** -0.5 / 2  # of a direction of spectral norm 1
-    if optimizer.param_groups[0].get("normalize") != "spectral":
+    if optimizer.param_groups[0]["length"] != "spectral":
         least = promised(optimizer) / 50
     lengths = updates(optimizer, gaussian(15, size))
     assert min(lengths) > least

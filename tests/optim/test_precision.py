@@ -228,10 +228,10 @@ OPTIONS = [
     (SpectralDescent, {"length": "dual"}),
     (Muon, {"method": "svd"}),
     (Muon, {"momentum": 0.0, "decay": "cautious"}),
-    (Shampoo, {"graft": "muon", "interval": 3}),
-    (Shampoo, {"graft": "none", "exponent": 1 / 4, "interval": 3}),
+    (Shampoo, {"length": "muon", "interval": 3}),
+    (Shampoo, {"length": "own", "exponent": 1 / 4, "interval": 3}),
     (KLShampoo, {"sequential": True, "interval": 3}),
-    (SOAP, {"normalize": "spectral", "interval": 3}),
+    (SOAP, {"length": "spectral", "interval": 3}),
 ]
 
 

@@ -29,7 +29,7 @@ CASES = {
         reference.shampoo,
         {"exponent": 1 / 4},
     ),
-    "KLShampoo": (KLShampoo, {**EVERY_STEP, "graft": "none"}, reference.kl_shampoo, {}),
+    "KLShampoo": (KLShampoo, {**EVERY_STEP, "length": "own"}, reference.kl_shampoo, {}),
     "SOAP": (SOAP, EVERY_STEP, reference.soap, {}),
 }
 STEPS, RATE, DECAY = 12, 0.03, 0.2

@@ -81,7 +81,7 @@ def test_the_dear_ones_are_spread_evenly():
 
 
 def test_ungrafted_roots_are_made_in_the_first_step():
-    optimizer = Shampoo(parameters(), interval=10, graft="none")
+    optimizer = Shampoo(parameters(), interval=10, length="own")
     walk(optimizer, 0, 1)
     assert min(renewed(optimizer).values()) == 0
 
@@ -128,7 +128,7 @@ def test_a_factor_without_a_root_says_what_has_moved(make):
         p.grad = torch.zeros_like(p)
     for _ in range(2):  # the first makes the memory, the second looks at it
         optimizer.step()
-    optimizer.state[params[2]]["left.0"].fill_(torch.nan)
+    optimizer.state[params[2]]["left.0"].data.fill_(torch.nan)  # which the checks cannot see
     before = [p.detach().clone() for p in params]
     message = "at 1 matrices of 12 x 8: up to 3 of 6 matrices .* have moved"
     with pytest.raises(FloatingPointError, match=message):

@@ -18,7 +18,7 @@ SHAPES = [(8, 8), (5, 12), (12, 5), (1, 6), (1, 1)]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 every_exponent = pytest.mark.parametrize("exponent", [1 / 4, 1 / 2], ids=["1/4", "1/2"])
 # The formulas, and nothing else.
-BARE = {"graft": "none", "eps": 0.0, "interval": 1}
+BARE = {"length": "own", "eps": 0.0, "interval": 1}
 NO_MEMORY = {**BARE, "momentum": 0.0, "beta2": 0.0}
 
 
@@ -175,7 +175,7 @@ def test_blocks_and_the_parts_of_a_fused_projection_are_taken_apart_one_by_one(e
 
 def test_grafting_changes_the_length_of_what_is_taken_apart():
     W = zeros(6, 4)
-    optimizer = Shampoo([W], 1.0, interval=1, graft="adam")
+    optimizer = Shampoo([W], 1.0, interval=1, length="adam")
     for t in range(4):
         D = update(optimizer, W, randn(6, 4, seed=t))
     left, muon, right = optimizer.adaptation(W)
@@ -232,7 +232,7 @@ def test_grafted_updates_are_as_long_as_adams(optimizer, settings, interval, mom
 def test_grafting_keeps_the_direction(optimizer, settings, graft):
     W, V = zeros(7, 5), zeros(7, 5)
     grafted = optimizer([W], 1.0, interval=1, graft=graft, **settings)
-    bare = optimizer([V], 1.0, interval=1, graft="none", **settings)
+    bare = optimizer([V], 1.0, interval=1, length="own", **settings)
     for t in range(8):
         G = randn(7, 5, seed=t)
         D, E = update(grafted, W, G), update(bare, V, G)
@@ -246,7 +246,7 @@ def test_updates_grafted_from_muon_have_the_length_of_semi_orthogonal_matrices(
     optimizer, settings, shape, interval
 ):
     W = zeros(*shape)
-    tested = optimizer([W], 1.0, interval=interval, graft="muon", **settings)
+    tested = optimizer([W], 1.0, interval=interval, length="muon", **settings)
     for t in range(6):
         D = update(tested, W, randn(*shape, seed=t) * 100.0)
         # before the first renewals it is Muon's own direction, by a fast method
@@ -267,7 +267,7 @@ def test_what_is_no_matrix_gets_the_rate_that_goes_with_the_length(graft, factor
 @pytest.mark.parametrize("shape", [(8, 8), (8, 2), (4, 16)], ids=str)
 def test_blocks_together_have_the_length_of_the_whole(optimizer, settings, shape):
     W = zeros(*shape)
-    tested = optimizer([W], 1.0, block=2, interval=1, graft="muon", **settings)
+    tested = optimizer([W], 1.0, block=2, interval=1, length="muon", **settings)
     D = update(tested, W, randn(*shape))
     assert f"{float(D.square().mean().sqrt()):.2g}" in str(tested)
     assert float(D.norm()) == pytest.approx(min(shape) ** 0.5)
@@ -285,7 +285,7 @@ def test_blocks_together_have_the_length_of_adam():
 
 @pytest.mark.parametrize(
     ("optimizer", "settings"),
-    [(Shampoo, {}), (KLShampoo, {}), (KLShampoo, {"graft": "none"}), (SOAP, {})],
+    [(Shampoo, {}), (KLShampoo, {}), (KLShampoo, {"length": "own"}), (SOAP, {})],
 )
 def test_with_a_sum_of_gradients_updates_are_as_long_as_with_their_average(optimizer, settings):
     # The table promises the length of Adam for all of these with grafting, and for SOAP.
@@ -464,12 +464,12 @@ def resumed(tested, build, file):
 VARIANTS = {
     "shampoo": (Shampoo, {}),
     "shampoo in blocks": (Shampoo, {"block": 10}),
-    "shampoo, bare": (Shampoo, {"graft": "none", "sides": "left"}),
+    "shampoo, bare": (Shampoo, {"length": "own", "sides": "left"}),
     "kl": (KLShampoo, {}),
-    "kl, one after the other": (KLShampoo, {"sequential": True, "graft": "muon"}),
+    "kl, one after the other": (KLShampoo, {"sequential": True, "length": "muon"}),
     "soap": (SOAP, {}),
     "soap, one side": (SOAP, {"max_side": 20}),
-    "soap, norm 1": (SOAP, {"normalize": "spectral"}),
+    "soap, norm 1": (SOAP, {"length": "spectral"}),
 }
 
 

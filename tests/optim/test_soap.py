@@ -247,7 +247,7 @@ def test_the_basis_it_keeps_is_that_of_the_factors():
 @pytest.mark.parametrize("own", [{}, {"sides": "right"}, {"max_side": 6}, {"interval": 1}], ids=str)
 def test_with_normalization_steps_have_the_spectral_norm_of_the_scale(shape, own):
     W, V = zeros(*shape), zeros(*shape)
-    tested = SOAP([W], 0.1, normalize="spectral", scale="spectral", **own)
+    tested = SOAP([W], 0.1, length="spectral", scale="spectral", **own)
     bare = SOAP([V], 1.0, **own)
     for t in range(25):
         G = randn(*shape, seed=t) * 10.0 ** (t % 3)
@@ -263,7 +263,7 @@ def test_with_normalization_steps_have_the_spectral_norm_of_the_scale(shape, own
 def test_noise_as_large_as_a_layer_is_normalized_to_three_percent():
     """The slowest case: no singular value stands out."""
     W = zeros(256, 1024, dtype=torch.float32)
-    step(SOAP([W], 1.0, normalize="spectral"), W, randn(256, 1024).float())
+    step(SOAP([W], 1.0, length="spectral"), W, randn(256, 1024).float())
     assert 1 - 1e-5 <= float(torch.linalg.matrix_norm(W.detach(), 2)) <= 1.03
 
 
@@ -279,7 +279,7 @@ def test_without_eps_entries_that_have_no_gradient_stay(normalize):
 
 def test_of_several_matrices_each_is_normalized_and_an_idle_one_stays():
     params = [zeros(9, 6) for _ in range(5)]
-    tested = SOAP(params, 1.0, interval=2, normalize="spectral")
+    tested = SOAP(params, 1.0, interval=2, length="spectral")
     for t in range(6):
         before = [W.detach().clone() for W in params]
         for i, W in enumerate(params):
@@ -295,9 +295,9 @@ def test_of_several_matrices_each_is_normalized_and_an_idle_one_stays():
 
 def test_with_normalization_what_is_no_matrix_gets_the_rate_that_muon_gives_it():
     model = nn.Linear(4, 3)
-    for own, lr in (({}, 0.1), ({"normalize": "spectral"}, 0.015)):
+    for own, lr in (({}, 0.1), ({"length": "spectral"}, 0.015)):
         assert [group["lr"] for group in SOAP(model, 0.1, **own).param_groups] == [0.1, lr]
-    given = SOAP(model, 0.1, normalize="spectral", adamw_lr=0.3)
+    given = SOAP(model, 0.1, length="spectral", adamw_lr=0.3)
     assert given.param_groups[1]["lr"] == 0.3
 
 

@@ -26,6 +26,7 @@ from steepest import (
     Signum,
     SpectralDescent,
 )
+from steepest.optim.fitting import Fit
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:TEON found nothing to stack"),
@@ -305,7 +306,7 @@ def test_memory_that_an_earlier_setting_left_is_own():
     resumed.load_state_dict(later.state_dict())
     model = Net()
     shampoo = trained(Shampoo, model)
-    shampoo.param_groups[0].update(graft="muon", sides="left")
+    shampoo.param_groups[0].update(length="muon", sides="left")
     Shampoo(Net()).load_state_dict(shampoo.state_dict())
 
 
@@ -727,6 +728,56 @@ def test_broken_memory_is_refused_by_name_before_anything_moves(make, key, value
     with pytest.raises(FloatingPointError, match=f"the memory '{key}' of the parameter .* NaN or"):
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda memory: memory.fill_(float("nan")),
+        lambda memory: memory.view(-1)[:1].mul_(float("inf")),
+        lambda memory: torch._foreach_div_([memory], 0.0),
+    ],
+    ids=["fill", "a view", "foreach"],
+)
+@pytest.mark.parametrize("make", [Muon, Signum, SOAP, KLShampoo])
+@pytest.mark.parametrize("key", ["momentum_buffer", "exp_avg"])
+def test_memory_that_was_written_to_in_place_is_checked_again(make, key, write):
+    optimizer = trained(make, model := Net())
+    gradients(model)
+    write(next(kept[key] for kept in optimizer.state.values() if key in kept))
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(FloatingPointError, match=f"the memory '{key}' of the parameter .* NaN or"):
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("make", [Muon, Signum, SOAP, KLShampoo])
+def test_a_plain_dictionary_in_place_of_the_state_starts_it_anew(make):
+    optimizer = trained(make, model := Net())
+    gradients(model)
+    optimizer.state = {}
+    other = Net()
+    other.load_state_dict(model.state_dict())
+    fresh = make(other)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        q.grad = p.grad.clone()
+    for group in fresh.param_groups:
+        group["step_count"] = optimizer.param_groups[0]["step_count"]
+    optimizer.step()
+    fresh.step()
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True)
+    )
+
+
+def test_memory_as_a_step_left_it_is_not_looked_at_again(monkeypatch):
+    optimizer = trained(Muon, model := Net())
+    gradients(model)
+    looks = []
+    look = Fit._look
+    monkeypatch.setattr(Fit, "_look", lambda *args: looks.append(args) or look(*args))
+    optimizer.step()
+    assert not looks
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])

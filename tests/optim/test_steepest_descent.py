@@ -7,6 +7,7 @@ import functools
 import io
 import pickle
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def exact(optimizer):
     if optimizer in SPECTRAL:
         return functools.partial(optimizer, method="svd", dtype=None)
     if optimizer in (Shampoo, KLShampoo):
-        return functools.partial(optimizer, graft="muon", interval=1)
+        return functools.partial(optimizer, length="muon", interval=1)
     return optimizer
 
 
@@ -481,7 +482,7 @@ def test_the_memory_layout_of_weights_and_gradients_does_not_matter(
 def test_blocks_of_any_layout_are_the_same_matrices(optimizer, layout):
     W = nn.Parameter(layout())
     plain = nn.Parameter(W.detach().clone(memory_format=torch.contiguous_format))
-    options = {"max_side": 5} if optimizer is SOAP else {"block": 4, "graft": "muon"}
+    options = {"max_side": 5} if optimizer is SOAP else {"block": 4, "length": "muon"}
     tested, reference = (optimizer([p], lr=0.1, interval=2, **options) for p in (W, plain))
     for _ in range(5):
         plain.grad = torch.randn_like(plain)
@@ -557,9 +558,10 @@ def test_matrices_of_equal_shape_are_handled_together(monkeypatch):
     monkeypatch.setattr(steepest.geometry.Spectral, "direction", spy)
     tested.step()
     assert sorted(batches) == [(1, 4, 6), (1, 6, 4), (5, 4, 4)]
-    batches.clear()
     monkeypatch.setitem(matrices._ENTRIES_PER_BATCH, "cpu", 2 * 16 + 5)
-    tested.step()
+    again = Muon(params)  # which works out its batches anew
+    batches.clear()
+    again.step()
     assert sorted(batches) == [(1, 4, 4), (1, 4, 6), (1, 6, 4), (2, 4, 4), (2, 4, 4)]
 
 
@@ -877,9 +879,9 @@ OPTIONS = {
     SpectralDescent: [{}],
     Muon: [{}],
     TEON: [{}],
-    Shampoo: [{"block": 8, "interval": 3}, {"sides": "left", "graft": "muon"}],
-    KLShampoo: [{"block": 8, "interval": 3}, {"sequential": True, "graft": "none"}],
-    SOAP: [{"max_side": 20, "interval": 3}, {"sides": "right", "normalize": "spectral"}],
+    Shampoo: [{"block": 8, "interval": 3}, {"sides": "left", "length": "muon"}],
+    KLShampoo: [{"block": 8, "interval": 3}, {"sequential": True, "length": "own"}],
+    SOAP: [{"max_side": 20, "interval": 3}, {"sides": "right", "length": "spectral"}],
 }
 every_option = pytest.mark.parametrize(
     ("optimizer", "options"),
@@ -1161,8 +1163,8 @@ OWN_SETTINGS = {
         ({"max_side": 0}, "got max_side=0, expected a whole number of at least 1"),
         ({"normalize": "rms"}, 'got normalize=\'rms\', expected "spectral" or "none"'),
         (
-            {"block": 1, "normalize": "spectral"},
-            'got normalize="spectral" and block=1 for a parameter of shape',
+            {"block": 1, "length": "spectral"},
+            'got length="spectral" and block=1 for a parameter of shape',
         ),
     ],
     (Shampoo, KLShampoo): [
@@ -1262,3 +1264,27 @@ def test_a_parameter_cannot_be_in_two_groups(optimizer):
     with pytest.raises(ValueError, match="more than one parameter group"):
         tested.add_param_group({"params": [W], "geometry": "adamw"})
     assert len(tested.param_groups) == 1
+
+
+@pytest.mark.parametrize("make", [SignSGD, Muon, SOAP])
+def test_a_step_keeps_no_gradient_alive(make):
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 6, bias=False))
+    tested = make(model)
+    for _ in range(2):
+        model(torch.randn(4, 6)).square().sum().backward()
+        gradients = [weakref.ref(p.grad) for p in model.parameters()]
+        tested.step()
+        tested.zero_grad()
+        assert not any(gradient() is not None for gradient in gradients)
+
+
+def test_a_parameter_whose_gradient_comes_and_goes_moves_when_it_has_one():
+    params = [parameter(4, 4) for _ in range(3)]
+    tested = Muon(params)
+    for step in range(6):
+        before = [p.detach().clone() for p in params]
+        for i, p in enumerate(params):
+            p.grad = torch.randn_like(p) if (step + i) % 3 else None
+        tested.step()
+        moved = [not torch.equal(p, old) for p, old in zip(params, before, strict=True)]
+        assert moved == [p.grad is not None for p in params]

@@ -94,7 +94,7 @@ def test_the_squares_of_a_stack_add_up_to_its_rank(shape, K, mode):
     (m, n), D = shape, stacked(randn(K, *shape), mode=mode)
     rank = min(m, n * K) if mode == 1 else min(m * K, n)
     assert float(D.square().sum()) == pytest.approx(rank, abs=1e-11)
-    compensated = stacked(randn(K, *shape), mode=mode, compensate=True)
+    compensated = stacked(randn(K, *shape), mode=mode, length="muon")
     assert float(compensated.square().sum()) == pytest.approx(K * min(m, n), abs=1e-11)
     exactly(compensated, D * (K * min(m, n) / rank) ** 0.5)
 
@@ -173,7 +173,7 @@ def test_a_table_says_the_same_of_adamw_for_any_scale():
 
 def test_what_a_table_says_is_what_a_stack_does():
     G, lr = randn(2, 8, 8), 0.5
-    for settings in ({}, {"compensate": True}, {"mode": 2}, {"scale": "match-rms-adamw"}):
+    for settings in ({}, {"length": "muon"}, {"mode": 2}, {"scale": "match-rms-adamw"}):
         params = [nn.Parameter(torch.zeros(8, 8, dtype=torch.float64)) for _ in range(2)]
         group = {"params": params, "stacks": [[0], [0]]}
         optimizer = TEON([group], **{**BARE, "lr": lr, **settings})
@@ -404,7 +404,7 @@ def test_a_frozen_layer_leaves_its_stack_and_the_others_go_on(mode):
     frozen = model.blocks[1].attention.query.weight
     frozen.requires_grad_(False)
     settings = {key: value for key, value in BARE.items() if key != "lr"}
-    optimizer = TEON(model, lr=1.0, stack=3, mode=mode, compensate=True, **settings)
+    optimizer = TEON(model, lr=1.0, stack=3, mode=mode, length="muon", **settings)
     queries = [block.attention.query.weight for block in model.blocks]
     before = [W.detach().double() for W in queries]
     set_gradients(model, 0)
@@ -413,9 +413,9 @@ def test_a_frozen_layer_leaves_its_stack_and_the_others_go_on(mode):
     moved = [old - W.detach().double() for old, W in zip(before, queries, strict=True)]
     G = [None if W is frozen else W.grad.double() for W in queries]
     assert not moved[1].any()
-    pair = stacked([G[0], G[2]], mode=mode, compensate=True)
+    pair = stacked([G[0], G[2]], mode=mode, length="muon")
     exactly(torch.stack([moved[0], moved[2]]), pair, 1e-5)
-    three = stacked(G[3:], mode=mode, compensate=True)
+    three = stacked(G[3:], mode=mode, length="muon")
     exactly(torch.stack(moved[3:]), three, 1e-5)
 
 
@@ -437,7 +437,7 @@ def test_a_layer_without_a_gradient_for_a_step_returns_to_its_stack():
 
 def test_roles_with_settings_of_their_own_keep_their_stacks():
     model = gpt2()
-    optimizer = TEON(model, lr=0.1, roles={"qkv": {"lr": 0.5, "compensate": True}})
+    optimizer = TEON(model, lr=0.1, roles={"qkv": {"lr": 0.5, "length": "muon"}})
     assert len(optimizer.stacks) == 6
     (own,) = (g for g in optimizer.param_groups if g["lr"] == 0.5)
     assert all("c_attn" in name for name in own["param_names"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from steepest.geometry import Euclidean, Geometry, Sign, Spectral
 from steepest.linalg import nuclear_norm, nuclear_rank, polar, spectral_norm, stable_rank
 from steepest.linalg.polar_factor import PolarMethod
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
 
 LIGHT = settings(max_examples=100, deadline=None, derandomize=True)
 METHODS = st.sampled_from([name for name in get_args(PolarMethod) if name != "auto"])

@@ -32,10 +32,10 @@ SPECTRAL = {
     "teon": (TEON, {**EXACT, "stack": 1}),
 }
 KRONECKER = {
-    "shampoo": (Shampoo, {"interval": 2, "graft": "muon"}),
+    "shampoo": (Shampoo, {"interval": 2, "length": "muon"}),
     "shampoo of Adam's length": (Shampoo, {"interval": 1, "block": 4, "graft_eps": 0.0}),
-    "shampoo from the left": (Shampoo, {"sides": "left", "exponent": 1 / 4, "graft": "muon"}),
-    "kl-shampoo": (KLShampoo, {"interval": 1, "graft": "muon"}),
+    "shampoo from the left": (Shampoo, {"sides": "left", "exponent": 1 / 4, "length": "muon"}),
+    "kl-shampoo": (KLShampoo, {"interval": 1, "length": "muon"}),
     "soap": (SOAP, {"interval": 2, "eps": 0.0}),
 }
 EVERY = SIGN | SPECTRAL | KRONECKER

@@ -31,7 +31,7 @@ from steepest.optim.rounding import rounded_at_random
 EXACT = {"method": "svd", "dtype": None}
 SPECTRAL = {**EXACT, "scale": "none"}
 KRONECKER = {"interval": 1}
-NO_MEMORY = {"momentum": 0.0, "beta2": 0.0, "eps": 0.0, "interval": 1, "graft": "none"}
+NO_MEMORY = {"momentum": 0.0, "beta2": 0.0, "eps": 0.0, "interval": 1, "length": "own"}
 
 
 def randn(*shape, seed=0):
@@ -115,21 +115,21 @@ def test_a_matrix_with_a_single_row_takes_a_normalized_step():
 EQUIVARIANT = {
     "spectral": lambda p: SpectralDescent(p, 1.0, **SPECTRAL),
     "muon": lambda p: Muon(p, 1.0, **SPECTRAL),
-    "shampoo 1/4": lambda p: Shampoo(p, 1.0, exponent=1 / 4, graft="none", **KRONECKER),
-    "shampoo 1/2": lambda p: Shampoo(p, 1.0, graft="none", **KRONECKER),
-    "shampoo, left": lambda p: Shampoo(p, 1.0, sides="left", graft="none", **KRONECKER),
-    "shampoo, as muon": lambda p: Shampoo(p, 1.0, graft="muon", **KRONECKER),
-    "shampoo, seldom": lambda p: Shampoo(p, 1.0, graft="none", interval=3),
-    "kl": lambda p: KLShampoo(p, 1.0, graft="none", **KRONECKER),
-    "kl, as muon": lambda p: KLShampoo(p, 1.0, graft="muon", **KRONECKER),
-    "kl, in turn": lambda p: KLShampoo(p, 1.0, sequential=True, graft="none", **KRONECKER),
+    "shampoo 1/4": lambda p: Shampoo(p, 1.0, exponent=1 / 4, length="own", **KRONECKER),
+    "shampoo 1/2": lambda p: Shampoo(p, 1.0, length="own", **KRONECKER),
+    "shampoo, left": lambda p: Shampoo(p, 1.0, sides="left", length="own", **KRONECKER),
+    "shampoo, as muon": lambda p: Shampoo(p, 1.0, length="muon", **KRONECKER),
+    "shampoo, seldom": lambda p: Shampoo(p, 1.0, length="own", interval=3),
+    "kl": lambda p: KLShampoo(p, 1.0, length="own", **KRONECKER),
+    "kl, as muon": lambda p: KLShampoo(p, 1.0, length="muon", **KRONECKER),
+    "kl, in turn": lambda p: KLShampoo(p, 1.0, sequential=True, length="own", **KRONECKER),
 }
 NOT_EQUIVARIANT = {
     "signum": lambda p: Signum(p, 1.0),
     "soap, which begins as adam": lambda p: SOAP(p, 1.0, interval=1),
     "soap in a fixed basis": lambda p: SOAP(p, 1.0, max_side=1),
     "shampoo, as long as adam": lambda p: Shampoo(p, 1.0, **KRONECKER),
-    "shampoo in blocks": lambda p: Shampoo(p, 1.0, block=4, graft="none", **KRONECKER),
+    "shampoo in blocks": lambda p: Shampoo(p, 1.0, block=4, length="own", **KRONECKER),
 }
 
 
@@ -176,13 +176,13 @@ def test_stacked_steps_rotate_layer_by_layer_from_the_right_and_together_from_th
 SCALE_FREE = {
     "signum": lambda p: Signum(p, 1.0),
     "muon": lambda p: Muon(p, 1.0, **SPECTRAL),
-    "shampoo, as muon": lambda p: Shampoo(p, 1.0, graft="muon", interval=2),
-    "shampoo 1/4": lambda p: Shampoo(p, 1.0, exponent=1 / 4, graft="none", interval=2),
-    "shampoo, left": lambda p: Shampoo(p, 1.0, sides="left", graft="none", interval=2),
+    "shampoo, as muon": lambda p: Shampoo(p, 1.0, length="muon", interval=2),
+    "shampoo 1/4": lambda p: Shampoo(p, 1.0, exponent=1 / 4, length="own", interval=2),
+    "shampoo, left": lambda p: Shampoo(p, 1.0, sides="left", length="own", interval=2),
     "shampoo, as long as adam": lambda p: Shampoo(p, 1.0, graft_eps=0.0, interval=2),
-    "kl": lambda p: KLShampoo(p, 1.0, graft="none", interval=2),
-    "kl, in turn": lambda p: KLShampoo(p, 1.0, sequential=True, graft="none", interval=2),
-    "kl, as muon": lambda p: KLShampoo(p, 1.0, graft="muon", interval=2),
+    "kl": lambda p: KLShampoo(p, 1.0, length="own", interval=2),
+    "kl, in turn": lambda p: KLShampoo(p, 1.0, sequential=True, length="own", interval=2),
+    "kl, as muon": lambda p: KLShampoo(p, 1.0, length="muon", interval=2),
     "soap": lambda p: SOAP(p, 1.0, eps=0.0, interval=2),
 }
 
@@ -203,7 +203,7 @@ def test_the_scale_of_the_gradients_does_not_matter(name, scale):
 
 def test_without_grafting_and_with_one_half_shampoo_goes_with_the_inverse_of_the_scale():
     def make(params):
-        return Shampoo(params, 1.0, graft="none", interval=2)
+        return Shampoo(params, 1.0, length="own", interval=2)
 
     gradients = [randn(6, 4, seed=t) for t in range(7)]
     plain, scaled = way(make, gradients), way(make, [1e3 * G for G in gradients])
@@ -212,7 +212,7 @@ def test_without_grafting_and_with_one_half_shampoo_goes_with_the_inverse_of_the
 
 def test_an_absolute_eps_makes_the_scale_matter():
     def make(params):
-        return Shampoo(params, 1.0, graft="muon", interval=1, relative_eps=False, eps=1e-6)
+        return Shampoo(params, 1.0, length="muon", interval=1, relative_eps=False, eps=1e-6)
 
     gradients = [randn(6, 6, seed=t) for t in range(7)]
     plain, scaled = way(make, gradients), way(make, [1e-4 * G for G in gradients])
@@ -228,7 +228,7 @@ def test_it_is_one_root_of_the_kronecker_product_of_the_factors(optimizer, expon
     own = {"exponent": exponent} if optimizer is Shampoo else {}
     exponent = own.get("exponent", 1 / 2)
     W = parameter(torch.zeros(4, 3))
-    tested = optimizer([W], 1.0, graft="none", interval=1, eps=0.0, bias_correction=False, **own)
+    tested = optimizer([W], 1.0, length="own", interval=1, eps=0.0, bias_correction=False, **own)
     for t in range(9):
         before = W.detach().clone()
         W.grad = randn(4, 3, seed=t)
@@ -312,8 +312,8 @@ def test_with_the_length_of_the_theory_a_step_is_as_long_as_the_gradient():
         lambda p, **s: Signum(p, 0.1, **s),
         lambda p, **s: Muon(p, 0.1, **SPECTRAL, **s),
         lambda p, **s: Muon(p, 0.1, nesterov=False, **SPECTRAL, **s),
-        lambda p, **s: Shampoo(p, 0.1, graft="muon", **KRONECKER, **s),
-        lambda p, **s: KLShampoo(p, 0.1, graft="muon", **KRONECKER, **s),
+        lambda p, **s: Shampoo(p, 0.1, length="muon", **KRONECKER, **s),
+        lambda p, **s: KLShampoo(p, 0.1, length="muon", **KRONECKER, **s),
     ],
     ids=["signum", "muon", "muon without nesterov", "shampoo", "kl"],
 )
@@ -531,8 +531,8 @@ def test_a_memory_in_float32_stays_so_and_follows_float32(optimizer):
         lambda p: Muon(p, 0.02, **EXACT),
         lambda p: Muon(p, 0.02, scale="match-rms-adamw", **EXACT),
         lambda p: Muon(p, 0.02, scale="original", **EXACT),
-        lambda p: Shampoo(p, 0.02, graft="muon", interval=1),
-        lambda p: KLShampoo(p, 0.02, graft="muon", interval=1),
+        lambda p: Shampoo(p, 0.02, length="muon", interval=1),
+        lambda p: KLShampoo(p, 0.02, length="muon", interval=1),
     ],
 )
 def test_the_table_shows_each_parameter_and_how_far_it_moves(make, shape):
@@ -557,8 +557,8 @@ def test_where_the_length_depends_on_the_gradient_the_table_says_so():
     W = parameter(randn(4, 4))
     for optimizer in (
         SpectralDescent([W], length="dual"),
-        Shampoo([W], graft="none"),
-        KLShampoo([W], graft="none"),
+        Shampoo([W], length="own"),
+        KLShampoo([W], length="own"),
     ):
         assert str(optimizer).splitlines()[-2].split("│")[-2].strip() == "?"
 
@@ -566,7 +566,7 @@ def test_where_the_length_depends_on_the_gradient_the_table_says_so():
 def test_blocks_of_a_batch_of_matrices_move_as_they_would_alone():
     together = parameter(torch.zeros(2, 6, 10))
     apart = [parameter(torch.zeros(3, 5)) for _ in range(8)]
-    settings = {"interval": 1, "graft": "none", "eps": 1e-6}
+    settings = {"interval": 1, "length": "own", "eps": 1e-6}
     view = MatrixView(2, 6, 10)
     one = Shampoo([{"params": [together], "views": [view]}], 1.0, block=5, **settings)
     many = Shampoo(apart, 1.0, **settings)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steepest.diagnosis.intervals import Interval
+from steepest.statistics import Interval
 from steepest.transfer import Horizon, RateTransfer, SizeOptimum, advise, check_transfer
 
 

@@ -10,20 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steepest.diagnosis.intervals import Interval
+from steepest.statistics import Interval
 from steepest.transfer import CoordinateCheck, Horizon, RateTransfer, SizeOptimum, SuperConsistency
 from steepest.transfer.advice import Advice
 from steepest.transfer.check import Axis, TransferCheck
 from steepest.transfer.consistency import SizeCurve, _spread_interval
 from steepest.transfer.coordinates import LayerSlope, _row
 from steepest.transfer.optima import horizon, optimum
-from steepest.transfer.outcomes import (
-    difference_interval,
-    slope_interval,
-    span,
-    together,
-    within,
-)
+from steepest.transfer.outcomes import span, together, within
 
 
 def _optimum(size: int, vertices: tuple[float, ...]) -> SizeOptimum:
@@ -115,37 +109,6 @@ def test_outcomes() -> None:
     assert together([True, True]) is True
     assert together([True, None]) is None
     assert together([None, False, True]) is False
-
-
-def test_intervals_are_those_of_the_textbook() -> None:
-    from scipy import stats
-
-    rng = np.random.default_rng(0)
-    x, runs = [0.0, 1.0, 3.0], rng.normal(size=(4, 3))
-    line = stats.linregress(np.tile(x, 4), runs.ravel())
-    found = slope_interval(x, runs.tolist())
-    assert found is not None
-    assert found.value == pytest.approx(line.slope)
-    assert found.high - found.value == pytest.approx(stats.t.ppf(0.9, 10) * line.stderr)
-    assert slope_interval([0.0, 1.0], [[1.0, 2.0]]) is None  # two points have no noise
-    a, b = rng.normal(size=3), rng.normal(size=3)
-    both = difference_interval(a.tolist(), b.tolist(), [a.tolist(), b.tolist()])
-    ends = stats.ttest_ind(a, b).confidence_interval(0.8)
-    assert both is not None
-    assert (both.low, both.high) == pytest.approx((ends.low, ends.high))
-    assert difference_interval([1.0], [2.0], [[1.0], [2.0]]) is None
-
-
-def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    """Of 400 slopes of no drift about 80% of the intervals hold zero, with two seeds and three."""
-    rng = np.random.default_rng(1)
-    for seeds in (2, 3):
-        held = 0
-        for _ in range(400):
-            found = slope_interval([0.0, 1.0, 2.0], rng.normal(size=(seeds, 3)).tolist())
-            assert found is not None
-            held += found.low <= 0 <= found.high
-        assert 0.74 <= held / 400 <= 0.86
 
 
 def _checked(slope: float, noise: float, seeds: int = 3) -> CoordinateCheck:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from steepest.curvature.evaluation import BatchNorm
 from steepest.curvature.jacobian import split
-from steepest.curvature.loss_function import Loss, chosen_parameters, unwrapped
+from steepest.curvature.loss_function import Loss, chosen_parameters
 from steepest.curvature.operators import Hessian
-from steepest.matrix_view import MatrixView
-from steepest.parameter_roles import roles
+from steepest.model.matrix_view import MatrixView, matrix_label
+from steepest.model.parameter_roles import roles
+from steepest.model.unwrapping import unwrapped
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Place:
     @property
     def label(self) -> str:
         """The name, with the number where there are several: `qkv.weight[2]`."""
-        return self.name if len(self.view.sizes()) == 1 else f"{self.name}[{self.index}]"
+        return matrix_label(self.name, self.index, len(self.view.sizes()))
 
 
 def places(model: nn.Module, parameters: Sequence[str] | str | None = None) -> list[Place]:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.func import functional_call
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_flatten, tree_map
 
 from steepest.curvature.evaluation import BatchNorm, evaluation
+from steepest.model.unwrapping import unwrapped
 from steepest.random_numbers import generators_kept
 
 Loss = Callable[[Any, Any], Tensor]
@@ -270,14 +270,6 @@ def checked(loss: Any) -> Tensor:
             "choose parameters that it uses"
         )
     return loss
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model behind `torch.compile` and data parallelism."""
-    if isinstance(model, DistributedDataParallel | nn.DataParallel):
-        return unwrapped(model.module)
-    compiled = getattr(model, "_orig_mod", None)
-    return unwrapped(compiled) if isinstance(compiled, nn.Module) else model
 
 
 def chosen_parameters(model: nn.Module, wanted: Sequence[str] | str | None) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +11,14 @@ from torch.optim import LBFGS, Optimizer
 from steepest.curvature.jacobian import flat, split
 from steepest.curvature.operators import Hessian
 from steepest.curvature.preconditioners import Group
+from steepest.optim.copying import copies_of
 
 
 def next_step(optimizer: Optimizer, groups: Sequence[Group], H: Hessian, G: Tensor) -> Tensor:
     """The step that a copy of the optimizer takes with the gradient G, without weight decay."""
     if isinstance(optimizer, LBFGS):
         raise ValueError("got LBFGS, whose step needs a closure, expected one that takes gradients")
-    twin = _twin(optimizer)
+    (twin,) = copies_of([optimizer])
     for group in twin.param_groups:
         if "weight_decay" in group:
             group["weight_decay"] = 0.0
@@ -37,13 +36,3 @@ def next_step(optimizer: Optimizer, groups: Sequence[Group], H: Hessian, G: Tens
     with torch.random.fork_rng([H.device] if H.device.type == "cuda" else []):
         twin.step()
     return flat([p.detach() - W for p, W in zip(params, before, strict=True)], params)
-
-
-def _twin(optimizer: Optimizer) -> Optimizer:
-    """A copy with parameters of its own, which have no gradients."""
-    memo: dict[int, Any] = {}
-    twin = copy.deepcopy(optimizer, memo)
-    for key, value in vars(optimizer).items():  # a copy only has what torch itself knows of
-        if key not in vars(twin) and key != "step":  # which a scheduler ties to the original
-            vars(twin)[key] = copy.deepcopy(value, memo)
-    return twin

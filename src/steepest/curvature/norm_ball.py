@@ -11,7 +11,7 @@ from torch import Tensor
 from steepest.curvature.jacobian import split
 from steepest.geometry import Geometry, Sign, Spectral
 from steepest.linalg.krylov import Operator
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
 from steepest.optim.scales import update_scale
 
 

@@ -23,9 +23,9 @@ from steepest.curvature.loss_function import (
     LossFunction,
     chosen_parameters,
     matching,
-    unwrapped,
 )
 from steepest.linalg.krylov import start_near
+from steepest.model.unwrapping import unwrapped
 
 
 class LossOperator(CurvatureOperator):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steepest.curvature.forms import of_argument
-from steepest.curvature.loss_function import unwrapped
 from steepest.curvature.next_step import next_step
 from steepest.curvature.norm_ball import NormBall, largest_curvature
 from steepest.curvature.operators import Hessian
@@ -24,6 +23,7 @@ from steepest.curvature.preconditioners import (
     shares,
 )
 from steepest.linalg.krylov import eigenpairs, gaussian, start_near
+from steepest.model.unwrapping import unwrapped
 
 Measure = Literal["preconditioned Hessian", "norm ball", "one step"]
 Measured = tuple[float, float, float, Tensor | None]  # value, threshold, error, vector

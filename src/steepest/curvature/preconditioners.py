@@ -15,11 +15,11 @@ from steepest.curvature.operators import Hessian
 from steepest.linalg.krylov import Operator
 from steepest.linalg.matrix_norms import frobenius_norm
 from steepest.linalg.solvers import eigh, svdvals
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
 from steepest.optim.kronecker import NEVER, SECOND_MOMENT, sides_of
+from steepest.optim.momentum import MOMENTUM
 from steepest.optim.precision import adam_eps
 from steepest.optim.scales import update_scale
-from steepest.optim.steepest_descent import MOMENTUM
 
 Group = Mapping[str, Any]
 
@@ -30,7 +30,7 @@ def is_preconditioned(optimizer: Optimizer, group: Group) -> bool:
     if type(optimizer) in (SGD, Adam, AdamW) or geometry in ("adamw", "soap"):
         return True
     return geometry in ("shampoo", "kl-shampoo") and not (
-        group["graft"] == "muon" and _begins(optimizer, group)
+        group["length"] == "muon" and _begins(optimizer, group)
     )
 
 
@@ -229,14 +229,14 @@ def _matrix_root(group: Group, matrix: Mapping[str, Any], share: float) -> Opera
             / (V.sqrt() + adam_eps(group["eps"], V.dtype))
         )
         back, forth = (None if Q is None else Q.mT for Q in (left, right))
-        if group["normalize"] == "spectral":  # the momentum is in the basis, which changes no norm
+        if group["length"] == "spectral":  # the momentum is in the basis, which changes no norm
             M = M if group["momentum"] else _between(back, M, right)
             adam = adam * _ratio(length, adam * M, 2)
         middle = _entrywise(adam)
         return lambda X: _between(left, middle(_between(back, X, right)), forth)
-    if group["graft"] == "none":
+    if group["length"] == "own":
         return _two_sided(left, right, factor)
-    if group["graft"] == "adam":
+    if group["length"] == "adam":
         V = matrix[SECOND_MOMENT] / (1 - group["graft_beta2"] ** t)
         adam = factor / (V.sqrt() + adam_eps(group["graft_eps"], V.dtype))
         if not _is_ready(matrix, group, M.shape):

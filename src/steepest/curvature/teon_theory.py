@@ -13,12 +13,12 @@ from torch import nn
 
 from steepest.curvature.forms import of_argument
 from steepest.curvature.hessian_blocks import HessianBlock, Place, parameter_names, places
-from steepest.curvature.loss_function import unwrapped
 from steepest.curvature.muon_theory import EXACT, check, climb, decrease, inner
 from steepest.curvature.operators import Hessian
 from steepest.geometry import Geometry, LayerwiseSpectral, StackedSpectral
-from steepest.optim.teon import find_stacks
-from steepest.parameter_roles import roles
+from steepest.model.parameter_roles import roles
+from steepest.model.stacks import find_stacks
+from steepest.model.unwrapping import unwrapped
 
 Stacks = Sequence[Sequence[str]] | None
 Norm = Literal["layerwise", "mode 1", "mode 2"]

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from steepest.diagnosis.intervals import WORTH_IT, Interval, worth_it
+from steepest.diagnosis.intervals import WORTH_IT, worth_it
 from steepest.diagnosis.plan import Plan, Planned, PlanRow
+from steepest.statistics import Interval
 
 AGREED = 2.0
 """The theory speaks for Euclidean steps if it guarantees them this many times the decrease."""

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.console import RenderableType
+from rich.text import Text
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from steepest.curvature.loss_function import Loss, LossFunction, unwrapped
+from steepest.curvature.loss_function import Loss, LossFunction
 from steepest.diagnosis.audit_warnings import (
     AuditRow,
     AuditWarning,
@@ -26,18 +25,20 @@ from steepest.diagnosis.audit_warnings import (
     find_warnings,
 )
 from steepest.linalg import spectral_norm
-from steepest.matrix_view import MatrixView
-from steepest.parameter_roles import all_roles, roles_in_loss
-from steepest.printing import as_text
+from steepest.model.matrix_view import MatrixView
+from steepest.model.parameter_roles import all_roles, roles_in_loss
+from steepest.model.unwrapping import unwrapped
+from steepest.optim.copying import copies_of
 from steepest.random_numbers import generators_kept, seeded
+from steepest.results import Column, Result, ResultTable
 
 EXACT = 256  # rows or columns up to which spectral norms take all singular values
 SAME = 0.05  # up to this difference, half the gradient gives the same update
 _Tensors = dict[Tensor, Tensor]  # keyed by parameters
 
 
-@dataclass(frozen=True)
-class Audit:
+@dataclass(frozen=True, repr=False)
+class Audit(Result):
     """What `audit` found; true if there are no warnings, and prints as a table with them.
 
     Attributes:
@@ -64,36 +65,51 @@ class Audit:
         """Return the row of a parameter."""
         return {row.parameter: row for row in self.rows}[parameter]
 
-    def table(self) -> Table:
-        """Return the rows as a table for a terminal."""
-        table = Table(
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            title=f"the next update, of {self.measured_on}",
-            caption="RMS entry and spectral norm of the update, in brackets over those of the "
-            "weight; RMS / lr is 1 in AdamW's first update; decay is what a step takes off",
+    def table(self) -> ResultTable:
+        """Return what the next update of every parameter is."""
+        columns = (
+            Column("parameter"),
+            Column("role"),
+            Column("geometry"),
+            Column("lr", form=".2g"),
+            Column("rms", "RMS", right=True),
+            Column("spectral_norm", right=True),
+            Column("against_adamw", "RMS / lr", ".2g"),
+            Column("decay", form=".2g"),
         )
-        table.add_column("parameter", overflow="fold")
-        table.add_column("role", no_wrap=True)
-        table.add_column("geometry", no_wrap=True)
-        for name in ("lr", "RMS", "spectral norm", "RMS / lr", "decay"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in self.rows:
-            table.add_row(
+        rows = tuple(
+            (
                 row.parameter.removesuffix(".weight"),
                 row.role,
                 row.geometry,
-                _number(row.lr),
+                row.lr,
                 _number(row.rms, row.relative_rms),
                 _number(row.spectral_norm, row.relative_spectral_norm),
-                _number(row.against_adamw),
-                _number(row.decay),
+                row.against_adamw,
+                row.decay,
             )
-        return table
+            for row in self.rows
+        )
+        caption = (
+            "RMS entry and spectral norm of the update, in brackets over those of the weight; "
+            "RMS / lr is 1 in AdamW's first update; decay is what a step takes off"
+        )
+        return ResultTable(columns, rows, f"the next update, of {self.measured_on}", caption)
+
+    def shown(self) -> Sequence[RenderableType]:
+        """Return the table and the warnings."""
+        return (self.table(), Text(self._said()))
 
     def __str__(self) -> str:
-        warnings = "\n".join(map(str, self.warnings or ["no warnings"]))
-        return f"{as_text(self.table(), 120)}{warnings}\n"
+        return f"{self.table()}{self._said()}\n"
+
+    def _said(self) -> str:
+        return "\n".join(map(str, self.warnings or ["no warnings"]))
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The fields of every row."""
+        return [asdict(row) for row in self.rows]
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON."""
@@ -237,7 +253,7 @@ def _updates(
     optimizers: list[Optimizer], gradients: _Tensors, scale: float = 1.0, decay: bool = False
 ) -> _Tensors:
     """By how much a step of copies of the optimizers changes each parameter, in float32 or more."""
-    copies = _copied(optimizers)
+    copies = copies_of(optimizers)
     pairs: _Tensors = {}
     for optimizer, copied in zip(optimizers, copies, strict=True):
         for group, own in zip(optimizer.param_groups, copied.param_groups, strict=True):
@@ -250,19 +266,6 @@ def _updates(
         with seeded(0):  # the same random numbers in each of the steps that are compared
             copied.step()
     return {p: _wide(mine) - _wide(p) for p, mine in pairs.items()}
-
-
-def _copied(optimizers: list[Optimizer]) -> list[Optimizer]:
-    """Copies that share what the originals share, without hooks and what schedulers wrap.
-
-    torch copies groups and state alone; what else an optimizer keeps is added.
-    """
-    memo: dict[int, Any] = {}
-    copies = [deepcopy(each, memo) for each in optimizers]
-    for optimizer, copied in zip(optimizers, copies, strict=True):
-        for key in vars(optimizer).keys() - vars(copied).keys() - {"step"}:
-            setattr(copied, key, deepcopy(vars(optimizer)[key], memo))
-    return copies
 
 
 def _measured(

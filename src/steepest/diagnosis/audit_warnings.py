@@ -12,10 +12,9 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from steepest.diagnosis.plan import Planned
-from steepest.matrix_view import MatrixView
-from steepest.optim.mixed import Mixed
+from steepest.model.matrix_view import MatrixView
+from steepest.model.parameter_roles import ParameterRole, Role
 from steepest.optim.steepest_descent import SteepestDescent
-from steepest.parameter_roles import ParameterRole, Role
 
 AuditGeometry = Planned | Literal["unknown", "not trained"]
 LARGEST_DECAY = 0.1  # of a weight, in a step
@@ -204,7 +203,7 @@ def _left_out(setup: Setup) -> Found:
     matrices = [p for p in setup.parts if p.trains and p.found.is_matrix and p.places]
     count = sum(p.spectral for p in matrices)
     left = [p for p in matrices if p.row.geometry in ("adaptive", "euclidean")]
-    left = [p for p in left if not isinstance(p.places[0].optimizer, Mixed)]
+    left = [p for p in left if not p.places[0].group.get("planned")]
     for name, conv in (("convolutions", True), ("hidden matrices", False)):
         parts = [p for p in left if (p.row.role == "conv") == conv] if count else []
         what = f"{count} matrices get spectral updates, but not the {name} {{}}; "

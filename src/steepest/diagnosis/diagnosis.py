@@ -9,20 +9,17 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
-
 from steepest.diagnosis.advice import planned
 from steepest.diagnosis.evidence import GeometryName, Spectrum
-from steepest.diagnosis.intervals import Interval
 from steepest.diagnosis.plan import Plan, PlanRow
 from steepest.diagnosis.race import RaceResult
 from steepest.diagnosis.stacks import StackDiagnosis
 from steepest.diagnosis.warmup import WarmUp
-from steepest.files import read_json, write_json
-from steepest.parameter_roles import Role
-from steepest.printing import as_text, sentence
+from steepest.files import read_json
+from steepest.model.parameter_roles import Role
+from steepest.printing import sentence
+from steepest.results import Column, Result, ResultTable
+from steepest.statistics import Interval
 
 Level = Literal["quick", "standard", "thorough"]
 Verdict = Literal["spectral", "euclidean", "sign", "adaptive", "cannot tell"]
@@ -54,8 +51,8 @@ class Prediction:
     over_spectral: Interval | None = None
 
 
-@dataclass(frozen=True)
-class MatrixDiagnosis:
+@dataclass(frozen=True, repr=False)
+class MatrixDiagnosis(Result):
     """One matrix: what it is, what was measured, what follows.
 
     A matrix whose gradient is zero on some batch has no numbers; its reason says so.
@@ -122,13 +119,32 @@ class MatrixDiagnosis:
         over = 1 + alpha / self.gradient.stable_rank
         return self.nuclear_rank_across * over / (self.stable_rank + alpha)
 
+    def table(self) -> ResultTable:
+        """Return the predictions of its geometries, and the verdict."""
+        columns = (
+            Column("geometry"),
+            Column("ratio", "decrease over Euclidean", ".2g"),
+            Column("low", "80% interval from", ".2g"),
+            Column("high", "to", ".2g"),
+        )
+        rows = []
+        for each in self.predictions:
+            ends = each.log_ratio
+            ratios = (None,) * 3 if ends is None else (ends.value, ends.low, ends.high)
+            rows.append((each.geometry, *(None if x is None else math.exp(x) for x in ratios)))
+        title = f"{self.matrix}, {self.role} {self.shape[0]} x {self.shape[1]}"
+        caption = sentence(f"{self.verdict}: {self.reason}")
+        return ResultTable(columns, tuple(rows), title, caption)
+
     def prediction(self, geometry: GeometryName) -> Prediction | None:
         """Return the prediction for a geometry, if there is one."""
         return next((each for each in self.predictions if each.geometry == geometry), None)
 
 
-class Diagnosis(Sequence[MatrixDiagnosis]):
+class Diagnosis(Result, Sequence[MatrixDiagnosis]):
     """The rows of `diagnose`, one for each matrix, in the model's order; prints as a table."""
+
+    width = 100
 
     def __init__(
         self,
@@ -168,9 +184,6 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
             raise KeyError(f"got {key!r}, which no matrix is called")
         return self._rows[key]
 
-    def __str__(self) -> str:
-        return as_text(self.table(), 100)
-
     def plan(self) -> Plan:
         """Return a plan for all parameters that is meant to train no worse than Muon.
 
@@ -184,31 +197,28 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         """
         return planned(self, self._default)
 
-    def table(self) -> Table:
-        """Return the rows as a table for a terminal."""
-        table = Table(
-            box=SIMPLE_HEAD,
-            title=f"{self.level}, {self.batches} batches",
-            padding=(0, 1, 0, 0),
-            caption=escape("\n".join(self._caption())),
-            caption_justify="left",
-        )
-        table.add_column("matrix", overflow="fold")
-        table.add_column("nr / st", justify="right", no_wrap=True)
+    def table(self) -> ResultTable:
+        """Return ranks, predicted ratios and verdict of each matrix."""
         shown: tuple[GeometryName, ...] = ("spectral",)
         if self.level != "quick":
             shown = ("spectral", "sign", "adaptive")
-        for name in shown:
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("verdict", overflow="fold")
-        for row in self._rows:
-            table.add_row(
-                escape(row.matrix.replace(".weight[", "[").removesuffix(".weight")),
+        columns = (
+            Column("matrix"),
+            Column("ranks", "nr / st", right=True),
+            *(Column(name, form=".2g", right=True) for name in shown),
+            Column("verdict"),
+        )
+        rows = tuple(
+            (
+                row.matrix.replace(".weight[", "[").removesuffix(".weight"),
                 f"{_number(row.nuclear_rank_across)} / {_number(row.stable_rank)}",
                 *(_ratio(row.prediction(name)) for name in shown),
                 row.verdict + _interval(row),
             )
-        return table
+            for row in self._rows
+        )
+        title = f"{self.level}, {self.batches} batches"
+        return ResultTable(columns, rows, title, "\n".join(self._caption()))
 
     def _caption(self) -> list[str]:
         """What the table shows, what was done before, and what follows, a sentence a line."""
@@ -233,14 +243,9 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
         total = ", ".join(f"{count} {name}" for name, count in geometries.most_common())
         return [*lines, *map(sentence, plan.notes), f"Plan of {len(plan)} parameters: {total}."]
 
-    def to_dataframe(self) -> Any:
-        """Return a pandas data frame, a row for each matrix.
-
-        Raises:
-            ModuleNotFoundError: without pandas.
-        """
-        import pandas
-
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The fields of every row, with the ratios of its predictions."""
         records = []
         for row in self._rows:
             record = {f.name: getattr(row, f.name) for f in fields(row)}
@@ -253,11 +258,7 @@ class Diagnosis(Sequence[MatrixDiagnosis]):
                 if each.log_ratio is not None:
                     record[f"{each.geometry}_log_ratio"] = each.log_ratio.value
             records.append(record)
-        return pandas.DataFrame(records)
-
-    def save(self, path: str | Path) -> None:
-        """Write everything as JSON with a checksum, whole or not at all."""
-        write_json(path, self.as_dict())
+        return records
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON."""
@@ -348,10 +349,10 @@ def _row(content: dict[str, Any]) -> MatrixDiagnosis:
     return MatrixDiagnosis(**{**content, **changed})
 
 
-def _ratio(prediction: Prediction | None) -> str:
+def _ratio(prediction: Prediction | None) -> float | None:
     if prediction is None or prediction.log_ratio is None:
-        return "-"
-    return f"{math.exp(prediction.log_ratio.value):.2g}"
+        return None
+    return math.exp(prediction.log_ratio.value)
 
 
 def _interval(row: MatrixDiagnosis) -> str:

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from steepest.curvature.loss_function import LossFunction, chosen_parameters
 from steepest.curvature.operators import Hessian
-from steepest.diagnosis.inputs import InputRanks, Inputs
 from steepest.geometry import Euclidean, Sign
 from steepest.linalg import gram_singular_values, leading_singular_values, polar
-from steepest.parameter_roles import ParameterRole, roles_in_loss
+from steepest.model.inputs import InputRanks, Inputs
+from steepest.model.matrix_view import matrix_label
+from steepest.model.parameter_roles import ParameterRole, roles_in_loss
 
 GeometryName = Literal["euclidean", "sign", "spectral", "adaptive"]
 EXACT = 128
@@ -72,11 +73,9 @@ class Evidence:
     def label(self) -> str:
         """The parameter, with the name or number of the matrix where there are several."""
         assert self.row.view is not None
-        if (count := len(self.row.view.sizes())) == 1:
-            return self.row.name
-        if len(self.row.attention) == count:
-            return f"{self.row.name}[{PARTS[self.row.attention[self.index]]}]"
-        return f"{self.row.name}[{self.index}]"
+        count, kinds = len(self.row.view.sizes()), self.row.attention
+        which = PARTS[kinds[self.index]] if len(kinds) == count else self.index
+        return matrix_label(self.row.name, which, count)
 
     @property
     def shape(self) -> tuple[int, int]:

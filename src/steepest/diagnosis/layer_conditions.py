@@ -16,15 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from steepest.diagnosis.activations import Activations, Seen, hook, owners
 from steepest.linalg import nuclear_rank
 from steepest.linalg.solvers import eigvalsh
-from steepest.matrix_view import MatrixView
-from steepest.parameter_roles import Role, roles
+from steepest.model.activations import Activations, Seen, hook, owners
+from steepest.model.matrix_view import MatrixView, matrix_label
+from steepest.model.parameter_roles import Role, roles
+from steepest.results import Result, Results, ResultTable
 
 
-@dataclass(frozen=True)
-class LayerCondition:
+@dataclass(frozen=True, repr=False)
+class LayerCondition(Result):
     """One matrix, measured on one batch.
 
     Attributes:
@@ -50,6 +51,12 @@ class LayerCondition:
     def ratio(self) -> float:
         """nr(G) / st(A): above 1 the condition favours a spectral step."""
         return self.nuclear_rank / self.stable_rank if self.stable_rank else math.inf
+
+    def table(self) -> ResultTable:
+        """Return the ranks and their ratio as one row."""
+        columns = ("matrix", "role", "shape", "nuclear_rank", "stable_rank", "ratio")
+        more = ("stable_rank_output", "tokens")
+        return ResultTable.of([self], (*columns, *more))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as a plain dictionary."""
@@ -111,8 +118,8 @@ class LayerConditions:
         return seen
 
     @torch.no_grad()
-    def measure(self) -> list[LayerCondition]:
-        """Return a row for every matrix that was used and has a gradient.
+    def measure(self) -> Results[LayerCondition]:
+        """Return a row for every matrix that was used and has a gradient; the list is a table.
 
         Raises:
             RuntimeError: outside the `with` block, or before any forward pass in it.
@@ -123,7 +130,7 @@ class LayerConditions:
                 "got no activations, expected a forward pass within the `with` block; a compiled "
                 "model that ran before does not call hooks, so run the uncompiled one"
             )
-        measured = []
+        measured = Results[LayerCondition]()
         for row, _ in self._owners:
             name = row.name
             entering, leaving = self._grams[name]
@@ -142,7 +149,7 @@ class LayerConditions:
                 group = i // max(1, len(view.splits))
                 measured.append(
                     LayerCondition(
-                        matrix=name if len(matrices) == 1 else f"{name}[{i}]",
+                        matrix=matrix_label(name, i, len(matrices)),
                         role=row.role,
                         shape=(G.shape[0], G.shape[1]),
                         nuclear_rank=float(nuclear_rank(G)),

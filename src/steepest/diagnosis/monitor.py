@@ -12,16 +12,27 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from steepest.curvature.loss_function import unwrapped
-from steepest.diagnosis.inputs import Inputs
 from steepest.linalg import nuclear_rank, stable_rank
-from steepest.parameter_roles import ParameterRole, all_roles
+from steepest.model.inputs import Inputs
+from steepest.model.matrix_view import matrix_label
+from steepest.model.parameter_roles import ParameterRole, all_roles
+from steepest.model.unwrapping import unwrapped
 from steepest.records import Records
+from steepest.results import Column, Result, ResultTable
 
 _MEMORY = ("momentum_buffer", "exp_avg")
+_SHOWN = (
+    "matrix",
+    "role",
+    "nuclear_rank",
+    "stable_rank",
+    "momentum_nuclear_rank",
+    "weight_rms",
+    "update_rms",
+)
 
 
-class Monitor:
+class Monitor(Result):
     """Rides along in a training loop, through hooks of the optimizer; there is nothing to call.
 
     Every `every` steps it measures, for each matrix that has a gradient: nuclear and stable rank of
@@ -98,6 +109,13 @@ class Monitor:
     def records(self) -> list[dict[str, Any]]:
         """What was measured, in the order of steps and matrices."""
         return self._records.rows
+
+    def table(self) -> ResultTable:
+        """Return the last sample; `records` has all of them."""
+        last = [row for row in self.records if row["step"] == self.records[-1]["step"]]
+        title = f"step {last[0]['step']}" if last else "no sample yet"
+        rows = tuple(tuple(row.get(name) for name in _SHOWN) for row in last)
+        return ResultTable(tuple(map(Column, _SHOWN)), rows, title)
 
     def __enter__(self) -> Monitor:
         return self
@@ -183,7 +201,7 @@ class Monitor:
         memory = next((state[key] for key in _MEMORY if isinstance(state.get(key), Tensor)), None)
         M = None if memory is None else _matrices(row, memory)[i]
         return {
-            "matrix": row.name if len(row.view.sizes()) == 1 else f"{row.name}[{i}]",
+            "matrix": matrix_label(row.name, i, len(row.view.sizes())),
             "role": row.role,
             "nuclear_rank": float(nuclear_rank(G, "polar")),
             "stable_rank": seen and seen.entering,

@@ -9,22 +9,24 @@ import textwrap
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
 from torch import nn
 
-from steepest.curvature.loss_function import unwrapped
 from steepest.files import write_atomically
-from steepest.matrix_view import MatrixView
-from steepest.optim.mixed import Mixed
-from steepest.optim.teon import find_stacks
-from steepest.parameter_roles import RoleTable, roles
-from steepest.printing import as_text, sentence
+from steepest.geometry import Spectral
+from steepest.linalg.polar_factor import PolarMethod
+from steepest.model.matrix_view import MatrixView
+from steepest.model.parameter_roles import RoleTable, roles
+from steepest.model.stacks import find_stacks
+from steepest.model.unwrapping import unwrapped
+from steepest.optim.momentum import Momentum
+from steepest.optim.scales import Scale
+from steepest.optim.steepest_descent import SteepestDescent
+from steepest.printing import sentence
+from steepest.results import Column, Result, ResultTable
 
 Planned = Literal["spectral", "stacked", "euclidean", "sign", "adaptive"]
 RATES: dict[str, float] = {
@@ -81,7 +83,7 @@ class PlanRow:
         object.__setattr__(self, "view", view)
 
 
-class Plan(Sequence[PlanRow]):
+class Plan(Result, Sequence[PlanRow]):
     """Geometry, learning rate scale and reason for every parameter; prints as a table.
 
     Raises:
@@ -123,19 +125,27 @@ class Plan(Sequence[PlanRow]):
     def __getitem__(self, key: Any) -> Any:
         return self._rows[key]
 
-    def __str__(self) -> str:
-        caption = escape("\n".join(map(sentence, self.notes))) or None
-        table = Table(
-            box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left"
+    def table(self) -> ResultTable:
+        """Return name, shape, geometry, rate over that of the optimizer, and reason of each row."""
+        columns = ("parameter", "shape", "geometry", "rate", "reason")
+        rows = tuple(
+            (row.parameter, row.shape, row.geometry, f"{self._rate(row):.3g} lr", row.reason)
+            for row in self._rows
         )
-        for name in ("parameter", "shape", "geometry", "rate", "reason"):
-            table.add_column(name, overflow="fold")
-        for row in self._rows:
-            rate = self.rates[row.geometry] * row.lr_scale
-            shape = " x ".join(map(str, row.shape))
-            cells = (row.parameter, shape, row.geometry, f"{rate:.3g} lr", row.reason)
-            table.add_row(*map(escape, cells))
-        return as_text(table, 120)
+        caption = "\n".join(map(sentence, self.notes))
+        return ResultTable(tuple(map(Column, columns)), rows, caption=caption)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as dictionaries; `rate` is over the rate of the optimizer."""
+        return [{**asdict(row), "rate": self._rate(row)} for row in self._rows]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return rows, rates and notes as plain values."""
+        return {"rows": self.records, "rates": self.rates, "notes": list(self.notes)}
+
+    def _rate(self, row: PlanRow) -> float:
+        return self.rates[row.geometry] * row.lr_scale
 
     @classmethod
     def default(cls, model: nn.Module | RoleTable) -> Plan:
@@ -204,13 +214,24 @@ class Plan(Sequence[PlanRow]):
             )
         return cls(rows, content.get("rates"))
 
-    def optimizer(self, model: nn.Module, lr: float, **settings: Any) -> Mixed:
+    def optimizer(
+        self,
+        model: nn.Module,
+        lr: float,
+        *,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        scale: Scale = "spectral",
+        method: PolarMethod = "auto",
+        **settings: Any,
+    ) -> SteepestDescent:
         """Return one optimizer in which every parameter gets its geometry.
 
         Args:
             model: whose parameters the plan is about; each must be in it.
             lr: of spectral steps; the other geometries follow by their rates.
-            settings: as for `TEON`, such as `momentum`, `weight_decay`, `scale`.
+            momentum, nesterov, scale, method: as for `Muon`.
+            settings: what all optimizers take, such as `weight_decay`, and `length` of `TEON`.
 
         Raises:
             ValueError: for a parameter that the model does not have, has in another shape, or has
@@ -242,13 +263,15 @@ class Plan(Sequence[PlanRow]):
                 )
             groups[mine.geometry, mine.lr_scale].append(row)
         stacks = find_stacks(table, 2)
-        return Mixed(
+        return SteepestDescent(
             [
-                self._group(geometry, scale, rows, lr, stacks)
-                for (geometry, scale), rows in sorted(groups.items(), key=_order)
+                self._group(geometry, lr_scale, rows, lr, stacks)
+                for (geometry, lr_scale), rows in sorted(groups.items(), key=_order)
             ],
             lr,
-            stack=1,
+            geometry=Spectral(method),
+            memory=Momentum(momentum, nesterov),
+            scale=scale,
             **settings,
         )
 
@@ -258,6 +281,7 @@ class Plan(Sequence[PlanRow]):
         group = {
             "params": [(row.name, row.parameter) for row in rows],
             "lr": lr * self.rates[geometry] * scale,
+            "planned": True,
             **_GROUPS[geometry],
         }
         if geometry in ("spectral", "stacked", "euclidean"):

@@ -19,7 +19,7 @@ from torch import Tensor
 from steepest.curvature.loss_function import LossFunction
 from steepest.diagnosis.descent import Walk, best_octave
 from steepest.diagnosis.evidence import GEOMETRIES, Evidence, GeometryName, direction
-from steepest.diagnosis.intervals import Interval, jackknife
+from steepest.statistics import Interval, jackknife
 
 STEPS = 8
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from steepest.diagnosis.descent import Descent, Layer, log_ratio
 from steepest.diagnosis.evidence import Evidence, direction
-from steepest.diagnosis.intervals import Interval, jackknife, worth_it
+from steepest.diagnosis.intervals import worth_it
 from steepest.geometry import StackedSpectral
-from steepest.optim.teon import find_stacks
-from steepest.parameter_roles import RoleTable
+from steepest.model.parameter_roles import RoleTable
+from steepest.model.stacks import find_stacks
+from steepest.statistics import Interval, jackknife
 
 StackVerdict = Literal["stacked", "spectral", "cannot tell"]
 

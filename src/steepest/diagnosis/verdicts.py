@@ -12,13 +12,7 @@ import torch
 from torch import nn
 
 from steepest.curvature.evaluation import BatchNorm
-from steepest.curvature.loss_function import (
-    Loss,
-    LossFunction,
-    chosen_parameters,
-    listed,
-    unwrapped,
-)
+from steepest.curvature.loss_function import Loss, LossFunction, chosen_parameters, listed
 from steepest.diagnosis.descent import Descent, Layer, Step, descents, log_ratio
 from steepest.diagnosis.diagnosis import Diagnosis, Level, MatrixDiagnosis, Prediction, Verdict
 from steepest.diagnosis.evidence import (
@@ -29,7 +23,7 @@ from steepest.diagnosis.evidence import (
     second_moment,
     unit,
 )
-from steepest.diagnosis.intervals import SURE, Interval, jackknife, worth_it
+from steepest.diagnosis.intervals import SURE, worth_it
 from steepest.diagnosis.plan import Plan
 from steepest.diagnosis.progress import OnProgress, Work
 from steepest.diagnosis.race import RaceResult, race
@@ -43,7 +37,9 @@ from steepest.diagnosis.warmup import (
     looks_fresh,
     warmed_up,
 )
-from steepest.parameter_roles import RoleTable, all_roles, roles_in_loss
+from steepest.model.parameter_roles import RoleTable, all_roles, roles_in_loss
+from steepest.model.unwrapping import unwrapped
+from steepest.statistics import Interval, jackknife
 
 STACK = 2
 """Layers in a stack, as by default in TEON."""

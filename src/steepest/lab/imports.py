@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import operator
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from steepest.lab.arguments import did_you_mean
 from steepest.lab.errors import InputError
+from steepest.lab.memory import bytes_of, check_fits
 from steepest.lab.user_code import UserCodeError, guarded, sentences_for_errors, user_code_error
 
 
@@ -118,12 +120,26 @@ def taken(path: str, stream: Iterator[Any], count: int) -> list[Any]:
     """Return the next batches of a stream that was imported from a path.
 
     Raises:
-        InputError: for a count below 1, and for what goes wrong in the user's code.
+        InputError: for a count below 1, for batches that no memory can hold, and for what goes
+            wrong in the user's code.
     """
     if count < 1:
         raise InputError(f"got {count} batches to take, expected at least 1")
     with sentences_for_errors():
-        return guarded(path, list)(itertools.islice(stream, count))
+        return guarded(path, list)(that_fit(path, stream, count))
+
+
+def that_fit(path: str, stream: Iterator[Any], count: int) -> Iterator[Any]:
+    """Yield so many batches of a stream, if memory can hold so many of the size of the first.
+
+    Raises:
+        InputError: at the first one, if it cannot.
+    """
+    count = min(count, operator.length_hint(stream, count))  # a list may have fewer
+    for i, batch in enumerate(itertools.islice(stream, count)):
+        if i == 0:
+            check_fits(f"{count} batches of {path} to keep", count * bytes_of(batch), "take fewer")
+        yield batch
 
 
 def imported_stream(path: str) -> Iterator[Any]:

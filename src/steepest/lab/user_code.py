@@ -39,6 +39,8 @@ class UserCodeError(InputError):
 def guarded(path: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the user's function. `user_code_error` knows its errors; `sys.exit` in it is one.
 
+    Whatever it raises but `KeyboardInterrupt` leaves it as an `Exception`.
+
     Args:
         path: what the user calls it.
         function: what is at that path.
@@ -49,16 +51,10 @@ def guarded(path: str, function: Callable[..., Any]) -> Callable[..., Any]:
         _ = path  # seen by `user_code_error`
         try:
             return function(*arguments, **named)
-        except (Exception, KeyboardInterrupt, GeneratorExit):
+        except (Exception, KeyboardInterrupt):
             raise
-        except BaseException as error:  # SystemExit
-            place, lines = _place(_frames(error), path, error)
-            called = "called sys.exit" if isinstance(error, SystemExit) else "raised"
-            raise UserCodeError(
-                f"{path} {called} ({error!r}){place}; expected it to return, or to raise an "
-                "exception",
-                lines,
-            ) from error
+        except BaseException as error:  # SystemExit, GeneratorExit, and classes beside Exception
+            raise _no_exception(path, _frames(error), error) from error
 
     return call_of_user
 
@@ -71,6 +67,8 @@ def user_code_error(error: BaseException) -> UserCodeError | None:
             return cause
         if (told := _told(cause)) is not None:
             path, frames = told
+            if not isinstance(cause, Exception):
+                return _no_exception(path, frames, cause)
             place, lines = _place(frames, path, cause)
             if cause is not error:  # ours already says what went wrong
                 return UserCodeError(f"{error}{place}", lines)
@@ -78,6 +76,18 @@ def user_code_error(error: BaseException) -> UserCodeError | None:
             return UserCodeError(f"{path or 'your code'} failed: {what}{place}", lines)
         cause = cause.__cause__
     return None
+
+
+def _no_exception(
+    path: str, frames: list[tuple[FrameType, int]], error: BaseException
+) -> UserCodeError:
+    """What to tell of `sys.exit` in the user's code, and of all else that is no `Exception`."""
+    place, lines = _place(frames, path, error)
+    what = f"called sys.exit ({error!r})" if isinstance(error, SystemExit) else f"raised {error!r}"
+    return UserCodeError(
+        f"{path or 'your code'} {what}{place}; expected it to return, or to raise an Exception",
+        lines,
+    )
 
 
 @contextmanager

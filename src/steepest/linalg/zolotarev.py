@@ -57,9 +57,9 @@ def terms(r: int, low: float = LOWEST) -> tuple[tuple[float, ...], tuple[float, 
 def by_zolotarev(X: Tensor, r: int) -> Tensor:
     """Return X (XᵀX)^(-1/2) for m <= n in X's precision; the largest entry of X is in [1, 2).
 
-    Where a Cholesky factorization fails (rounding made R + c_1 I indefinite), or its inverse is not
-    finite, the same function is applied to the eigenvalues of R, negative ones taken as 0. Two
-    terms are those of `TWO_TERMS`.
+    A Cholesky factorization may fail, as rounding can make R + c_1 I indefinite, or its inverse may
+    not be finite. The same function is then applied to the eigenvalues of R, with 0 for negative
+    ones. Two terms are those of `TWO_TERMS`.
     """
     a, c, b = TWO_TERMS if r == 2 else (*terms(r)[:2], 0.0)
     R = symmetric_product(X, X.mT)

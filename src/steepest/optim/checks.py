@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Rational, Real
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import torch
 from torch import Tensor
 
 from steepest.geometry import Spectral
 from steepest.linalg.planner import METHODS
-from steepest.optim.settings import Decay, OnNonfinite, Rounding
+from steepest.linalg.polar_factor import PolarMethod
 
-_Check = tuple[Callable[[Any], bool], str]
 _PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MEMORY = (torch.float32, torch.float64)
 
@@ -60,99 +59,117 @@ def _are_betas(value: Any) -> bool:
     return isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_fraction, value))
 
 
-def choice(*values: Any) -> _Check:
+class Check(NamedTuple):
+    """Whether a value can be a setting, and what is expected."""
+
+    is_right: Callable[[Any], bool]
+    expected: str
+
+
+def choice(*values: Any) -> Check:
     """Return the check for one of a few values, and how to name them."""
     shown = [f'"{value}"' if isinstance(value, str) else str(value) for value in values]
     expected = " or ".join(part for part in (", ".join(shown[:-1]), shown[-1]) if part)
-    return lambda value: type(value) in (str, int) and value in values, expected
+    return Check(lambda value: type(value) in (str, int) and value in values, expected)
 
 
-_RATE = (_is_rate, "a finite number of at least 0")
-_SIZE = (_is_size, "a finite number of at least 0")
-_FRACTION = (_is_fraction, "0 or more and less than 1")
-_BETAS = (_are_betas, "two numbers in [0, 1)")
-_COUNT = (_is_count, "a whole number of at least 1")
-_LIMIT = (_or_none(_is_count), "a whole number of at least 1, or None for no limit")
-_BOOL = (_is_bool, "True or False")
-
-CHECKS: dict[str, _Check] = {
-    "lr": _RATE,
-    "base_lr": _SIZE,
-    "weight_decay": _SIZE,
-    "eps": _SIZE,
-    "betas": _BETAS,
-    "momentum": _FRACTION,
-    "beta2": _FRACTION,
-    "nesterov": _BOOL,
-    "heavy_ball": _BOOL,
-    "maximize": _BOOL,
-    "fused": (_or_none(_is_bool), "True, False or None"),
-    "decay": choice(*get_args(Decay)),
-    "rounding": choice(*get_args(Rounding)),
-    "scale": choice("spectral", "original", "match-rms-adamw", "none"),
-    "method": (
-        lambda value: isinstance(value, str) and value in METHODS,
-        "one of " + ", ".join(f'"{name}"' for name in METHODS),
-    ),
-    "steps": (_or_none(_is_count), "at least 1, a whole number, or None for the method's own"),
-    "dtype": (
+# What a setting can be stands in the signature that declares it, as one of these types.
+_RATE = Check(_is_rate, "a finite number of at least 0")
+Rate = Annotated[float | Tensor, _RATE]
+RateOrNone = Annotated[
+    float | Tensor | None,
+    Check(_or_none(_is_rate), "a finite number of at least 0, or None for the default"),
+]
+Size = Annotated[float, Check(_is_size, "a finite number of at least 0")]
+Exponent = Annotated[
+    float, Check(lambda value: _is_number(value) and value > 0, "a finite number above 0")
+]
+Fraction = Annotated[float, Check(_is_fraction, "0 or more and less than 1")]
+Betas = Annotated[tuple[float, float], Check(_are_betas, "two numbers in [0, 1)")]
+Count = Annotated[int, Check(_is_count, "a whole number of at least 1")]
+Limit = Annotated[
+    int | None, Check(_or_none(_is_count), "a whole number of at least 1, or None for no limit")
+]
+PolarSteps = Annotated[
+    int | None,
+    Check(_or_none(_is_count), "at least 1, a whole number, or None for the method's own"),
+]
+Precision = Annotated[
+    torch.dtype | None,
+    Check(
         _or_none(lambda value: isinstance(value, torch.dtype) and value in _PRECISIONS),
         "torch.float32, torch.float64, torch.bfloat16, torch.float16, or None for the method's own",
     ),
-    "state_dtype": (
+]
+MemoryType = Annotated[
+    torch.dtype | None,
+    Check(
         _or_none(lambda value: isinstance(value, torch.dtype) and value in _MEMORY),
         "torch.float32 or torch.float64, or None for that of the parameter",
     ),
-    "length": choice("constant", "dual"),
+]
+_BOOL = Check(_is_bool, "True or False")
+_METHOD = Check(
+    lambda value: isinstance(value, str) and value in METHODS,
+    "one of " + ", ".join(f'"{name}"' for name in METHODS),
+)
+
+
+def check_of(kind: Any) -> Check | None:
+    """Return the check that a type stands for."""
+    for extra in getattr(kind, "__metadata__", ()):
+        if isinstance(extra, Check):
+            return extra
+    if kind is bool:
+        return _BOOL
+    if kind == PolarMethod:
+        return _METHOD
+    return choice(*get_args(kind)) if get_origin(kind) is Literal else None
+
+
+Checks = Mapping[str, Check]
+OF_GROUPS: Mapping[str, Check | None] = {
+    "base_lr": Check(_is_size, "a finite number of at least 0"),
+    "betas": Check(_are_betas, "two numbers in [0, 1)"),
+    "eps": Check(_is_size, "a finite number of at least 0"),
+    "fused": Check(_or_none(_is_bool), "True, False or None"),
+    "step_count": Check(
+        lambda value: _is_whole(value) and value >= 0, "a whole number of at least 0"
+    ),
+    "method": _METHOD,
+    "steps": check_of(PolarSteps),
+    "dtype": check_of(Precision),
     "mode": choice(1, 2),
-    "compensate": _BOOL,
-    "exponent": (lambda value: _is_number(value) and value > 0, "a finite number above 0"),
-    "sides": choice("both", "left", "right"),
-    "relative_eps": _BOOL,
-    "bias_correction": _BOOL,
-    "sequential": _BOOL,
-    "interval": _COUNT,
-    "block": _LIMIT,
-    "max_side": _LIMIT,
-    "graft": choice("adam", "muon", "none"),
-    "graft_beta2": _FRACTION,
-    "graft_eps": _SIZE,
-    "normalize": choice("spectral", "none"),
-    "step_count": (lambda value: _is_whole(value) and value >= 0, "a whole number of at least 0"),
-    # Of an optimizer as a whole.
-    "stack": _COUNT,
-    "nonfinite": choice(*get_args(OnNonfinite)),
-    "adamw_lr": (_or_none(_is_rate), "a finite number of at least 0, or None for the default"),
-    "adamw_betas": _BETAS,
-    "adamw_eps": _SIZE,
-    "adamw_weight_decay": _SIZE,
+    "length": choice("own", "muon"),
 }
-"""For each setting, whether a value is one of it, and what is expected."""
+"""Of what each group has: of AdamW, of the geometries, and what is counted."""
 
 
-def check_setting(key: str, value: Any) -> None:
+def check_setting(key: str, value: Any, checks: Checks) -> None:
     """Raise a `ValueError` unless `value` can be the setting `key`."""
-    is_right, expected = CHECKS[key]
+    is_right, expected = checks[key]
     if is_right(value):
         return
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(
             f"got for {key} a learning rate of shape {tuple(value.shape)}, expected one number"
-            if is_right is _RATE[0]
+            if is_right is _is_rate
             else f"got a tensor of shape {tuple(value.shape)} for {key}, expected {expected}"
         )
     raise ValueError(f"got {key}={value!r}, expected {expected}")
 
 
-def check_settings(group: Mapping[str, Any], changed: Iterable[str] | None = None) -> None:
+def check_settings(
+    group: Mapping[str, Any], checks: Checks, changed: Iterable[str] | None = None
+) -> None:
     """Raise a `ValueError` for the first setting of a group that is wrong, or not with the others.
 
     Only the settings `changed` are looked at, where it is clear which have.
     """
     changed = group.keys() if changed is None else changed
     for key in changed:
-        if key in CHECKS:
-            check_setting(key, group[key])
+        if key in checks:
+            check_setting(key, group[key], checks)
     if group["geometry"] == "adamw":
         return
     if group["heavy_ball"] and "momentum" not in group:

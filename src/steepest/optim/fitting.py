@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from steepest.optim.checks import check_setting, check_settings
+from steepest.optim.matrices import NOTHING, Matrices
 from steepest.optim.memory import Memory, memory_of
 from steepest.optim.parameter_groups import name_of
 
@@ -16,10 +18,40 @@ if TYPE_CHECKING:
     from steepest.optim.steepest_descent import SteepestDescent
 
 _OFTEN = {"lr", "weight_decay", "momentum", "betas", "step_count"}  # changed, and not for memory
-_NOTHING = object()
-_EMPTY: dict[str, Any] = {}
-_Seen = tuple[Tensor, torch.Size, torch.dtype, list[tuple[str, Tensor, int]]]
-"""A parameter as it was in the step before: shape, type, and the tensors of its memory."""
+_ABSENT = object()
+
+
+class _Seen:
+    """A parameter and its memory as the step before left them."""
+
+    __slots__ = ("dtype", "kept", "names", "parameter", "shape", "sizes", "values", "versions")
+
+    def __init__(self, p: Tensor, kept: Mapping[str, Any], memory: Memory):
+        self.parameter, self.shape, self.dtype = p, p.shape, p.dtype
+        self.kept, self.names = kept, tuple(memory)
+        self.values: list[Tensor] = []
+        self.record()
+
+    def record(self) -> None:
+        """Note the memory: its tensors, and how often each was written to in place."""
+        if not self.values or not all(map(is_, map(self.kept.get, self.names), self.values)):
+            self.values = [self.kept[name] for name in self.names]
+            self.sizes = [value.numel() for value in self.values]
+        self.versions = [value._version for value in self.values]
+
+    def is_as_it_was(self, p: Tensor, gradient: Tensor, kept: Mapping[str, Any]) -> bool:
+        """Whether nothing but its numbers has changed, and those by no one else."""
+        values = self.values
+        return (
+            p is self.parameter
+            and kept is self.kept
+            and p.dtype is self.dtype
+            and p.shape == self.shape
+            and gradient.shape == self.shape
+            and all(map(is_, map(self.kept.get, self.names), values))
+            and [value._version for value in values] == self.versions
+            and [value.numel() for value in values] == self.sizes
+        )
 
 
 class Fit:
@@ -31,6 +63,7 @@ class Fit:
         self._shapes: list[torch.Size] = [p.shape for p in group["params"]]
         self._seen: list[_Seen | None] = []
         self._device: torch.device | None = None
+        self.matrices: Matrices | None = None
         self._memory: dict[tuple[Any, ...], Memory] = {}
         self._keys: tuple[str, ...] | None = None
         self._optional: set[str] = set()  # what a setting changed in the middle asks for
@@ -54,29 +87,31 @@ class Fit:
         if params and self._device != params[0].device:  # a model moves as a whole
             self._device = params[0].device
             seen.clear()
-        seen += [None] * (len(params) - len(seen))
-        fused = self.group["geometry"] == "adamw"  # whose kernel looks at no sizes
+        if len(seen) != len(params):
+            same = False
+            del seen[len(params) :]
+            seen += [None] * (len(params) - len(seen))
         for k, p in enumerate(params):
             gradient = p.grad
             if gradient is None:
                 continue
-            kept, known = state.get(p, _EMPTY), seen[k]
-            if known is not None:
-                parameter, shape, dtype, memory = known
-                if (
-                    p is parameter
-                    and p.shape == shape
-                    and gradient.shape == shape
-                    and p.dtype is dtype
-                ):
-                    for name, value, entries in memory:
-                        if kept.get(name) is not value or (fused and value.numel() != entries):
-                            break
-                    else:
-                        continue
-            same = False
-            seen[k] = self._look(optimizer, k, p, gradient, kept)
+            kept, known = state.get(p, NOTHING), seen[k]
+            if known is None or not known.is_as_it_was(p, gradient, kept):
+                same = False
+                seen[k] = self._look(optimizer, k, p, gradient, kept)
         return same
+
+    def record(self) -> None:
+        """Note the memory as this step has left it; what writes to it later is checked again."""
+        views, work = self.group.get("views"), self.matrices
+        if work is None:
+            return
+        for k, p, kept in zip(work.places, work.params, work.kept, strict=True):
+            known = self._seen[k]
+            if known is not None:
+                known.record()
+            else:
+                self._seen[k] = _seen(p, kept, self._memory[p.shape, p.dtype, views and views[k]])
 
     def _look(
         self,
@@ -106,13 +141,11 @@ class Fit:
         if memory is None:
             memory = self._memory[key] = memory_of(optimizer, group, k)
         self._check_memory(k, p, kept, memory)
-        if not kept.keys() >= memory.keys():
-            return None
-        return p, shape, p.dtype, [(name, kept[name], kept[name].numel()) for name in memory]
+        return _seen(p, kept, memory)
 
     def _check_settings(self, optimizer: SteepestDescent) -> None:
         group, seen = self.group, self._settings
-        changed = [key for key, value in group.items() if seen.get(key, _NOTHING) is not value]
+        changed = [key for key, value in group.items() if seen.get(key, _ABSENT) is not value]
         if (changed and changed != ["step_count"]) or len(group) != len(seen):
             if missing := optimizer.settings_of(group) - group.keys():
                 raise ValueError(
@@ -124,11 +157,11 @@ class Fit:
                     f"got a group whose geometry has become {group['geometry']!r}, expected "
                     f"{seen['geometry']!r}; make the optimizer anew"
                 )
-            check_settings(group, changed)
+            check_settings(group, optimizer.checks, changed)
             if not _OFTEN.issuperset(changed):
                 self._forget()
         if isinstance(group["lr"], Tensor):  # whose number can change
-            check_setting("lr", group["lr"])
+            check_setting("lr", group["lr"], optimizer.checks)
         if group["geometry"] != "adamw":
             self._check_matrices(optimizer)
         if changed or len(group) != len(seen):
@@ -151,8 +184,8 @@ class Fit:
     def _check_memory(self, k: int, p: Tensor, kept: Mapping[str, Any], memory: Memory) -> None:
         missing = []
         for name, expected in memory.items():
-            value = kept.get(name, _NOTHING)
-            if value is _NOTHING:
+            value = kept.get(name, _ABSENT)
+            if value is _ABSENT:
                 missing.append(name)
             elif problem := expected.problem(value, p.device):
                 raise ValueError(
@@ -172,6 +205,11 @@ class Fit:
                 f"the {name_of(self.group, k)} has lost its memory {missing[0]!r}; nothing was "
                 "updated. Delete optimizer.state[parameter] to start its memory anew"
             )
+
+
+def _seen(p: Tensor, kept: Mapping[str, Any], memory: Memory) -> _Seen | None:
+    """What to remember of a parameter; nothing if some of its memory is still to be made."""
+    return _Seen(p, kept, memory) if kept.keys() >= memory.keys() else None
 
 
 def _broken(name: str, value: Tensor) -> str:

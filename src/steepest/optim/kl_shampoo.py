@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Unpack
+from collections.abc import Mapping
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
 from steepest.linalg.newton_schulz import power_of_two
 from steepest.linalg.products import product
+from steepest.optim.checks import Count, Fraction, Limit, Rate, Size
 from steepest.optim.kronecker import (
     NEVER,
-    Graft,
     KroneckerDescent,
+    Length,
     Side,
     average,
     count_step,
@@ -24,10 +26,11 @@ from steepest.optim.kronecker import (
     unbiased,
 )
 from steepest.optim.matrices import Batch, MatrixState, stack
+from steepest.optim.momentum import Momentum
 from steepest.optim.precision import factor_dtype
 from steepest.optim.scales import Scale
 from steepest.optim.settings import Settings
-from steepest.optim.steepest_descent import Parameters
+from steepest.optim.steepest_descent import Parameters, SteepestDescent
 
 
 class KLShampoo(KroneckerDescent):
@@ -52,60 +55,65 @@ class KLShampoo(KroneckerDescent):
         beta2: β₂, in [0, 1).
         sequential: whether L takes the new R.
         eps, relative_eps, bias_correction, interval, block: as for `Shampoo`.
-        graft: the length of D: "adam" (default), "muon" for sqrt(min(out, in)), or "none", where
+        length: of D: "adam" (default), "muon" for sqrt(min(out, in)), or "none", where
             the entries of D are about as large as those of Adam's update.
         graft_beta2, graft_eps, scale: as for `Shampoo`.
         settings: as for `Shampoo`.
 
     >>> W = torch.nn.Parameter(torch.zeros(2, 2))
     >>> W.grad = torch.diag(torch.tensor([3.0, 0.1]))
-    >>> optimizer = KLShampoo([W], 0.1, momentum=0, beta2=0, eps=0, sequential=True, graft="none")
+    >>> optimizer = KLShampoo([W], 0.1, momentum=0, beta2=0, eps=0, sequential=True, length="own")
     >>> optimizer.step()
     >>> W.data  # sqrt(2) times the polar factor
     tensor([[-0.1414,  0.0000],
             [ 0.0000, -0.1414]])
     """
 
-    geometries = ("kl-shampoo", "adamw")
+    geometries: ClassVar[Mapping[str, str]] = {
+        **SteepestDescent.geometries, "kl-shampoo": "spectral",
+    }  # fmt: skip
 
     def __init__(
         self,
         params: Parameters,
-        lr: float | Tensor = 3e-3,
+        lr: Rate = 3e-3,
         *,
-        momentum: float = 0.9,
-        beta2: float = 0.95,
+        momentum: Fraction = 0.9,
+        beta2: Fraction = 0.95,
         sequential: bool = False,
-        eps: float = 1e-4,
+        eps: Size = 1e-4,
         relative_eps: bool = True,
         bias_correction: bool = True,
-        interval: int = 10,
-        block: int | None = 1024,
-        graft: Graft = "adam",
-        graft_beta2: float = 0.95,
-        graft_eps: float = 1e-8,
+        interval: Count = 10,
+        block: Limit = 1024,
+        length: Length = "adam",
+        graft_beta2: Fraction = 0.95,
+        graft_eps: Size = 1e-8,
         scale: Scale = "none",
         **settings: Unpack[Settings],
     ):
-        own = {
-            "lr": lr,
-            "geometry": "kl-shampoo",
-            "momentum": momentum,
-            "beta2": beta2,
-            "exponent": 1 / 2,
-            "sides": "both",
-            "sequential": sequential,
-            "eps": eps,
-            "relative_eps": relative_eps,
-            "bias_correction": bias_correction,
-            "interval": interval,
-            "block": block,
-            "graft": graft,
-            "graft_beta2": graft_beta2,
-            "graft_eps": graft_eps,
-            "scale": scale,
-        }
-        super().__init__(params, own, **settings)
+        super().__init__(
+            params,
+            lr,
+            geometry="kl-shampoo",
+            memory=Momentum(momentum),
+            scale=scale,
+            length=length,
+            options={
+                "beta2": beta2,
+                "exponent": 1 / 2,
+                "sides": "both",
+                "sequential": sequential,
+                "eps": eps,
+                "relative_eps": relative_eps,
+                "bias_correction": bias_correction,
+                "interval": interval,
+                "block": block,
+                "graft_beta2": graft_beta2,
+                "graft_eps": graft_eps,
+            },
+            **settings,
+        )
 
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return a L^-1/2 N R^-1/2 for each matrix."""
@@ -128,7 +136,7 @@ class KLShampoo(KroneckerDescent):
     ) -> list[MatrixState]:
         """Average the products of gradients that were whitened from the other side."""
         average(group, batch, side, G, by=G.shape[-1 if side == "left" else -2])
-        turn = [state for _, state in due(group, batch, side, group["graft"] == "none")]
+        turn = [state for _, state in due(group, batch, side, group["length"] == "own")]
         renew_roots(group, turn, side)
         return turn
 

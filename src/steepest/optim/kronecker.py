@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar, Unpack
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,17 +20,17 @@ from steepest.linalg.matrix_norms import frobenius_norm
 from steepest.linalg.matrix_roots import inverse_root
 from steepest.linalg.newton_schulz import scaled
 from steepest.linalg.products import fast_products, product, symmetric_product
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
+from steepest.optim import adamw
 from steepest.optim.matrices import Batch, Matrices, MatrixState, stack
 from steepest.optim.precision import adam_eps, factor_dtype
 from steepest.optim.rounding import Assignment
-from steepest.optim.scales import with_adamw_lr
-from steepest.optim.settings import Settings
-from steepest.optim.steepest_descent import Parameters, SteepestDescent
+from steepest.optim.scales import adamw_ratio, update_scale
+from steepest.optim.steepest_descent import SteepestDescent
 
 Side = Literal["left", "right"]
 Sides = Literal["both", "left", "right"]
-Graft = Literal["adam", "muon", "none"]
+Length = Literal["adam", "muon", "own"]
 _Any = TypeVar("_Any")
 SECOND_MOMENT = "exp_avg_sq"
 _ENTRIES_RENEWED = 2**20  # at a time: small factors share the cost of a call, large ones need not
@@ -40,10 +40,20 @@ NEVER = -1  # the step in which a side was renewed that never was
 class KroneckerDescent(SteepestDescent):
     """A step with a factor for each side of a matrix; the subclasses say what is made of them."""
 
-    def __init__(self, params: Parameters, defaults: dict[str, Any], **settings: Unpack[Settings]):
-        if defaults.get("graft") == "muon" or defaults.get("normalize") == "spectral":
-            settings = with_adamw_lr(settings, defaults["lr"], defaults["scale"])
-        super().__init__(params, defaults, **settings)
+    def adamw_ratio(self, defaults: Mapping[str, Any]) -> float:
+        """Return Muon's where steps are as long as Muon's or of spectral norm 1, otherwise 1."""
+        spectral = defaults["length"] in ("muon", "spectral")
+        return adamw_ratio(defaults["scale"]) if spectral else 1.0
+
+    def expected_rms(
+        self, group: Mapping[str, Any], outputs: int, inputs: int, stack: int = 1, adam: float = 1.0
+    ) -> float | None:
+        """Return Adam's or Muon's where a step is as long; the own length is of the gradients."""
+        if group["length"] == "adam":
+            return adamw.expected_rms(group, adam) * update_scale(group["scale"], outputs, inputs)
+        if group["length"] == "muon" or group["geometry"] in SteepestDescent.geometries:
+            return super().expected_rms(group, outputs, inputs, stack)
+        return None
 
     def start(self, group: dict[str, Any], matrices: Matrices) -> None:
         """Make the factors of matrices: zero, with the identity for what is computed from them."""
@@ -60,7 +70,7 @@ class KroneckerDescent(SteepestDescent):
 
     def entry_memory(self, group: dict[str, Any]) -> tuple[str, ...]:
         """The momentum, and the second moment where there is grafting from Adam."""
-        second = (SECOND_MOMENT,) if group.get("graft") == "adam" else ()
+        second = (SECOND_MOMENT,) if group["length"] == "adam" else ()
         return super().entry_memory(group) + second
 
     def largest_entry(self, group: dict[str, Any], dtype: torch.dtype) -> float:
@@ -148,6 +158,8 @@ def renew_roots(group: Mapping[str, Any], states: Sequence[MatrixState], side: S
     for some in at_a_time(states, n):
         factors = stack([state[side] for state in some])
         small = factors.diagonal(dim1=-2, dim2=-1).amax(-1) < 1e2 * torch.finfo(factors.dtype).tiny
+        if group["eps"] and not group["relative_eps"]:  # then ε alone has a root
+            small.zero_()
         if small.any():  # NaN is not, and an error below
             some = [state for state, no in zip(some, small.tolist(), strict=True) if not no]
             factors = factors[~small]
@@ -194,10 +206,10 @@ def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor, degree: in
     """
     roots = {side: stacked(batch, f"{side}_root") for side in sides_of(group, N.shape[1:])}
     early = unready(group, batch)
-    if group["graft"] == "none":
+    if group["length"] == "own":
         D = between(roots, N)
-        power = 1 - group["exponent"] * degree * len(roots)  # of the gradients in D
-        if early and power >= 0:
+        if early:
+            power = 1 - group["exponent"] * degree * len(roots)  # of the gradients in D
             size = frobenius_norm(N[early], keepdim=True) / math.sqrt(min(N.shape[1:]))
             D[early] = Spectral("auto").direction(N[early]) * size**power
         low, high = torch.aminmax(D)
@@ -205,10 +217,10 @@ def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor, degree: in
             raise FloatingPointError(
                 "got a direction beyond the range of its type, expected finite entries: without "
                 "grafting it goes with the inverse of the scale that earlier gradients had; pass "
-                'graft="adam" or a larger eps'
+                'length="adam" or a larger eps'
             )
         return D
-    if group["graft"] == "adam":
+    if group["length"] == "adam":
         other = adam_direction(group, batch, N)
         length = frobenius_norm(other, keepdim=True)
         other = other[early] if early else other

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from steepest.optim.checks import CHECKS, check_settings
+from steepest.optim.checks import check_settings
 from steepest.optim.memory import Memory, memory_of, of_this_package
 from steepest.optim.parameter_groups import name_of
 from steepest.optim.precision import memory_dtype
+from steepest.optim.settings import modern
 from steepest.optim.stored_groups import override_for
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 Group = dict[str, Any]
 _OF_THE_MODEL = ("views", "stacks")  # how parameters are matrices stays as constructed
-_WIDEST = {"momentum": 0.5, "graft": "adam", "sides": "both", "max_side": None}
+_WIDEST = {"momentum": 0.5, "length": "adam", "sides": "both", "max_side": None}
 """Settings with which a class keeps the most: what an earlier setting has left is its own too."""
 
 
@@ -42,17 +43,17 @@ class Loading:
                 "got no state of an optimizer, expected the keys 'state' and 'param_groups'; pass "
                 "what optimizer.state_dict() returned"
             )
-        saved = list(state_dict["param_groups"])
+        saved = [modern(group, warn=False) for group in state_dict["param_groups"]]
         states = state_dict["state"].values()
         of_matrices = any("." in str(key) for state in states for key in state)
         _check_roles(self._groups, saved, of_matrices)
         _check_groups(self._groups, saved)
         ordered = []
         for i, (own, group) in enumerate(zip(self._groups, saved, strict=True)):
-            group = _in_order(own, group, i)
+            group = _in_order(own, group, i, self._optimizer.checks)
             ordered.append(group)
             merged = _merged(own, group)
-            check_settings(merged)
+            check_settings(merged, self._optimizer.checks)
             self._check_states(merged, group["params"], state_dict["state"])
         return {**state_dict, "param_groups": ordered}
 
@@ -208,12 +209,12 @@ def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
 
 
-def _in_order(own: Group, saved: Group, i: int) -> Group:
+def _in_order(own: Group, saved: Group, i: int, settings: Container[str]) -> Group:
     """The group of a state with its parameters in the order of the optimizer's, matched by name."""
     saved = {
         key: value
         for key, value in saved.items()
-        if key in own or not (key in CHECKS or key in _OF_THE_MODEL)  # settings of others
+        if key in own or not (key in settings or key in _OF_THE_MODEL)  # settings of others
     }
     names, there = _names(own), _names(saved)
     if names is None or there is None:

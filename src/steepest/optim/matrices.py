@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
 from steepest.optim.parameter_groups import name_of
 from steepest.optim.precision import memory_dtype
 
 State = dict[str, Any]
+NOTHING: State = {}
+"""The memory of a parameter that has none."""
 
 # Matrices of equal shape are stacked up to this many entries for one batched product. On a CPU a
 # large product gains nothing from a batch, so there the Gram matrices are bounded too; and no more
@@ -73,118 +75,182 @@ class Batch:
 
 
 class Matrices:
-    """The parameters of a group that have gradients, and those gradients as matrices."""
+    """The parameters of a group that have gradients, and those gradients as matrices.
 
-    def __init__(self, group: Mapping[str, Any]):
+    What depends on shapes alone is worked out once: `refresh` takes the gradients of another step.
+
+    Attributes:
+        group: of which they are.
+        params: those with a gradient; `places` are their positions in the group.
+        gradients: as matrices, those of a parameter one after the other; `dtypes` are their types.
+        kept: the memory of each parameter, once it is made.
+    """
+
+    def __init__(self, group: dict[str, Any]):
         params = group["params"]
         views, stacks = (group.get(key) or [None] * len(params) for key in ("views", "stacks"))
+        self.group = group
         self.params: list[Tensor] = []
-        self.views: list[_View] = []
-        self.gradients: list[Tensor] = []
-        self.stacks: list[int | None] = []
-        self._group = group
+        self.places: list[int] = []
+        self.kept: list[State] = []
+        self._idle: list[Tensor] = []
+        self._views: list[_View] = []
+        self._stacks: list[int | None] = []
         self._sizes: list[tuple[int, int]] = []
         self._owners: list[tuple[Tensor, int, int]] = []
-        self._copies: list[tuple[Tensor, Tensor]] = []
+        self._states: list[MatrixState] = []
+        self._plan: tuple[list[bool], list[list[int]], list[int]] | None = None
         position, block = 0, group.get("block")
-        for p, view, stack in zip(params, views, stacks, strict=True):
+        for k, (p, view, stack) in enumerate(zip(params, views, stacks, strict=True)):
             seen = _view(view, block)
             count = len(seen.sizes)
-            gradient = p.grad
-            if gradient is not None and p.numel():
-                self._owners.append((p, 0, position))
-                if count > 1:
-                    self._owners += [(p, i, position + i) for i in range(1, count)]
-                self._check(gradient)
+            if p.grad is None or not p.numel():
+                self._idle.append(p)
+            else:
                 self.params.append(p)
-                self.views.append(seen)
-                self.gradients += seen.of(gradient.contiguous() if view else gradient)
-                self.stacks += stack or seen.alone
+                self.places.append(k)
+                self._views.append(seen)
+                self._stacks += stack or seen.alone
                 self._sizes += seen.sizes
+                self._owners += [(p, i, position + i) for i in range(count)]
             position += count
+        self._read()
+
+    def refresh(self) -> bool:
+        """Take the gradients of another step; return whether the same parameters have some."""
+        if any([p.grad is None for p in self.params]):  # noqa: C419 - a list is faster
+            return False
+        if any(p.grad is not None and p.numel() for p in self._idle):
+            return False
+        before = self.dtypes
+        self._read()
+        return before == self.dtypes
+
+    def _read(self) -> None:
+        self.gradients: list[Tensor] = []
+        for p, view in zip(self.params, self._views, strict=True):
+            gradient = cast(Tensor, p.grad)
+            if type(gradient) is not Tensor or gradient.is_sparse:
+                self._check(p, gradient)
+            self.gradients += view.of(gradient)
+        self.dtypes = [G.dtype for G in self.gradients]
+
+    def forget_gradients(self) -> None:
+        """Let the gradients of this step go, which the program may set free."""
+        self.gradients = []
 
     def name(self, i: int) -> str:
         """Return what to call the parameter of the matrix `i` in an error."""
-        owner = self._owners[i][0]
+        return self._name(self._owners[i][0])
+
+    def _name(self, owner: Tensor) -> str:
         return name_of(
-            self._group, next(k for k, p in enumerate(self._group["params"]) if p is owner)
+            self.group, next(k for k, p in enumerate(self.group["params"]) if p is owner)
         )
 
-    def _check(self, gradient: Tensor) -> None:
+    def _check(self, p: Tensor, gradient: Tensor) -> None:
         if gradient.is_sparse:
             raise ValueError(
-                f"got a sparse gradient for the {self.name(-1)}, expected a dense one; build "
+                f"got a sparse gradient for the {self._name(p)}, expected a dense one; build "
                 "the embedding with sparse=False"
             )
-        if type(gradient) is not Tensor and hasattr(
-            gradient, "full_tensor"
-        ):  # a DTensor, whose blocks would be copies
+        if hasattr(gradient, "full_tensor"):  # a DTensor, whose blocks would be copies
             raise NotImplementedError(
-                f"got a gradient sharded over processes for the {self.name(-1)}, expected the "
+                f"got a gradient sharded over processes for the {self._name(p)}, expected the "
                 "whole one; use DistributedDataParallel instead of fully_shard"
             )
 
-    def entries(self, state: Mapping[Tensor, State], key: str) -> None:
+    def keep(self, state: Mapping[Tensor, State]) -> None:
+        """Take the memory of each parameter, which is made now."""
+        self.kept = [state.get(p, NOTHING) for p in self.params]
+        self._states = [MatrixState(state, *owner) for owner in self._owners]
+
+    def entries(self, state: MutableMapping[Tensor, State], key: str) -> None:
         """Make the state `key` with an entry for each weight, of zeros, where there is none."""
         for p in self.params:
-            buffer = state[p].get(key)
+            kept = state.setdefault(p, {})
+            buffer = kept.get(key)
             if buffer is None:
-                layout, dtype = torch.contiguous_format, memory_dtype(self._group, p)
+                layout, dtype = torch.contiguous_format, memory_dtype(self.group, p)
                 buffer = torch.zeros_like(p, dtype=dtype, memory_format=layout)
-            state[p][key] = buffer.contiguous()
+            kept[key] = buffer.contiguous()
 
     def states(self, state: Mapping[Tensor, State]) -> list[MatrixState]:
         """Return what is kept for each matrix as a whole."""
         return [MatrixState(state, *owner) for owner in self._owners]
 
-    def batches(
-        self, state: Mapping[Tensor, State], keys: tuple[str, ...], active: list[bool]
-    ) -> Iterator[Batch]:
+    def batches(self, keys: tuple[str, ...], active: list[bool]) -> Iterator[Batch]:
         """Yield the active matrices in batches of equal shape and bounded size.
 
         What is written to their weights arrives in the parameters when all are through.
+
+        Args:
+            keys: of the memory with an entry for each weight.
+            active: whether each matrix takes a step.
         """
-        W = self._weights()
+        W, copies = self._weights()
         memory = {
             key: [
                 M
-                for p, view in zip(self.params, self.views, strict=True)
-                for M in view.of(state[p][key])
+                for kept, view in zip(self.kept, self._views, strict=True)
+                for M in view.of(kept[key])
             ]
             for key in keys
         }
-        for unit in _batched(self._units(active), self.gradients, W, self._sizes):
-            positions = [i for stack in unit for i in stack]
+        if self._plan is None or self._plan[0] != active:
+            self._plan = (active, *self._batched(active, W))
+        for positions, length in zip(*self._plan[1:], strict=True):
             outputs, inputs = self._sizes[positions[0]]
             yield Batch(
                 [self.gradients[i] for i in positions],
                 [W[i] for i in positions],
-                {key: [each[i] for i in positions] for key, each in memory.items()},
-                [MatrixState(state, *self._owners[i]) for i in positions],
+                {key: [tensors[i] for i in positions] for key, tensors in memory.items()},
+                [self._states[i] for i in positions],
                 outputs,
                 inputs,
-                len(unit[0]),
+                length,
             )
-        for p, dense in self._copies:
+        for p, dense in copies:
             p.copy_(dense)
+
+    def _weights(self) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """The weights as matrices, and parameters with the copies that stand for them."""
+        matrices: list[Tensor] = []
+        copies: list[tuple[Tensor, Tensor]] = []
+        for p, view in zip(self.params, self._views, strict=True):
+            dense = p
+            if not p.is_contiguous():  # a layout such as channels_last, no matrix without a copy
+                dense = p.contiguous()
+                copies.append((p, dense))
+            matrices += view.of(dense)
+        return matrices, copies
+
+    def _batched(self, active: list[bool], W: list[Tensor]) -> tuple[list[list[int]], list[int]]:
+        """Positions of the matrices of each batch, and how many neighbours are a stack in it.
+
+        Stacks of equal shape and kind are in one batch, of bounded size.
+        """
+        buckets: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
+        for unit in self._units(active):
+            G, weight = self.gradients[unit[0]], W[unit[0]]
+            key = (len(unit), G.shape, G.dtype, weight.dtype, weight.device, self._sizes[unit[0]])
+            buckets.setdefault(key, []).append(unit)
+        positions, lengths = [], []
+        for (count, shape, _, _, device, _), bucket in buckets.items():
+            size = _most(device.type, shape, count, len(bucket))
+            for start in range(0, len(bucket), size):
+                positions.append([i for unit in bucket[start : start + size] for i in unit])
+                lengths.append(count)
+        return positions, lengths
 
     def _units(self, active: list[bool]) -> list[tuple[int, ...]]:
         """Positions that belong together: those of a stack, or one matrix alone."""
         units: dict[tuple[str, int], tuple[int, ...]] = {}
-        for i, (stack, use) in enumerate(zip(self.stacks, active, strict=True)):
+        for i, (stack, use) in enumerate(zip(self._stacks, active, strict=True)):
             if use:
                 key = ("alone", i) if stack is None else ("stack", stack)
                 units[key] = (*units.get(key, ()), i)
         return list(units.values())
-
-    def _weights(self) -> list[Tensor]:
-        matrices: list[Tensor] = []
-        for p, view in zip(self.params, self.views, strict=True):
-            dense = p.contiguous()
-            if dense is not p:  # a layout such as channels_last, which cannot be seen as a matrix
-                self._copies.append((p, dense))
-            matrices += view.of(dense)
-        return matrices
 
 
 def stack(matrices: list[Tensor]) -> Tensor:
@@ -203,30 +269,17 @@ class _View:
         self.alone = [None] * len(self.sizes)
 
     def of(self, tensor: Tensor) -> list[Tensor]:
-        if self._view is None or (self._whole and tensor.ndim == 2):
+        """The matrices of a tensor, views of it where it is contiguous."""
+        if self._view is None:
+            return [tensor]
+        if not tensor.is_contiguous():
+            tensor = tensor.contiguous()
+        if self._whole and tensor.ndim == 2:
             return [tensor]
         return self._view.matrices(tensor, self._block)
 
 
 _view = cache(_View)
-
-
-def _batched(
-    units: list[tuple[int, ...]],
-    gradients: list[Tensor],
-    weights: list[Tensor],
-    sizes: list[tuple[int, int]],
-) -> Iterator[list[tuple[int, ...]]]:
-    """Units of equal shape and kind, in batches of bounded size."""
-    buckets: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
-    for unit in units:
-        G, W = gradients[unit[0]], weights[unit[0]]
-        key = (len(unit), G.shape, G.dtype, W.dtype, W.device, sizes[unit[0]])
-        buckets.setdefault(key, []).append(unit)
-    for (count, shape, _, _, device, _), bucket in buckets.items():
-        size = _most(device.type, shape, count, len(bucket))
-        for start in range(0, len(bucket), size):
-            yield bucket[start : start + size]
 
 
 def _most(device: str, shape: torch.Size, count: int, length: int) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Unpack
 
-import torch
-from torch import Tensor
-
+from steepest.geometry import Spectral
 from steepest.linalg.polar_factor import PolarMethod
-from steepest.optim.scales import Scale, with_adamw_lr
+from steepest.optim.checks import Fraction, PolarSteps, Precision, Rate
+from steepest.optim.momentum import Momentum
+from steepest.optim.scales import Scale
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import Parameters, SteepestDescent
 
@@ -44,24 +44,21 @@ class Muon(SteepestDescent):
     def __init__(
         self,
         params: Parameters,
-        lr: float | Tensor = 0.02,
+        lr: Rate = 0.02,
         *,
-        momentum: float = 0.95,
+        momentum: Fraction = 0.95,
         nesterov: bool = True,
         scale: Scale = "spectral",
         method: PolarMethod = "auto",
-        steps: int | None = None,
-        dtype: torch.dtype | None = None,
+        steps: PolarSteps = None,
+        dtype: Precision = None,
         **settings: Unpack[Settings],
     ):
-        own = {
-            "lr": lr,
-            "geometry": "spectral",
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "scale": scale,
-            "method": method,
-            "steps": steps,
-            "dtype": dtype,
-        }
-        super().__init__(params, own, **with_adamw_lr(settings, lr, scale))
+        super().__init__(
+            params,
+            lr,
+            geometry=Spectral(method, steps, dtype),
+            memory=Momentum(momentum, nesterov),
+            scale=scale,
+            **settings,
+        )

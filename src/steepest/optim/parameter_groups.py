@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from steepest.matrix_view import MatrixView
-from steepest.optim.checks import check_settings, choice
+from steepest.model.matrix_view import MatrixView
+from steepest.model.parameter_roles import ParameterRole, Role, RoleTable
+from steepest.optim.checks import Checks, check_settings, choice
 from steepest.optim.precision import TRAINABLE, is_frozen_base
 from steepest.optim.scales import update_scale
-from steepest.parameter_roles import ParameterRole, Role, RoleTable
 
 
 def check_role_settings(settings: Any, known: Set[str]) -> None:
@@ -93,12 +93,12 @@ def warn_of_guessed_axes(table: RoleTable, scale: Any) -> None:
         )
 
 
-def complete(group: dict[str, Any], geometries: tuple[str, ...]) -> None:
+def complete(group: dict[str, Any], geometries: Iterable[str], checks: Checks) -> None:
     """Check the settings and fill in how each parameter is a matrix."""
     is_right, expected = choice(*geometries)
     if not is_right(group["geometry"]):
         raise ValueError(f"got geometry={group['geometry']!r}, expected {expected}")
-    check_settings(group)
+    check_settings(group, checks)
     for k, p in enumerate(group["params"]):
         if p.dtype not in TRAINABLE:
             raise ValueError(
@@ -133,8 +133,10 @@ def complete(group: dict[str, Any], geometries: tuple[str, ...]) -> None:
     group["views"] = [
         _view(p, view, group["geometry"]) for p, view in zip(group["params"], views, strict=True)
     ]
-    if group.get("normalize") == "spectral":
+    if group["length"] == "spectral":
         _check_uncut(group)
+    if group.get("stacks") is not None:
+        check_stacks(group)
 
 
 def _remedy(p: Tensor) -> str:
@@ -150,7 +152,7 @@ def _check_uncut(group: Mapping[str, Any]) -> None:
         view = MatrixView(*view)
         if view.sizes(group.get("block")) != view.sizes():
             raise ValueError(
-                f'got normalize="spectral" and block={group["block"]} for a parameter of shape '
+                f'got length="spectral" and block={group["block"]} for a parameter of shape '
                 f"{tuple(p.shape)}, expected whole matrices, whose spectral norm it sets; pass "
                 "block=None"
             )

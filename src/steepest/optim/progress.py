@@ -16,14 +16,14 @@ class Progress:
     def __init__(self, groups: list[dict[str, Any]]):
         self._groups = groups
         self._i = -1
-        self._active = self._matrices = 0
-        self._moved: set[int] = set()
+        self._active: list[bool] = []
+        self._done: list[Batch] = []
         self._batch: Batch | None = None
 
-    def begin(self, i: int, active: int) -> None:
-        """Group `i` takes its step, with so many active matrices."""
-        self._i, self._active, self._matrices, self._batch = i, active, 0, None
-        self._moved.clear()
+    def begin(self, i: int, active: list[bool]) -> None:
+        """Group `i` takes its step; `active` is whether each of its matrices moves."""
+        self._i, self._active, self._batch = i, active, None
+        self._done.clear()
 
     def enter(self, batch: Batch) -> None:
         """A batch takes its step."""
@@ -31,9 +31,7 @@ class Progress:
 
     def leave(self, batch: Batch) -> None:
         """A batch has taken its step."""
-        self._matrices += len(batch.G)
-        # What is not contiguous takes its step in a copy, which is written back in the end.
-        self._moved.update(id(s.parameter) for s in batch.states if s.parameter.is_contiguous())
+        self._done.append(batch)
 
     def explain(self, error: Exception) -> None:
         """Add to the error where the step has ended, and what has moved."""
@@ -52,8 +50,12 @@ class Progress:
         if self._batch is not None:
             batch = self._batch
             place += f", at {len(batch.G)} matrices of {batch.outputs} x {batch.inputs}"
-            count = f"up to {self._matrices} of {self._active} matrices of this group have moved, "
-        names = [name_of(group, k) for k, p in enumerate(group["params"]) if id(p) in self._moved]
+            done = sum(len(batch.G) for batch in self._done)
+            count = f"up to {done} of {sum(self._active)} matrices of this group have moved, "
+        owners = [state.parameter for batch in self._done for state in batch.states]
+        # What is not contiguous takes its step in a copy, which is written back in the end.
+        moved = {id(p) for p in owners if p.is_contiguous()}
+        names = [name_of(group, k) for k, p in enumerate(group["params"]) if id(p) in moved]
         shown = ", ".join(names[:_MOST_NAMES]) or "no parameter"
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
         before = ", and all groups before it" if self._i else ""

@@ -79,12 +79,12 @@ class Rates:
             "`for group in optimizer.param_groups: group['lr'] = factor * group['base_lr']`. "
             "Where one rate is meant, pass it as adamw_lr too",
             UserWarning,
-            stacklevel=_callers_level(),
+            stacklevel=callers_level(),
         )
 
 
-def _callers_level() -> int:
-    """How far up from a warning the line of the program is that took the step."""
+def callers_level() -> int:
+    """Return how far up from a warning the line of the program is that called this package."""
     frame, level = sys._getframe(1), 1
     while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
         frame, level = frame.f_back, level + 1

@@ -5,11 +5,6 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from torch import Tensor
-
-from steepest.optim.checks import check_setting
-from steepest.optim.settings import Settings
-
 Scale = Literal["spectral", "original", "match-rms-adamw", "none"]
 
 
@@ -51,12 +46,9 @@ def stacked_rank(m: int, n: int, K: int, mode: int) -> int:
     return min(m, K * n) if mode == 1 else min(K * m, n)
 
 
-def with_adamw_lr(settings: Settings, lr: float | Tensor, scale: Scale) -> Settings:
-    """Fill in the rate of the AdamW group that goes with a rate of spectral updates.
+def adamw_ratio(scale: Scale) -> float:
+    """Return the rate of an AdamW group over that of spectral updates, where none is given.
 
     The same for "match-rms-adamw", whose updates are as large as AdamW's; otherwise 0.15 times it.
     """
-    if settings.get("adamw_lr") is not None:
-        return settings
-    check_setting("lr", lr)
-    return {**settings, "adamw_lr": lr * (1.0 if scale == "match-rms-adamw" else 0.15)}
+    return 1.0 if scale == "match-rms-adamw" else 0.15

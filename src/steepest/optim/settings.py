@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict
+from contextlib import suppress
+from typing import Any, Literal, TypedDict, get_type_hints
 
-import torch
-from torch import Tensor
-
-from steepest.parameter_roles import Role
+from steepest.model.parameter_roles import Role
+from steepest.optim.checks import (
+    OF_GROUPS,
+    Betas,
+    Checks,
+    MemoryType,
+    RateOrNone,
+    Size,
+    check_of,
+)
+from steepest.optim.momentum import Momentum
+from steepest.optim.rates import callers_level
 
 OnNonfinite = Literal["raise", "skip"]
 Decay = Literal["decoupled", "independent", "cautious"]
@@ -40,15 +51,81 @@ class Settings(TypedDict, total=False):
             seed every time, so a run can be repeated and resumed bit for bit.
     """
 
-    weight_decay: float
+    weight_decay: Size
     decay: Decay
     heavy_ball: bool
     maximize: bool
     roles: Mapping[Role, Mapping[str, Any]]
-    adamw_lr: float | Tensor | None
-    adamw_betas: tuple[float, float]
-    adamw_eps: float
-    adamw_weight_decay: float
+    adamw_lr: RateOrNone
+    adamw_betas: Betas
+    adamw_eps: Size
+    adamw_weight_decay: Size
     nonfinite: OnNonfinite
-    state_dtype: torch.dtype | None
+    state_dtype: MemoryType
     rounding: Rounding
+
+
+def checks_of(optimizer: type) -> Checks:
+    """Return the check of each setting that an optimizer's signature declares, or that groups have.
+
+    A setting is declared once: by the type of an argument of `__init__`, in the class or in one
+    that it inherits from. `Literal` and `bool` need no check of their own.
+    """
+    declared = [vars(kind).get("__init__") for kind in reversed(optimizer.__mro__)]
+    hints = {**_hints(Momentum), **_hints(Settings)}
+    for function in declared:
+        hints |= _hints(function) if inspect.isfunction(function) else {}
+    checks = {**OF_GROUPS, **{key: check_of(kind) for key, kind in hints.items()}}
+    return {key: check for key, check in checks.items() if check}
+
+
+def _hints(declaration: Any) -> dict[str, Any]:
+    """The types of the arguments of a function, as far as their names can be looked up."""
+    try:
+        return get_type_hints(declaration, include_extras=True)
+    except NameError:  # a type that is imported for a type checker only
+        names = {**getattr(declaration, "__globals__", {}), **globals()}
+        known = {}
+        for key, text in declaration.__annotations__.items():
+            with suppress(NameError):
+                known[key] = eval(text, names) if isinstance(text, str) else text
+        return known
+
+
+_RENAMED: Mapping[str, Mapping[Any, str]] = {
+    "graft": {"adam": "adam", "muon": "muon", "none": "own"},
+    "normalize": {"spectral": "spectral", "none": "own"},
+    "compensate": {True: "muon", False: "own"},
+}
+"""Names that the option `length` had before, and what their values are called now."""
+
+
+def modern(settings: Mapping[str, Any], warn: bool = True) -> dict[str, Any]:
+    """Return settings, or those of a group, with the names and values of this version.
+
+    Raises:
+        ValueError: for a value that the old name did not have.
+    """
+    modern = dict(settings)
+    for old, values in _RENAMED.items():
+        if old not in modern:
+            continue
+        value = modern.pop(old)
+        if type(value) not in (str, bool) or value not in values:
+            expected = " or ".join(map(repr, values))
+            raise ValueError(f"got {old}={value!r}, expected {expected}")
+        modern["length"] = values[value]
+        _warn(f"{old}={value!r}", modern["length"], warn)
+    if modern.get("length") == "constant":
+        modern["length"] = "own"
+        _warn('length="constant"', "own", warn)
+    return modern
+
+
+def _warn(old: str, new: str, warn: bool) -> None:
+    if warn:
+        warnings.warn(
+            f'{old} is called length="{new}" now; the old name goes with the next version',
+            DeprecationWarning,
+            stacklevel=callers_level(),
+        )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 from torch import Tensor
 
 from steepest.linalg.solvers import svd
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
+from steepest.optim.checks import Count, Exponent, Fraction, Limit, Rate, Size
 from steepest.optim.kronecker import (
-    Graft,
     KroneckerDescent,
+    Length,
     Sides,
     average,
     count_step,
@@ -21,10 +23,11 @@ from steepest.optim.kronecker import (
     unbiased,
 )
 from steepest.optim.matrices import Batch, stack
+from steepest.optim.momentum import MOMENTUM, Momentum
 from steepest.optim.precision import factor_dtype
 from steepest.optim.scales import Scale
 from steepest.optim.settings import Settings
-from steepest.optim.steepest_descent import MOMENTUM, Parameters
+from steepest.optim.steepest_descent import Parameters, SteepestDescent
 
 
 class Adaptation(NamedTuple):
@@ -55,7 +58,7 @@ class Shampoo(KroneckerDescent):
 
     Args:
         params: a model, a role table, parameters or groups; see `SteepestDescent`.
-        lr: length of the step, in units of Adam's, times s; as for Muon with `graft="muon"`.
+        lr: length of the step, in units of Adam's, times s; as for Muon with `length="muon"`.
         momentum: β, in [0, 1).
         beta2: β₂, in [0, 1).
         exponent: p; 1/2 (default), the better one in that paper, or 1/4, the original.
@@ -67,65 +70,70 @@ class Shampoo(KroneckerDescent):
         interval: steps between renewals of the roots.
         block: larger matrices are cut into equal blocks of at most this many rows and columns,
             which have factors of their own; `None` to cut nothing.
-        graft: the length of D: "adam" (default), "muon" for sqrt(min(out, in)), or "none". Without,
+        length: of D: "adam" (default), "muon" for sqrt(min(out, in)), or its "own". That,
             and p = 1/2, it goes with the inverse of the gradient's scale.
         graft_beta2, graft_eps: β₂ and ε of that Adam. Gradients far below ε take smaller steps, as
             Adam's are; ε is at least 1e-19 in float32, where squares underflow.
         scale: shape factor s, see `update_scale`; "none" by default.
         settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
             that are no matrices is `lr` unless given, and as for Muon, 0.15 `lr`
-            mostly, with `graft="muon"`.
+            mostly, with `length="muon"`.
 
     >>> import torch
     >>> W = torch.nn.Parameter(torch.zeros(2, 2))
     >>> W.grad = torch.diag(torch.tensor([3.0, 0.1]))
-    >>> optimizer = Shampoo([W], 0.1, momentum=0, beta2=0, exponent=1 / 4, eps=0, graft="none")
+    >>> optimizer = Shampoo([W], 0.1, momentum=0, beta2=0, exponent=1 / 4, eps=0, length="own")
     >>> optimizer.step()
     >>> W.data  # without memory, the polar factor
     tensor([[-0.1000,  0.0000],
             [ 0.0000, -0.1000]])
     """
 
-    geometries = ("shampoo", "adamw")
+    geometries: ClassVar[Mapping[str, str]] = {
+        **SteepestDescent.geometries, "shampoo": "spectral",
+    }  # fmt: skip
 
     def __init__(
         self,
         params: Parameters,
-        lr: float | Tensor = 3e-3,
+        lr: Rate = 3e-3,
         *,
-        momentum: float = 0.9,
-        beta2: float = 0.95,
-        exponent: float = 1 / 2,
+        momentum: Fraction = 0.9,
+        beta2: Fraction = 0.95,
+        exponent: Exponent = 1 / 2,
         sides: Sides = "both",
-        eps: float = 1e-4,
+        eps: Size = 1e-4,
         relative_eps: bool = True,
         bias_correction: bool = True,
-        interval: int = 10,
-        block: int | None = 1024,
-        graft: Graft = "adam",
-        graft_beta2: float = 0.95,
-        graft_eps: float = 1e-8,
+        interval: Count = 10,
+        block: Limit = 1024,
+        length: Length = "adam",
+        graft_beta2: Fraction = 0.95,
+        graft_eps: Size = 1e-8,
         scale: Scale = "none",
         **settings: Unpack[Settings],
     ):
-        own = {
-            "lr": lr,
-            "geometry": "shampoo",
-            "momentum": momentum,
-            "beta2": beta2,
-            "exponent": exponent,
-            "sides": sides,
-            "eps": eps,
-            "relative_eps": relative_eps,
-            "bias_correction": bias_correction,
-            "interval": interval,
-            "block": block,
-            "graft": graft,
-            "graft_beta2": graft_beta2,
-            "graft_eps": graft_eps,
-            "scale": scale,
-        }
-        super().__init__(params, own, **settings)
+        super().__init__(
+            params,
+            lr,
+            geometry="shampoo",
+            memory=Momentum(momentum),
+            scale=scale,
+            length=length,
+            options={
+                "beta2": beta2,
+                "exponent": exponent,
+                "sides": sides,
+                "eps": eps,
+                "relative_eps": relative_eps,
+                "bias_correction": bias_correction,
+                "interval": interval,
+                "block": block,
+                "graft_beta2": graft_beta2,
+                "graft_eps": graft_eps,
+            },
+            **settings,
+        )
 
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return a L^-p N R^-p for each matrix."""
@@ -134,7 +142,7 @@ class Shampoo(KroneckerDescent):
         G = stack(batch.G).to(N.dtype)
         for side in sides_of(group, G.shape[1:]):
             average(group, batch, side, G)
-            turn = [state for _, state in due(group, batch, side, group["graft"] == "none")]
+            turn = [state for _, state in due(group, batch, side, group["length"] == "own")]
             renew_roots(group, turn, side)
         return preconditioned(group, batch, N)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from torch import Tensor
-
+from steepest.geometry import Sign
+from steepest.optim.checks import Rate
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import Parameters, SteepestDescent
 
@@ -30,5 +30,5 @@ class SignSGD(SteepestDescent):
             [-0.1000,  0.0000]])
     """
 
-    def __init__(self, params: Parameters, lr: float | Tensor = 1e-3, **settings: Unpack[Settings]):
-        super().__init__(params, {"lr": lr, "geometry": "sign"}, **settings)
+    def __init__(self, params: Parameters, lr: Rate = 1e-3, **settings: Unpack[Settings]):
+        super().__init__(params, lr, geometry=Sign(), **settings)

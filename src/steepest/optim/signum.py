@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from torch import Tensor
-
+from steepest.geometry import Sign
+from steepest.optim.checks import Fraction, Rate
+from steepest.optim.momentum import Momentum
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import Parameters, SteepestDescent
 
@@ -38,10 +39,9 @@ class Signum(SteepestDescent):
     def __init__(
         self,
         params: Parameters,
-        lr: float | Tensor = 1e-3,
+        lr: Rate = 1e-3,
         *,
-        momentum: float = 0.9,
+        momentum: Fraction = 0.9,
         **settings: Unpack[Settings],
     ):
-        own = {"lr": lr, "geometry": "sign", "momentum": momentum, "nesterov": False}
-        super().__init__(params, own, **settings)
+        super().__init__(params, lr, geometry=Sign(), memory=Momentum(momentum), **settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch import Tensor
 from steepest.linalg.matrix_norms import spectral_norm
 from steepest.linalg.matrix_roots import eigendecomposition, follow_eigenvectors
 from steepest.linalg.products import product
+from steepest.optim import adamw
+from steepest.optim.checks import Count, Fraction, Limit, Rate, Size
 from steepest.optim.kronecker import (
     NEVER,
     SECOND_MOMENT,
@@ -28,10 +30,11 @@ from steepest.optim.kronecker import (
     unbiased,
 )
 from steepest.optim.matrices import Batch, stack
+from steepest.optim.momentum import MOMENTUM, Momentum, remember
 from steepest.optim.precision import adam_eps, factor_dtype
-from steepest.optim.scales import Scale
+from steepest.optim.scales import Scale, update_scale
 from steepest.optim.settings import Settings
-from steepest.optim.steepest_descent import MOMENTUM, Parameters, remembered
+from steepest.optim.steepest_descent import Parameters, SteepestDescent
 
 
 class SOAP(KroneckerDescent):
@@ -51,7 +54,7 @@ class SOAP(KroneckerDescent):
 
     Args:
         params: a model, a role table, parameters or groups; see `SteepestDescent`.
-        lr: Adam's rate, times s; with `normalize="spectral"`, lr s is the spectral norm.
+        lr: Adam's rate, times s; with `length="spectral"`, lr s is the spectral norm.
         momentum: β, in [0, 1).
         beta2: β₂, in [0, 1).
         eps: ε of Adam; at least 1e-19 in float32, below which squares of gradients underflow.
@@ -61,47 +64,62 @@ class SOAP(KroneckerDescent):
             for no limit.
         block: larger matrices are cut into equal blocks of at most this many rows and columns,
             which have bases of their own; `None` (default) to cut nothing.
-        normalize: "spectral" to divide D by its spectral norm, so that rates transfer over widths
+        length: "spectral" to divide D by its spectral norm, so that rates transfer over widths
             with `scale="spectral"` and `max_side=None` (Qiu et al., arXiv 2512.05620); for matrices
             that are not cut. "none" (default) to take D as it is.
         scale: shape factor s, see `update_scale`; "none" by default.
         settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
             that are no matrices is `lr` unless given, and as for Muon, 0.15 `lr`
-            mostly, with `normalize="spectral"`.
+            mostly, with `length="spectral"`.
     """
 
-    geometries = ("soap", "adamw")
+    geometries: ClassVar[Mapping[str, str]] = {
+        **SteepestDescent.geometries, "soap": "spectral",
+    }  # fmt: skip
 
     def __init__(
         self,
         params: Parameters,
-        lr: float | Tensor = 3e-3,
+        lr: Rate = 3e-3,
         *,
-        momentum: float = 0.95,
-        beta2: float = 0.95,
-        eps: float = 1e-8,
+        momentum: Fraction = 0.95,
+        beta2: Fraction = 0.95,
+        eps: Size = 1e-8,
         sides: Sides = "both",
-        interval: int = 10,
-        max_side: int | None = 1024,
-        block: int | None = None,
-        normalize: Literal["spectral", "none"] = "none",
+        interval: Count = 10,
+        max_side: Limit = 1024,
+        block: Limit = None,
+        length: Literal["own", "spectral"] = "own",
         scale: Scale = "none",
         **settings: Unpack[Settings],
     ):
-        own = {
-            "lr": lr,
-            "geometry": "soap",
-            "momentum": momentum,
-            "beta2": beta2,
-            "eps": eps,
-            "sides": sides,
-            "interval": interval,
-            "max_side": max_side,
-            "block": block,
-            "normalize": normalize,
-            "scale": scale,
-        }
-        super().__init__(params, own, **settings)
+        super().__init__(
+            params,
+            lr,
+            geometry="soap",
+            memory=Momentum(momentum),
+            scale=scale,
+            length=length,
+            options={
+                "beta2": beta2,
+                "eps": eps,
+                "sides": sides,
+                "interval": interval,
+                "max_side": max_side,
+                "block": block,
+            },
+            **settings,
+        )
+
+    def expected_rms(
+        self, group: Mapping[str, Any], outputs: int, inputs: int, stack: int = 1, adam: float = 1.0
+    ) -> float | None:
+        """Return Adam's, as the basis changes no length; divided by a norm it is unknown."""
+        if group["geometry"] != "soap":
+            return super().expected_rms(group, outputs, inputs, stack)
+        if group["length"] == "spectral":
+            return None
+        return adamw.expected_rms(group, adam) * update_scale(group["scale"], outputs, inputs)
 
     def entry_memory(self, group: dict[str, Any]) -> tuple[str, ...]:
         """The momentum, and Adam's second moment in the rotated basis."""
@@ -117,7 +135,7 @@ class SOAP(KroneckerDescent):
         G, sides = N, sides_of(group, N.shape[1:])
         bases = {side: stacked(batch, f"{side}_root") for side in sides}
         rotated = _rotated(G, bases)
-        M = remembered(group, replace(batch, G=list(rotated.unbind(0)))).to(G.dtype)
+        M = remember(group, replace(batch, G=list(rotated.unbind(0)))).to(G.dtype)
         V = batch.memory[SECOND_MOMENT]
         squares = rotated.square().to(V[0].dtype)
         torch._foreach_lerp_(V, list(squares.unbind(0)), 1 - group["beta2"])
@@ -127,7 +145,7 @@ class SOAP(KroneckerDescent):
         for side in sides:
             average(group, batch, side, G)
             renew_bases(group, batch, side)
-        return _of_spectral_norm_one(D) if group["normalize"] == "spectral" else D
+        return _of_spectral_norm_one(D) if group["length"] == "spectral" else D
 
 
 def renew_bases(group: Mapping[str, Any], batch: Batch, side: Side) -> None:

@@ -9,26 +9,27 @@ from torch import Tensor
 
 from steepest.geometry import Sign, Spectral
 from steepest.linalg.polar_factor import PolarMethod
+from steepest.optim.checks import PolarSteps, Precision, Rate
 from steepest.optim.matrices import Batch
-from steepest.optim.scales import Scale, update_scale, with_adamw_lr
+from steepest.optim.scales import Scale, update_scale
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import Parameters, SteepestDescent
 
-Length = Literal["constant", "dual"]
+Length = Literal["own", "dual"]
 
 
 class SpectralDescent(SteepestDescent):
     """Spectral descent, W <- (1 - lr λ) W - lr s polar(G): steepest descent in the spectral norm.
 
-    Carlson et al., "Preconditioned spectral descent for deep learning" (NeurIPS 2015). With the
-    constant length it is Muon without momentum. `length="dual"` is the step of the theory: for a
+    Carlson et al., "Preconditioned spectral descent for deep learning" (NeurIPS 2015). With its
+    own length it is Muon without momentum. `length="dual"` is the step of the theory: for a
     loss that is L-smooth in the norm of the geometry, W <- W - (dual norm of G / L) direction with
     `lr` = 1/L (Davis and Drusvyatskiy, arXiv 2512.04299, p. 5: W - ‖G‖_*/L polar(G), for s = 1).
 
     Args:
         params: a model, a role table, parameters or groups; see `SteepestDescent`.
         lr: length of the step, times s; 1/L for the step of the theory.
-        length: "constant" (default), or "dual": times the dual norm s ⟨G, polar(G)⟩ = s ‖G‖_*.
+        length: "own" (default), constant, or "dual": times the dual norm s ⟨G, polar(G)⟩ = s ‖G‖_*.
         scale: shape factor s, see `update_scale`: "spectral" sqrt(out/in) (default), "original"
             sqrt(max(1, out/in)), "match-rms-adamw" 0.2 sqrt(max(out, in)), or "none".
         method, steps, dtype: how the polar factor is computed, see `steepest.linalg.polar`; "auto"
@@ -47,25 +48,23 @@ class SpectralDescent(SteepestDescent):
     def __init__(
         self,
         params: Parameters,
-        lr: float | Tensor = 0.02,
+        lr: Rate = 0.02,
         *,
-        length: Length = "constant",
+        length: Length = "own",
         scale: Scale = "spectral",
         method: PolarMethod = "auto",
-        steps: int | None = None,
-        dtype: torch.dtype | None = None,
+        steps: PolarSteps = None,
+        dtype: Precision = None,
         **settings: Unpack[Settings],
     ):
-        own = {
-            "lr": lr,
-            "geometry": "spectral",
-            "length": length,
-            "scale": scale,
-            "method": method,
-            "steps": steps,
-            "dtype": dtype,
-        }
-        super().__init__(params, own, **with_adamw_lr(settings, lr, scale))
+        super().__init__(
+            params,
+            lr,
+            geometry=Spectral(method, steps, dtype),
+            scale=scale,
+            length=length,
+            **settings,
+        )
 
     def largest_entry(self, group: dict[str, Any], dtype: torch.dtype) -> float:
         """Return the largest gradient entry whose dual norm, a sum of products, is finite."""
@@ -74,7 +73,7 @@ class SpectralDescent(SteepestDescent):
 
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return the polar factor, times the dual norm if the length is that of the theory."""
-        if group["length"] == "constant":
+        if group["length"] == "own":
             return super().direction(group, batch, N)
         spectral = Spectral(group["method"], group["steps"], group["dtype"])
         D = (Sign() if group["geometry"] == "sign" else spectral).direction(N)  # N is needed after

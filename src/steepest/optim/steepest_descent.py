@@ -7,23 +7,26 @@ differ in the memory and in the direction; each is a file of its own beside this
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from functools import cache
 from itertools import islice
 from typing import Any, ClassVar, Unpack, cast, overload
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from steepest.geometry import Spectral
+from steepest.geometry import Euclidean, Geometry, Spectral, StackedSpectral
 from steepest.linalg.autocast import without_autocast
-from steepest.optim.checks import CHECKS, check_setting
+from steepest.model.parameter_roles import RoleTable, roles
+from steepest.optim import adamw
+from steepest.optim.checks import Rate, check_setting
 from steepest.optim.fitting import Fit
 from steepest.optim.loading import Loading
-from steepest.optim.matrices import Batch, Matrices, stack
+from steepest.optim.matrices import Batch, Matrices
 from steepest.optim.memory import without_memory
+from steepest.optim.momentum import MOMENTUM, Momentum, remember
 from steepest.optim.parameter_groups import (
     check_role_settings,
     complete,
@@ -31,22 +34,17 @@ from steepest.optim.parameter_groups import (
     warn_of_guessed_axes,
 )
 from steepest.optim.precision import (
-    adam_eps,
-    full,
     gradient_dtype,
-    memory_dtype,
     without_frozen_base,
 )
 from steepest.optim.progress import Progress
 from steepest.optim.rates import Rates
 from steepest.optim.rounding import Assignment
-from steepest.optim.scales import update_scale
-from steepest.optim.settings import Settings
+from steepest.optim.scales import Scale, adamw_ratio, stacked_rank, update_scale
+from steepest.optim.settings import Settings, checks_of, modern
 from steepest.optim.table import table_of
-from steepest.parameter_roles import RoleTable, roles
 
 Parameters = nn.Module | RoleTable | ParamsT
-MOMENTUM = "momentum_buffer"
 
 
 class SteepestDescent(Optimizer):
@@ -78,25 +76,59 @@ class SteepestDescent(Optimizer):
         NotImplementedError: from `step`, for parameters sharded by `fully_shard`, unchanged too.
     """
 
-    geometries: ClassVar[tuple[str, ...]] = ("sign", "spectral", "adamw")
-    """What a group of this optimizer can say for its `"geometry"`."""
+    geometries: ClassVar[Mapping[str, str]] = {
+        "euclidean": "euclidean", "sign": "sign", "spectral": "spectral", "adamw": "adamw",
+    }  # fmt: skip
+    """What a group can say for its `"geometry"`, and the norm that this is about."""
 
-    def __init__(self, params: Parameters, defaults: dict[str, Any], **settings: Unpack[Settings]):
-        if unknown := set(settings) - set(Settings.__annotations__):
+    def __init__(
+        self,
+        params: Parameters,
+        lr: Rate,
+        *,
+        geometry: Geometry | str,
+        memory: Momentum | None = None,
+        scale: Scale = "none",
+        length: str = "own",
+        options: Mapping[str, Any] | None = None,
+        **settings: Unpack[Settings],
+    ):
+        """Make the groups.
+
+        Args:
+            params: a model, a role table, parameters or groups.
+            lr: length of a step, times s.
+            geometry: the norm, or its name in a group.
+            memory: of the gradients; none by default.
+            scale: shape factor s, see `update_scale`.
+            length: of a direction, before the rate and s: its "own", or by what it is measured.
+            options: what else a subclass keeps in each group.
+            settings: see `Settings`.
+        """
+        renamed = modern(dict(settings))
+        length = renamed.pop("length", length)
+        if unknown := set(renamed) - set(Settings.__annotations__):
             raise TypeError(f"{type(self).__name__} got unknown settings: {sorted(unknown)}")
-        check_setting("lr", defaults["lr"])
+        settings = cast(Settings, renamed)
+        self.checks = checks_of(type(self))
+        self._check("lr", lr)
         for key, value in settings.items():
-            if key in CHECKS:
-                check_setting(key, value)
+            if key in self.checks:
+                self._check(key, value)
         self.nonfinite = settings.get("nonfinite", "raise")
         self.skipped_steps = 0
         self._fits: dict[int, Fit] = {}
         self._rates = Rates()
-        shared = {
-            "scale": "none",
-            "method": "auto",
-            "steps": None,
-            "dtype": None,
+        defaults = {
+            "lr": lr,
+            "geometry": geometry if isinstance(geometry, str) else geometry.name,
+            **_fields(Spectral("auto")),
+            "mode": 1,
+            **({} if isinstance(geometry, str) else _fields(geometry)),
+            **({} if memory is None else _fields(memory)),
+            "scale": scale,
+            "length": length,
+            **(options or {}),
             "weight_decay": settings.get("weight_decay", 0.0),
             "decay": settings.get("decay", "decoupled"),
             "heavy_ball": settings.get("heavy_ball", False),
@@ -105,8 +137,10 @@ class SteepestDescent(Optimizer):
             "rounding": settings.get("rounding", "nearest"),
         }
         adamw_lr = settings.get("adamw_lr")
+        if adamw_lr is None:
+            adamw_lr = lr * self.adamw_ratio(defaults)  # never the same tensor
         self._adamw_defaults = {
-            "lr": defaults["lr"] * 1.0 if adamw_lr is None else adamw_lr,  # never the same tensor
+            "lr": adamw_lr,
             "weight_decay": settings.get("adamw_weight_decay", 0.0),
             "betas": settings.get("adamw_betas", (0.9, 0.95)),
             "eps": settings.get("adamw_eps", 1e-8),
@@ -114,33 +148,78 @@ class SteepestDescent(Optimizer):
         }
         own = settings.get("roles")
         if own is not None:
-            check_role_settings(own, {*shared, *defaults, *self._adamw_defaults, "base_lr"})
+            check_role_settings(own, {*defaults, *self._adamw_defaults, "base_lr"})
         if isinstance(params, nn.Module):
             params = roles(params)
         if isinstance(params, RoleTable):
-            warn_of_guessed_axes(params, {**shared, **defaults}["scale"])
-            super().__init__(self.groups(params, own), {**shared, **defaults})
+            warn_of_guessed_axes(params, scale)
+            super().__init__(self.groups(params, own), defaults)
         elif own:
             raise ValueError(
                 "got settings for roles without a model, expected a model or its roles"
             )
         else:
-            super().__init__(params, {**shared, **defaults})
+            super().__init__(params, defaults)
+
+    def _check(self, key: str, value: Any) -> None:
+        check_setting(key, value, self.checks)
+
+    def adamw_ratio(self, defaults: Mapping[str, Any]) -> float:
+        """Return the rate of the AdamW group over that of the matrices, where none is given."""
+        is_spectral = self.geometries[defaults["geometry"]] == "spectral"
+        return adamw_ratio(defaults["scale"]) if is_spectral else 1.0
+
+    def expected_rms(
+        self, group: Mapping[str, Any], outputs: int, inputs: int, stack: int = 1, adam: float = 1.0
+    ) -> float | None:
+        """Return the root-mean-square entry that an update of an `(outputs, inputs)` matrix has.
+
+        It is exact for gradients of full rank in the sign and spectral geometries.
+
+        Args:
+            group: of the matrix.
+            outputs, inputs: its shape.
+            stack: how many matrices are a stack, which is taken as a whole.
+            adam: what ε leaves of a step of Adam's length.
+
+        Returns:
+            `None` where the length depends on the gradient.
+        """
+        lr = float(group["lr"])
+        if group["geometry"] == "sign":
+            return lr
+        if group["length"] == "dual":
+            return None
+        rank = float(min(outputs, inputs))
+        if stack > 1 and group["length"] == "own":
+            rank = stacked_rank(outputs, inputs, stack, group["mode"]) / stack
+        scale = update_scale(group["scale"], outputs, inputs)
+        return lr * scale * math.sqrt(rank / (outputs * inputs))
 
     def groups(self, table: RoleTable, own: Any) -> list[dict[str, Any]]:
         """Return the parameter groups of a model; `own` are settings of roles."""
         return groups_of(table, own)
 
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
-        """Return the direction for each matrix of a batch.
+        """Return the direction for each matrix of a batch, in the geometry of its group.
 
         `N` is what memory made of the gradients, `(matrices, out, in)`. The direction may take its
         place, unless it is a single matrix, which may be a view of the memory or the gradient.
         """
+        overwrite = len(N) > 1
         if group["geometry"] == "sign":
-            return N.sign_() if len(N) > 1 else N.sign()
+            return N.sign_() if overwrite else N.sign()
+        if group["geometry"] == "euclidean":  # as long as a spectral direction of full rank
+            return Euclidean().direction(N) * math.sqrt(min(N.shape[-2:]))
         spectral = Spectral(group["method"], group["steps"], group["dtype"])
-        return spectral.direction(N, overwrite=len(N) > 1)
+        if batch.stack == 1:
+            return spectral.direction(N, overwrite=overwrite)
+        K, (m, n) = batch.stack, N.shape[-2:]
+        stacks = N.unflatten(0, (-1, K))
+        D = StackedSpectral(group["mode"], spectral).direction(stacks).flatten(0, 1)
+        if group["length"] == "own":
+            return D
+        return D * math.sqrt(K * min(m, n) / stacked_rank(m, n, K, group["mode"]))
 
     def entry_memory(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Names of the states that have an entry for each weight."""
@@ -151,7 +230,7 @@ class SteepestDescent(Optimizer):
 
     def remember(self, group: dict[str, Any], batch: Batch) -> Tensor:
         """Add the gradients to the momentum; return what the direction is taken of, stacked."""
-        return remembered(group, batch)
+        return remember(group, batch)
 
     def largest_entry(self, group: dict[str, Any], dtype: torch.dtype) -> float:
         """Return the largest gradient entry this group can work with."""
@@ -164,10 +243,11 @@ class SteepestDescent(Optimizer):
         """Add a group; for `"geometry": "adamw"` the `adamw_*` settings are the defaults."""
         adamw = param_group.get("geometry") == "adamw"
         param_group = without_frozen_base(param_group)
+        param_group = modern(param_group)
         super().add_param_group({**(self._adamw_defaults if adamw else {}), **param_group})
         group = self.param_groups[-1]
         try:
-            complete(group, self.geometries)
+            complete(group, self.geometries, self.checks)
         except Exception:
             self.param_groups.pop()
             raise
@@ -179,7 +259,7 @@ class SteepestDescent(Optimizer):
         return own | self._adamw_defaults.keys() if group.get("geometry") == "adamw" else own
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("nonfinite", "skipped_steps", "_adamw_defaults", "_rates")
+        own = ("nonfinite", "skipped_steps", "checks", "_adamw_defaults", "_rates")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -258,32 +338,48 @@ class SteepestDescent(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        same = [self._fit(group).check(self) for group in self.param_groups]
-        work = [(group, Matrices(group)) for group in self.param_groups]
-        largest = _largest_entries([G for _, each in work for G in each.gradients])
+        work = [self._work(group) for group in self.param_groups]
+        try:
+            self._step(work)
+        finally:
+            for matrices in work:
+                matrices.forget_gradients()
+        return loss
+
+    def _step(self, work: list[Matrices]) -> None:
+        """Check the gradients of all groups; then let one after the other take its step."""
+        largest = _largest_entries([G for matrices in work for G in matrices.gradients])
         if self._refuses(work, largest):
             self.skipped_steps += 1
-            return loss
+            return
         self._rates.watch(self.param_groups)
-        entries = iter(largest)
         progress = Progress(self.param_groups)
+        entries = iter(largest)
         try:
-            for (group, each), has_memory in zip(work, same, strict=True):
-                if not has_memory:
-                    self.make_memory(group, each)
-            for i, (group, each) in enumerate(work):
-                active = [next(entries) > 0.0 for _ in each.gradients]
-                progress.begin(i, sum(active))
+            for matrices in work:
+                if not matrices.kept:
+                    self.make_memory(matrices.group, matrices)
+                    matrices.keep(self.state)
+            for i, matrices in enumerate(work):
+                group = matrices.group
+                active = [entry > 0.0 for entry in islice(entries, len(matrices.gradients))]
+                progress.begin(i, active)
                 assign = Assignment(group["rounding"], seed=(i << 24) + group["step_count"])
-                if group["geometry"] == "adamw":
-                    self._adamw(group, each, active, assign)
-                else:
-                    self._descend(group, each, active, assign, progress)
+                self._descend(group, matrices, active, assign, progress)
                 group["step_count"] += any(active)
         except Exception as error:  # undoing it would need a copy of everything
             progress.explain(error)
             raise
-        return loss
+        for group in self.param_groups:
+            self._fit(group).record()
+
+    def _work(self, group: dict[str, Any]) -> Matrices:
+        """Check a group, and return it as matrices; what a step before has worked out is kept."""
+        fit = self._fit(group)
+        same = fit.check(self)
+        if not (same and fit.matrices and fit.matrices.refresh()):
+            fit.matrices = Matrices(group)
+        return fit.matrices
 
     def _fit(self, group: dict[str, Any]) -> Fit:
         """What was checked of a group."""
@@ -292,20 +388,22 @@ class SteepestDescent(Optimizer):
             fit = self._fits[id(group)] = Fit(group)
         return fit
 
-    def _refuses(self, work: list[tuple[dict[str, Any], Matrices]], largest: list[float]) -> bool:
+    def _refuses(self, work: list[Matrices], largest: list[float]) -> bool:
         """Whether a gradient is beyond what its group can work with; raises if asked to."""
         limits: list[float] = []
-        for group, each in work:
-            dtypes = [G.dtype for G in each.gradients]
-            known = {d: self.largest_entry(group, gradient_dtype(group, d)) for d in set(dtypes)}
-            limits += [known[dtype] for dtype in dtypes]
+        for matrices in work:
+            known = {
+                dtype: self.largest_entry(matrices.group, gradient_dtype(matrices.group, dtype))
+                for dtype in set(matrices.dtypes)
+            }
+            limits += [known[dtype] for dtype in matrices.dtypes]
         broken = [
             i
             for i, (limit, entry) in enumerate(zip(limits, largest, strict=True))
             if not entry <= limit  # so that NaN is broken too
         ]
         if broken and self.nonfinite == "raise":
-            names = (each.name(i) for _, each in work for i in range(len(each.gradients)))
+            names = (each.name(i) for each in work for i in range(len(each.gradients)))
             name, entry = next(islice(names, broken[0], None)), largest[broken[0]]
             what = "NaN or infinite entries"
             if math.isfinite(entry):
@@ -325,12 +423,7 @@ class SteepestDescent(Optimizer):
             self.start(group, matrices)
             return
         for p in matrices.params:
-            state = self.state[p]
-            if "step" not in state:
-                dtype = memory_dtype(group, p)
-                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-                state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
-                state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
+            adamw.start(group, p, self.state.setdefault(p, {}))
 
     @without_autocast
     def _descend(
@@ -343,7 +436,10 @@ class SteepestDescent(Optimizer):
     ) -> None:
         if not any(active):
             return
-        for batch in matrices.batches(self.state, self.entry_memory(group), active):
+        if group["geometry"] == "adamw":
+            adamw.take_step(group, matrices, active, assign)
+            return
+        for batch in matrices.batches(self.entry_memory(group), active):
             progress.enter(batch)
             self._take(group, batch, assign)
             progress.leave(batch)
@@ -352,80 +448,6 @@ class SteepestDescent(Optimizer):
         """The step of a batch, whose intermediate results end with it."""
         N = self.remember(group, batch)
         _move(group, batch, self.direction(group, batch, N), assign)
-
-    @without_autocast
-    def _adamw(
-        self, group: dict[str, Any], work: Matrices, active: list[bool], assign: Assignment
-    ) -> None:
-        params, grads = _only(work.params, active), _only(work.gradients, active)
-        state = [self.state[p] for p in params]
-        in_step = all(  # the fused kernel walks through memory, whatever the strides
-            p.stride() == G.stride() == s["exp_avg"].stride() == s["exp_avg_sq"].stride()
-            for p, G, s in zip(params, grads, state, strict=True)
-        )
-        fused = group["fused"] and in_step
-        # By the type that the step is computed in: the wider of the parameter's and the memory's.
-        # The fused kernel computes in float32 what it reads and writes in half precision, so what
-        # takes its place does too.
-        parts: dict[torch.dtype, list[tuple[Tensor, ...]]] = {}
-        for p, G, s in zip(params, grads, state, strict=True):
-            dtype = torch.promote_types(p.dtype, s["exp_avg"].dtype)
-            if fused != group["fused"] or assign.rounds(p):
-                dtype = full(dtype)
-            parts.setdefault(dtype, []).append((p, G, s["exp_avg"], s["exp_avg_sq"], s["step"]))
-        for dtype, part in parts.items():
-            params, grads, means, squares, steps = (list(each) for each in zip(*part, strict=True))
-            weights, gradients, M, V = (
-                [t if t.dtype == dtype else t.to(dtype) for t in each]
-                for each in (params, grads, means, squares)
-            )
-            adamw(
-                weights,
-                gradients,
-                M,
-                V,
-                [],
-                steps,
-                fused=fused,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                eps=adam_eps(group["eps"], dtype),
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                amsgrad=False,
-                maximize=group["maximize"],
-            )
-            for kept, exact in zip(means + squares, M + V, strict=True):
-                if exact is not kept:
-                    kept.copy_(exact)
-            for p, exact in zip(params, weights, strict=True):
-                if exact is not p:
-                    assign(p, exact)
-
-
-def remembered(group: Mapping[str, Any], batch: Batch) -> Tensor:
-    """M <- β M + (1 - β) G; return M, or (1 - β) G + β M with Nesterov, `(matrices, out, in)`."""
-    G, beta = batch.G, group.get("momentum", 0.0)
-    if not beta:
-        N = stack(G)
-        return N.float() if N.dtype == torch.float16 else N
-    M = batch.memory[MOMENTUM]
-    if M[0].dtype != G[0].dtype:
-        G = [each.to(M[0].dtype) for each in G]
-    if group["heavy_ball"]:
-        torch._foreach_mul_(M, beta)
-        torch._foreach_add_(M, G)
-    else:
-        torch._foreach_lerp_(M, G, 1 - beta)
-    if not group.get("nesterov"):
-        return stack(M)
-    N = torch.stack(G)
-    ahead = N.unbind(0)
-    if group["heavy_ball"]:
-        torch._foreach_add_(ahead, M, alpha=beta)
-    else:
-        torch._foreach_lerp_(ahead, M, beta)
-    return N
 
 
 def _move(group: Mapping[str, Any], batch: Batch, D: Tensor, assign: Assignment) -> None:
@@ -451,32 +473,29 @@ def _move(group: Mapping[str, Any], batch: Batch, D: Tensor, assign: Assignment)
             assign(weight, exact)
 
 
+def _fields(part: Any) -> dict[str, Any]:
+    """The settings of a geometry or of a memory, for a group."""
+    settings: dict[str, Any] = {}
+    for field in fields(part):
+        value = getattr(part, field.name)
+        settings |= _fields(value) if is_dataclass(value) else {field.name: value}
+    return settings
+
+
 @cache
 def _largest(dtype: torch.dtype) -> float:
     return torch.finfo(torch.promote_types(dtype, torch.float32)).max
-
-
-def _only(tensors: Iterable[Tensor], active: list[bool]) -> list[Tensor]:
-    return [t for t, use in zip(tensors, active, strict=True) if use]
 
 
 def _largest_entries(gradients: list[Tensor]) -> list[float]:
     """The largest absolute entry of each gradient; waits once for the device."""
     if not gradients:
         return []
-    device = gradients[0].device
-    double = any(G.dtype == torch.float64 for G in gradients)
-    dtype = torch.float64 if double else torch.float32
-
-    def stacked(values: Iterable[Tensor]) -> Tensor:
-        values = list(values)
-        if any(v.dtype != dtype or v.device != device for v in values):
-            values = [value.to(device, dtype) for value in values]
-        return torch.stack(values)
-
-    if device.type == "cpu":  # where the norm takes twenty times as long
-        low, high = (stacked(each) for each in zip(*map(torch.aminmax, gradients), strict=True))
-        largest = torch.maximum(high, -low)
+    devices = {G.device for G in gradients}
+    if all(device.type == "cpu" for device in devices):  # where a norm takes twenty times as long
+        low, high = zip(*map(torch.aminmax, gradients), strict=True)
+        largest = torch.maximum(torch.stack(high), -torch.stack(low))
     else:
-        largest = stacked(torch._foreach_norm(gradients, ord=math.inf))
+        norms = torch._foreach_norm(gradients, ord=math.inf)
+        largest = torch.stack([norm.to(gradients[0].device) for norm in norms])
     return cast(list[float], largest.tolist())

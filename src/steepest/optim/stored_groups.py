@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
 
 
 def override_for(

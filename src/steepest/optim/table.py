@@ -5,50 +5,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.optim.optimizer import Optimizer
 
-from steepest.matrix_view import MatrixView
+from steepest.model.matrix_view import MatrixView
+from steepest.optim import adamw
 from steepest.optim.precision import adam_eps
-from steepest.optim.scales import stacked_rank, update_scale
 
-_ADAM_RMS = 0.2  # measured in training, see `expected_rms`
-
-
-def expected_rms(
-    group: Mapping[str, Any], outputs: int, inputs: int, stack: int = 1, adam: float = 1.0
-) -> float | None:
-    """Return the root-mean-square entry that an update of an `(outputs, inputs)` matrix will have.
-
-    Exact for gradients of full rank in the sign and spectral geometries, where a stack is taken as
-    a whole; 0.2 lr for AdamW and what takes its length, as Liu et al. measured in training (arXiv
-    2502.16982, section 2.2), times the share `adam` that its ε leaves of that (see `adam_share`);
-    `None` where the length depends on the gradient.
-
-    >>> group = {"geometry": "spectral", "lr": 0.02, "scale": "spectral"}
-    >>> round(expected_rms(group, 1024, 256), 5)
-    0.00125
-    """
-    lr = float(group["lr"])
-    if group["geometry"] == "sign":
-        return lr
-    scale = update_scale(group["scale"], outputs, inputs)
-    if group["geometry"] == "adamw":
-        return lr * _ADAM_RMS * adam
-    if group.get("graft") == "none" or group.get("normalize") == "spectral":
-        return None
-    if group["geometry"] == "soap" or group.get("graft") == "adam":
-        return lr * scale * _ADAM_RMS * adam
-    if group.get("length", "constant") != "constant":
-        return None
-    rank = float(min(outputs, inputs))
-    if stack > 1 and not group["compensate"]:
-        rank = stacked_rank(outputs, inputs, stack, group["mode"]) / stack
-    return lr * scale * math.sqrt(rank / (outputs * inputs))
+if TYPE_CHECKING:
+    from steepest.optim.steepest_descent import SteepestDescent
 
 
 def adam_share(group: Mapping[str, Any], state: Mapping[str, Any]) -> float:
@@ -65,7 +33,7 @@ def adam_share(group: Mapping[str, Any], state: Mapping[str, Any]) -> float:
     return math.sqrt(square) / (math.sqrt(square) + adam_eps(eps, state["exp_avg_sq"].dtype))
 
 
-def table_of(optimizer: Optimizer) -> str:
+def table_of(optimizer: SteepestDescent) -> str:
     """Return the table as text, a row for each parameter."""
     table = Table(title=type(optimizer).__name__, title_justify="left")
     for title in ("parameter", "matrices (out, in)", "update", "lr", "decay", "RMS of update"):
@@ -82,7 +50,10 @@ def table_of(optimizer: Optimizer) -> str:
             stacks = [1 if i is None else in_stack[i] for i in label or [None] * len(sizes)]
             adam = adam_share(group, optimizer.state.get(p, {}))
             each = (
-                expected_rms(group, *size, k, adam) for size, k in zip(sizes, stacks, strict=True)
+                adamw.expected_rms(group, adam)
+                if view is None and group["geometry"] == "adamw"
+                else optimizer.expected_rms(group, *size, k, adam)
+                for size, k in zip(sizes, stacks, strict=True)
             )
             rms = sorted({"?" if value is None else f"{value:.2g}" for value in each})
             stacked = f", stacks of {max(stacks)}" if max(stacks) > 1 else ""

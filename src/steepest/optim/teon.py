@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import re
 import warnings
-from collections import Counter, defaultdict
-from typing import Any, Literal, Unpack, cast
-
-import torch
-from torch import Tensor
+from collections import defaultdict
+from typing import Any, Literal, Unpack
 
 from steepest.geometry import Spectral, StackedSpectral
 from steepest.linalg.polar_factor import PolarMethod
-from steepest.optim.checks import check_setting
-from steepest.optim.matrices import Batch
-from steepest.optim.parameter_groups import check_stacks
-from steepest.optim.scales import Scale, stacked_rank, with_adamw_lr
-from steepest.optim.settings import Settings
+from steepest.model.matrix_view import matrix_label
+from steepest.model.parameter_roles import RoleTable
+from steepest.model.stacks import find_stacks
+from steepest.optim.checks import Count, Fraction, PolarSteps, Precision, Rate, check_setting
+from steepest.optim.momentum import Momentum
+from steepest.optim.scales import Scale
+from steepest.optim.settings import Settings, checks_of
 from steepest.optim.steepest_descent import Parameters, SteepestDescent
-from steepest.parameter_roles import RoleTable
 
 
 class TEON(SteepestDescent):
@@ -32,7 +28,7 @@ class TEON(SteepestDescent):
     Zhang et al., "TEON" (arXiv 2601.23261), algorithm 1, with K = 2, mode 1 and s = sqrt(out/in) as
     there. For square layers Q_k has 1/sqrt(K) of the Frobenius norm of Muon's direction, so at the
     same rate a stacked layer takes a smaller step. That is the paper's form and the default;
-    `compensate=True` gives a stack the Frobenius norm it has under Muon, sqrt(K min(out, in)), for
+    `length="muon"` gives a stack the Frobenius norm it has under Muon, sqrt(K min(out, in)), for
     comparisons at equal length.
 
     Args:
@@ -41,7 +37,7 @@ class TEON(SteepestDescent):
         lr: spectral norm of the step, times s.
         stack: K, the number of consecutive layers in a stack.
         mode: 1 to stack along the inputs, 2 along the outputs.
-        compensate: whether a stack moves as far as its layers would under Muon.
+        length: of the update of a stack: its "own", or as far as its layers go under "muon".
         momentum, nesterov, scale, method, steps, dtype: as for `Muon`.
         settings: what all optimizers take, see `Settings`.
 
@@ -51,34 +47,30 @@ class TEON(SteepestDescent):
     def __init__(
         self,
         params: Parameters,
-        lr: float | Tensor = 0.02,
+        lr: Rate = 0.02,
         *,
-        stack: int = 2,
+        stack: Count = 2,
         mode: Literal[1, 2] = 1,
-        compensate: bool = False,
-        momentum: float = 0.95,
+        length: Literal["own", "muon"] = "own",
+        momentum: Fraction = 0.95,
         nesterov: bool = True,
         scale: Scale = "spectral",
         method: PolarMethod = "auto",
-        steps: int | None = None,
-        dtype: torch.dtype | None = None,
+        steps: PolarSteps = None,
+        dtype: Precision = None,
         **settings: Unpack[Settings],
     ):
-        check_setting("stack", stack)
+        check_setting("stack", stack, checks_of(type(self)))
         self._stack = stack
-        own = {
-            "lr": lr,
-            "geometry": "spectral",
-            "mode": mode,
-            "compensate": compensate,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "scale": scale,
-            "method": method,
-            "steps": steps,
-            "dtype": dtype,
-        }
-        super().__init__(params, own, **with_adamw_lr(settings, lr, scale))
+        super().__init__(
+            params,
+            lr,
+            geometry=StackedSpectral(mode, Spectral(method, steps, dtype)),
+            memory=Momentum(momentum, nesterov),
+            scale=scale,
+            length=length,
+            **settings,
+        )
         if stack > 1 and not self.stacks:
             warnings.warn(
                 "TEON found nothing to stack, so it is Muon here: no queries, keys or values of "
@@ -87,16 +79,6 @@ class TEON(SteepestDescent):
                 UserWarning,
                 stacklevel=2,
             )
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, with its key "stacks" if some of its matrices are to be stacked."""
-        super().add_param_group(param_group)
-        if self.param_groups[-1].get("stacks") is not None:
-            try:
-                check_stacks(self.param_groups[-1])
-            except ValueError:
-                self.param_groups.pop()
-                raise
 
     @property
     def stacks(self) -> list[tuple[str, ...]]:
@@ -108,7 +90,7 @@ class TEON(SteepestDescent):
             for name, label in zip(names, labels, strict=False):
                 for i, number in enumerate(label or ()):
                     if number is not None:
-                        stacks[g, number].append(name if len(label) == 1 else f"{name}[{i}]")
+                        stacks[g, number].append(matrix_label(name, i, len(label)))
         return [tuple(stack) for stack in stacks.values()]
 
     def groups(self, table: RoleTable, own: Any) -> list[dict[str, Any]]:
@@ -119,59 +101,3 @@ class TEON(SteepestDescent):
             if group.get("geometry") != "adamw":
                 group["stacks"] = [numbers.get(name) for name, _ in group["params"]]
         return groups
-
-    def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
-        """Return the slices of the polar factor of each stack."""
-        if batch.stack == 1:
-            return super().direction(group, batch, N)
-        K, (m, n) = batch.stack, N.shape[-2:]
-        polar = Spectral(group["method"], group["steps"], group["dtype"])
-        D = StackedSpectral(group["mode"], polar).direction(N.unflatten(0, (-1, K))).flatten(0, 1)
-        if not group["compensate"]:
-            return D
-        return D * math.sqrt(K * min(m, n) / stacked_rank(m, n, K, group["mode"]))
-
-
-def find_stacks(table: RoleTable, size: int) -> dict[str, list[int | None]]:
-    """Return for each query, key and value the numbers of the stacks that its matrices are in.
-
-    Those of one kind and shape in one list of layers, in its order, are taken `size` at a time.
-    What is left over is in no stack.
-    """
-    lists = _lists([row.name for row in table.matrices if row.attention])
-    kinds: dict[tuple[Any, ...], list[tuple[int, str, int]]] = defaultdict(list)
-    for row in table.matrices:
-        if row.name not in lists:
-            continue
-        family, layer = lists[row.name]
-        sizes = cast(Any, row.view).sizes()
-        for index, (kind, shape) in enumerate(zip(row.attention, sizes, strict=True)):
-            kinds[family, kind, shape].append((layer, row.name, index))
-    numbers: dict[str, list[int | None]] = {}
-    count = 0
-    for members in kinds.values():
-        members.sort()
-        for start in range(0, len(members) - size + 1, size):
-            for _, name, index in members[start : start + size]:
-                matrices = len(cast(Any, table[name].view).sizes())
-                numbers.setdefault(name, [None] * matrices)[index] = count
-            count += 1
-    return numbers if size > 1 else {}
-
-
-def _lists(names: list[str]) -> dict[str, tuple[str, int]]:
-    """The list of layers that each parameter is in, and its number there.
-
-    Of several numbers in a name the last one counts that tells it from another of these parameters:
-    in `towers.0.blocks.1.attention.0.query` that of the block. Attention heads are no layers.
-    """
-    places: dict[str, list[tuple[str, int]]] = {}
-    for name in names:
-        numbers = re.finditer(r"(?<![^.])(?<!heads\.)\d+(?![^.])", name)
-        places[name] = [(f"{name[: n.start()]}*{name[n.end() :]}", int(n[0])) for n in numbers]
-    members = Counter(family for listed in places.values() for family, _ in listed)
-    return {
-        name: next((place for place in reversed(listed) if members[place[0]] > 1), listed[0])
-        for name, listed in places.items()
-        if listed
-    }

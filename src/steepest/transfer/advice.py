@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from steepest.results import Column, Result, ResultTable
+from steepest.statistics import fit
 from steepest.transfer.coordinates import axis_of
 from steepest.transfer.runs import written
 
 if TYPE_CHECKING:
     from steepest.transfer.optima import RateTransfer
 
-CONFIDENCE = 0.8
 
-
-@dataclass(frozen=True)
-class Advice:
+@dataclass(frozen=True, repr=False)
+class Advice(Result):
     """What to train the target with.
 
     Attributes:
@@ -42,6 +40,17 @@ class Advice:
     def is_known(self) -> bool:
         """Whether the interval is at most an octave to both sides."""
         return self.high <= 4 * self.low
+
+    def table(self) -> ResultTable:
+        """Return the slope over every size, with the rate at the target as the title."""
+        columns = (
+            Column("size"),
+            Column("slope", "octaves a doubling", "+.2f"),
+            Column("error", "± s.e.", ".2f"),
+        )
+        rows = tuple((name, *slope) for name, slope in self.slopes.items())
+        title = f"learning rate {self.lr:.3g} for {written(self.target)}"
+        return ResultTable(columns, rows, title, str(self))
 
     def __str__(self) -> str:
         slopes = ", ".join(
@@ -91,44 +100,9 @@ def advise(found: Sequence[RateTransfer], target: Mapping[str, Any]) -> Advice |
     at = [math.log2(target[name] / values[0]) for name, values in axes]
     if not all(map(math.isfinite, points.values())):
         return None
-    line = continued([key[:-1] for key in points], list(points.values()), at)
-    if line is None:
+    line = fit([key[:-1] for key in points], list(points.values()))
+    rate = line.at(at)
+    if rate is None:
         return None
     slopes = {name: each for (name, _), each in zip(axes, line.slopes, strict=True)}
-    return Advice({**target}, 2.0**line.value, 2.0**line.low, 2.0**line.high, slopes, len(points))
-
-
-class Line(NamedTuple):
-    """What a line says of a point, with its interval; and its slopes, with standard errors."""
-
-    value: float
-    low: float
-    high: float
-    slopes: tuple[tuple[float, float], ...]
-
-
-def continued(
-    places: Sequence[Sequence[float]], values: Sequence[float], at: Sequence[float]
-) -> Line | None:
-    """Continue values at some places to another one; None where there are too few for an interval.
-
-    >>> round(continued([[0], [0], [1], [1]], [0.1, -0.1, 1.1, 0.9], [3]).value, 6)
-    3.0
-    """
-    from scipy.special import stdtrit
-
-    X, y = np.column_stack([np.ones(len(values)), np.array(places)]), np.array(values)
-    freedom = len(y) - X.shape[1]
-    if freedom < 1:
-        return None
-    there = np.array([1.0, *at])
-    coefficients, *_ = np.linalg.lstsq(X, y, rcond=None)
-    inverse = np.linalg.inv(X.T @ X)
-    variance = float(np.square(y - X @ coefficients).sum()) / freedom
-    half = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * math.sqrt(
-        variance * there @ inverse @ there
-    )
-    errors = np.sqrt(variance * np.diag(inverse))
-    value = float(coefficients @ there)
-    slopes = tuple((float(a), float(b)) for a, b in zip(coefficients[1:], errors[1:], strict=True))
-    return Line(value, value - half, value + half, slopes)
+    return Advice({**target}, 2.0**rate.value, 2.0**rate.low, 2.0**rate.high, slopes, len(points))

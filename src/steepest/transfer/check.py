@@ -8,10 +8,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.console import Group
+from rich.console import RenderableType
+from rich.text import Text
 
-from steepest.diagnosis.intervals import jackknife
-from steepest.printing import as_text
+from steepest.parametrize.dimensions import Build, growth
+from steepest.parametrize.folding import folds
+from steepest.parametrize.rules import ALPHA, OptimizerName, Rule
+from steepest.results import Column, Result, ResultTable
+from steepest.statistics import jackknife
 from steepest.transfer.advice import Advice, advise
 from steepest.transfer.consistency import SuperConsistency, super_consistency
 from steepest.transfer.coordinates import (
@@ -21,12 +25,9 @@ from steepest.transfer.coordinates import (
     axis_of,
     coordinate_check,
 )
-from steepest.transfer.dimensions import Build, growth
-from steepest.transfer.folding import folds
 from steepest.transfer.optima import RateTransfer
 from steepest.transfer.outcomes import Outcome, together, within
 from steepest.transfer.rates import rate_transfer
-from steepest.transfer.rules import ALPHA, OptimizerName, Rule
 
 HORIZON = 0.5
 """Octaves between half of the steps and all, from which the number of steps is worth a word."""
@@ -53,8 +54,8 @@ class Axis:
     deepens: bool
 
 
-@dataclass(frozen=True)
-class TransferCheck:
+@dataclass(frozen=True, repr=False)
+class TransferCheck(Result):
     """Whether a learning rate transfers, the evidence, and the advice; prints as text.
 
     Attributes:
@@ -62,6 +63,7 @@ class TransferCheck:
         advice: the rate for the target; None where there are too few points for an interval.
     """
 
+    width = 140
     axes: tuple[Axis, ...]
     advice: Advice | None
 
@@ -110,19 +112,33 @@ class TransferCheck:
             _REST,
         )
 
-    def __rich__(self) -> Group:
-        lines = [f"[bold]{self.verdict}[/]", *(f"  {each}" for each in self.reasons)]
-        lines.append(str(self.advice or _NO_ADVICE))
+    def table(self) -> ResultTable:
+        """Return the verdict on every size that was grown; `shown` has their own tables too."""
+        columns = tuple(map(Column, ("over", "rates", "coordinates", "sharpness")))
+        said = {True: "passed", False: "failed", None: "cannot tell"}
+        rows = tuple(
+            (
+                axis.name,
+                *(
+                    None if part is None else said[part.passed]
+                    for part in (axis.rates, axis.coordinates, axis.consistency)
+                ),
+            )
+            for axis in self.axes
+        )
+        return ResultTable(columns, rows, self.verdict, str(self.advice or _NO_ADVICE))
+
+    def shown(self) -> Sequence[RenderableType]:
+        """Return the tables of every size, the verdict, its reasons, the advice, what to tune."""
         tables = [
             part.table()
             for axis in self.axes
             for part in (axis.rates, axis.coordinates, axis.consistency)
             if part
         ]
-        return Group(*tables, "\n".join([*lines, "tune again:", *(f"  {x}" for x in self.retune)]))
-
-    def __str__(self) -> str:
-        return as_text(self.__rich__(), 140)
+        lines = [*(f"  {reason}" for reason in self.reasons), str(self.advice or _NO_ADVICE)]
+        lines += ["tune again:", *(f"  {what}" for what in self.retune)]
+        return (*tables, Text(self.verdict, style="bold"), Text("\n".join(lines)))
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""

@@ -10,18 +10,16 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from torch import Tensor
 
 from steepest.curvature import NTK, Hessian, Stability, ntk_drift, preconditioned_sharpness
-from steepest.diagnosis.intervals import Interval, jackknife
-from steepest.printing import as_text
-from steepest.transfer.coordinates import BlownUp, Loss, axis_of, log_slope
-from steepest.transfer.dimensions import Build
-from steepest.transfer.outcomes import Outcome, difference_interval, within
-from steepest.transfer.parametrization import Parametrized, parametrize
-from steepest.transfer.rules import OptimizerName, Rule
+from steepest.parametrize.dimensions import Build
+from steepest.parametrize.parametrization import Parametrized, parametrize
+from steepest.parametrize.rules import OptimizerName, Rule
+from steepest.results import Column, Result, ResultTable
+from steepest.statistics import Interval, difference_interval, jackknife, log_slope
+from steepest.transfer.coordinates import BlownUp, Loss, axis_of
+from steepest.transfer.outcomes import Outcome, within
 from steepest.transfer.runs import Finished, named, seeded, training, written
 
 SPREAD = 1.25
@@ -57,8 +55,8 @@ class SizeCurve:
     movement: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class SuperConsistency:
+@dataclass(frozen=True, repr=False)
+class SuperConsistency(Result):
     """Sharpness along training over sizes; prints as a table.
 
     Attributes:
@@ -132,34 +130,29 @@ class SuperConsistency:
             sentence += "" if alone else "; take more seeds, or longer runs"
         return sentence
 
-    def table(self) -> Table:
-        """Return the table for `rich`."""
-        table = Table(
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            title=f"sharpness over threshold: {self.rule}, {self.optimizer}, lr {self.lr:g}",
-            caption=self.verdict,
-        )
+    def table(self) -> ResultTable:
+        """Return sharpness over threshold, loss and movement of the kernel at every size."""
         shown = sorted({round(k * (len(self.rows[0].steps) - 1) / 3) for k in range(4)})
-        titles = [f"step\n{self.rows[0].steps[k]}" for k in shown]
-        table.add_column("size", overflow="fold")
-        for title in (*titles, "at the\nend", "loss", "kernel\nmoved by"):
-            table.add_column(title, justify="right", no_wrap=True)
-        for row in self.rows:
-            table.add_row(
+        steps = [self.rows[0].steps[k] for k in shown]
+        columns = (
+            Column("size"),
+            *(Column(f"step {step}", f"step\n{step}", ".3g") for step in steps),
+            Column("ending", "at the\nend", ".3g"),
+            Column("loss", form=".3g"),
+            Column("movement", "kernel\nmoved by", ".3g"),
+        )
+        rows = tuple(
+            (
                 written(row.size),
-                *(f"{row.ratios[k]:.3g}" for k in shown),
-                f"{fmean(row.ending):.3g}",
-                f"{row.losses[-1]:.3g}",
-                f"{fmean(row.movement):.3g}",
+                *(row.ratios[k] for k in shown),
+                fmean(row.ending),
+                row.losses[-1],
+                fmean(row.movement),
             )
-        return table
-
-    def __rich__(self) -> Table:
-        return self.table()
-
-    def __str__(self) -> str:
-        return as_text(self.table(), 120)
+            for row in self.rows
+        )
+        title = f"sharpness over threshold: {self.rule}, {self.optimizer}, lr {self.lr:g}"
+        return ResultTable(columns, rows, title, self.verdict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""

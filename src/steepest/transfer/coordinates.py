@@ -12,17 +12,15 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from torch import Tensor, nn
 
 from steepest.curvature.loss_function import checked
-from steepest.diagnosis.intervals import Interval
-from steepest.printing import as_text
-from steepest.transfer.dimensions import Build, growing_lists, pattern_of
-from steepest.transfer.outcomes import Outcome, slope_interval, together, within
-from steepest.transfer.parametrization import Parametrized, parametrize
-from steepest.transfer.rules import OptimizerName, Rule
+from steepest.parametrize.dimensions import Build, growing_lists, pattern_of
+from steepest.parametrize.parametrization import Parametrized, parametrize
+from steepest.parametrize.rules import OptimizerName, Rule
+from steepest.results import Column, Result, ResultTable
+from steepest.statistics import Interval, log_slope, slope_interval
+from steepest.transfer.outcomes import Outcome, together, within
 from steepest.transfer.runs import Finished, fingerprint, named, seeded
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -68,8 +66,8 @@ class LayerSlope:
         return math.isnan(self.slope) or within(self.interval, -THRESHOLD, THRESHOLD)
 
 
-@dataclass(frozen=True)
-class CoordinateCheck:
+@dataclass(frozen=True, repr=False)
+class CoordinateCheck(Result):
     """Slopes of all layers; prints as a table, with what is at fault first.
 
     Attributes:
@@ -81,6 +79,7 @@ class CoordinateCheck:
             experts have whose tokens are chosen; there is no change to speak of.
     """
 
+    width = 140
     rule: str
     optimizer: str
     lr: float
@@ -131,33 +130,28 @@ class CoordinateCheck:
             )
         return f"failed, expected |slope| of at most {THRESHOLD:g}; at fault is {where}"
 
-    def table(self) -> Table:
-        """Return the table for `rich`."""
-        table = Table(
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            title=f"coordinate check: {self.rule}, {self.optimizer}, lr {self.lr:g}",
-            caption=self.verdict,
+    def table(self) -> ResultTable:
+        """Return the slope of every layer after each number of steps, and its changes."""
+        columns = (
+            Column("layer"),
+            Column("step"),
+            Column("slope", form="+.3f"),
+            Column("error", "± s.e.", ".3f"),
+            Column("size_slope", "slope of size", "+.3f"),
+            *(Column(f"{self.against} {value:g}", form=".3g") for value in self.values),
         )
-        values = (f"{self.against} {value:g}" for value in self.values)
-        for title in ("layer", "step", "slope", "± s.e.", "slope of size", *values):
-            table.add_column(title, overflow="fold")
-        for row in self.rows:
-            shown = (row.slope, "+.3f"), (row.error, ".3f"), (row.size_slope, "+.3f")
-            table.add_row(
-                row.layer,
-                str(row.step),
-                *("-" if math.isnan(x) else f"{x:{form}}" for x, form in shown),
-                *(f"{change:.3g}" for change in row.changes),
-                style={True: None, False: "bold red", None: "yellow"}[row.passed],
-            )
-        return table
-
-    def __rich__(self) -> Table:
-        return self.table()
-
-    def __str__(self) -> str:
-        return as_text(self.table(), 140)
+        rows = tuple(
+            (row.layer, row.step, row.slope, row.error, row.size_slope, *row.changes)
+            for row in self.rows
+        )
+        styles = {True: "", False: "bold red", None: "yellow"}
+        return ResultTable(
+            columns,
+            rows,
+            f"coordinate check: {self.rule}, {self.optimizer}, lr {self.lr:g}",
+            self.verdict,
+            tuple(styles[row.passed] for row in self.rows),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the rows, the verdict and what was checked, as plain values."""
@@ -406,13 +400,3 @@ def _row(
         logs = [[math.log2(change) for change in run] for run in changes]
         interval = slope_interval([math.log2(value) for value in values], logs)
     return LayerSlope(name, step, fmean(slopes), error, size_slope, means, interval)
-
-
-def log_slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Least squares in log2; NaN where something is zero."""
-    if min(y) <= 0:
-        return math.nan
-    logs = [math.log2(each) for each in x], [math.log2(each) for each in y]
-    middle = fmean(logs[0])
-    spread = sum((a - middle) ** 2 for a in logs[0])
-    return sum((a - middle) * b for a, b in zip(*logs, strict=True)) / spread

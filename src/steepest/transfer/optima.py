@@ -9,11 +9,8 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
-from steepest.diagnosis.intervals import Interval, jackknife
-from steepest.printing import as_text
+from steepest.results import Column, Result, ResultTable
+from steepest.statistics import Interval, jackknife
 from steepest.transfer.outcomes import Outcome, span, together, within
 from steepest.transfer.runs import written
 
@@ -142,8 +139,8 @@ class Horizon:
         return "; ".join([sentence, *self.unknown])
 
 
-@dataclass(frozen=True)
-class RateTransfer:
+@dataclass(frozen=True, repr=False)
+class RateTransfer(Result):
     """Best learning rates over sizes, at half of the steps and at all; prints as a table.
 
     Attributes:
@@ -170,34 +167,25 @@ class RateTransfer:
         """A sentence for each horizon, with the numbers."""
         return "; ".join(each.verdict for each in self.horizons)
 
-    def table(self) -> Table:
-        """Return the table for `rich`."""
-        table = Table(
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            title=f"best learning rates: {self.rule}, {self.optimizer}",
-            caption="\n".join(each.verdict for each in self.horizons),
+    def table(self) -> ResultTable:
+        """Return the best rate of every size, at both horizons."""
+        columns = (
+            Column("size"),
+            Column("steps"),
+            Column("lr", "best rate", ".3g"),
+            Column("interpolated", form=".3g"),
+            Column("interval", "80% interval", right=True),
+            Column("loss"),
         )
-        for title in ("size", "steps", "best rate", "interpolated", "80% interval", "loss"):
-            table.add_column(title, justify="left" if title == "size" else "right")
+        rows = []
         for horizon in self.horizons:
             for row in horizon.rows:
                 ends = row.interval
-                table.add_row(
-                    written(row.size),
-                    str(horizon.steps),
-                    f"{row.lr:.3g}",
-                    f"{2.0**row.octaves:.3g}",
-                    span(2.0**ends.low, 2.0**ends.high, row.scores) if ends else "-",
-                    f"{row.score:.4g}",
-                )
-        return table
-
-    def __rich__(self) -> Table:
-        return self.table()
-
-    def __str__(self) -> str:
-        return as_text(self.table(), 120)
+                interval = ends and span(2.0**ends.low, 2.0**ends.high, row.scores)
+                own = (row.lr, 2.0**row.octaves, interval, row.score)
+                rows.append((written(row.size), horizon.steps, *own))
+        title = f"best learning rates: {self.rule}, {self.optimizer}"
+        return ResultTable(columns, tuple(rows), title, "\n".join(h.verdict for h in self.horizons))
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from statistics import fmean
+from collections.abc import Callable, Iterable
 
-from steepest.diagnosis.intervals import Interval
+from steepest.statistics import Interval
 
 Outcome = bool | None
 
@@ -30,44 +28,6 @@ def together(outcomes: Iterable[Outcome]) -> Outcome:
     """False if one is false, else None if one is not known, else True."""
     kept = list(outcomes)
     return False if False in kept else None if None in kept else True
-
-
-CONFIDENCE = 0.8
-
-
-def around(value: float, variance: float, freedom: int) -> Interval | None:
-    """Return the 80% interval of an estimate, Student's t; None without a degree of freedom."""
-    from scipy.special import stdtrit
-
-    if freedom < 1 or not math.isfinite(value) or not math.isfinite(variance):
-        return None
-    half = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * math.sqrt(variance)
-    return Interval(value, value - half, value + half)
-
-
-def slope_interval(x: Sequence[float], runs: Sequence[Sequence[float]]) -> Interval | None:
-    """Return the slope of a line through several runs, a value of each at each x.
-
-    The interval is that of least squares, every value a point: what bends is in it as noise.
-    """
-    middle, level = fmean(x), fmean(value for run in runs for value in run)
-    spread = len(runs) * sum((a - middle) ** 2 for a in x)
-    points = [(a - middle, value - level) for run in runs for a, value in zip(x, run, strict=True)]
-    slope = sum(a * b for a, b in points) / spread
-    freedom = len(points) - 2
-    left = sum((b - slope * a) ** 2 for a, b in points)
-    return around(slope, left / max(1, freedom) / spread, freedom)
-
-
-def difference_interval(
-    high: Sequence[float], low: Sequence[float], groups: Iterable[Sequence[float]]
-) -> Interval | None:
-    """Return the difference of two means; the variance is that within all groups together."""
-    kept = list(groups)
-    freedom = sum(len(group) - 1 for group in kept)
-    within_groups = sum((value - fmean(group)) ** 2 for group in kept for value in group)
-    variance = within_groups / max(1, freedom) * (1 / len(high) + 1 / len(low))
-    return around(fmean(high) - fmean(low), variance, freedom)
 
 
 def span(

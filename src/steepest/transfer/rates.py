@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from steepest.transfer.advice import continued
+from steepest.parametrize.dimensions import Build, blueprint
+from steepest.parametrize.parametrization import parametrize
+from steepest.parametrize.rules import OptimizerName, Rule
+from steepest.statistics import fit
 from steepest.transfer.coordinates import Loss, axis_of
-from steepest.transfer.dimensions import Build, blueprint
 from steepest.transfer.optima import RateTransfer, SizeOptimum, horizon, optimum
-from steepest.transfer.parametrization import parametrize
-from steepest.transfer.rules import OptimizerName, Rule
 from steepest.transfer.runs import Finished, named, score, seeded, training, written
 
 FURTHEST = 12
@@ -203,5 +203,5 @@ def _advised(rows: Sequence[SizeOptimum]) -> float | None:
             places.append([math.log2(value)])
             octaves.append(row.vertex([seed]))
     known = len(rows) > 2 and all(map(math.isfinite, octaves))
-    line = continued(places, octaves, [math.log2(values[-1])]) if known else None
-    return None if line is None else 2.0**line.value
+    rate = fit(places, octaves).at([math.log2(values[-1])]) if known else None
+    return None if rate is None else 2.0**rate.value

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from steepest.curvature.loss_function import checked
 from steepest.files import json_line, read_bytes, read_lines, write_atomically
-from steepest.transfer.parametrization import Parametrized
+from steepest.parametrize.parametrization import Parametrized
 
 LAST = 10
 """Losses at the end whose mean is the score of a run."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from steepest.lab.errors import InputError
 from steepest.lab.studies.diagnosis_study import diagnosis_study
 
 MINE = """
@@ -87,7 +88,14 @@ def _loss(model: Any, batch: Any) -> torch.Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def _study(out: Path, level: Any, seed: int = 0, stop: str = "", sentences: Any = None) -> None:
+def _study(
+    out: Path,
+    level: Any,
+    seed: int = 0,
+    stop: str = "",
+    sentences: Any = None,
+    name: str = "mine",
+) -> None:
     """Stopped at the start of a part, where one is named."""
 
     def stopped(done: int, total: int, message: str) -> None:
@@ -100,7 +108,7 @@ def _study(out: Path, level: Any, seed: int = 0, stop: str = "", sentences: Any 
     batches = [(x := torch.randn(20, 4), x[:, :3].argmax(1)) for _ in range(16)]
     diagnosis_study(
         model, _loss, batches[:8], others=batches[8:], level=level, parameters=None,
-        optimizer=None, clip=None, monitored=None, out=out, settings={"model": "mine"},
+        optimizer=None, clip=None, monitored=None, out=out, settings={"model": name},
         on_progress=stopped, say=[].append if sentences is None else sentences.append,
     )  # fmt: skip
 
@@ -120,6 +128,41 @@ def test_stopped_anywhere_and_damaged_it_ends_the_same(level: str, tmp_path: Pat
     assert any("goes on with" in sentence for sentence in sentences)
     assert _measured(tmp_path / "torn") == _measured(tmp_path / "whole")
     assert not finished.exists()
+
+
+def test_a_finished_one_is_shown_again_without_work(tmp_path: Path) -> None:
+    sentences: list[str] = []
+    _study(tmp_path, "standard", sentences=sentences)
+    files = {name: (tmp_path / name).read_bytes() for name in ("diagnosis.json", "plan.toml")}
+    assert sentences == []
+    _study(tmp_path, "standard", stop="gradients", sentences=sentences)  # which does not begin
+    assert sentences.pop().startswith(f"{tmp_path} is finished already")
+    (tmp_path / "plan.toml").unlink()
+    _study(tmp_path, "standard", stop="warm-up", sentences=sentences)
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
+    sentences.clear()
+    with pytest.raises(KeyboardInterrupt):  # other weights, though the settings are the same
+        _study(tmp_path, "standard", seed=1, stop="gradients", sentences=sentences)
+    assert "of other weights, batches or losses" in sentences[0]
+    with pytest.raises(InputError, match="other settings: model was 'mine', now 'another'"):
+        _study(tmp_path, "standard", name="another")
+
+
+def test_the_command_shows_a_finished_one_and_the_same_exit_code(tmp_path: Path) -> None:
+    place = _place(tmp_path / "here")
+    (place / "audited.py").write_text(
+        "import torch\ndef some(m): return torch.optim.SGD(m.qkv.parameters(), lr=0.1)\n"
+    )
+    outputs = []
+    for _ in range(2):
+        run = _run(place, "--level", "quick", "--optimizer", "audited:some")
+        out, messages = run.communicate(timeout=300)
+        assert run.returncode == 4, messages  # of the audit, made again
+        outputs.append((out, "is finished already" in " ".join(messages.split())))
+        page = (place / "out" / "report.html").read_bytes()
+    assert outputs == [(outputs[0][0], False), (outputs[0][0], True)]
+    assert "gradients of" not in messages
+    assert (place / "out" / "report.html").read_bytes() == page
 
 
 def test_what_is_finished_counts_for_the_same_weights_alone(tmp_path: Path) -> None:

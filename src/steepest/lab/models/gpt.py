@@ -52,6 +52,26 @@ class GPTConfig:
                 "positions"
             )
 
+    def count(self, vocabulary: int) -> tuple[int, int]:
+        """Return the numbers of parameters, and of constants such as tables of angles.
+
+        Nothing is made for it, so the sizes may be those of a model that no memory can hold.
+        """
+        width, inner, bias = self.width, self.inner, int(self.bias)
+        gates = 2 if self.mlp == "swiglu" else 1
+        attention = 4 * width * (width + bias)
+        mlp = gates * inner * (width + bias) + width * (inner + bias)
+        tables = vocabulary * (1 if self.tied else 2)
+        tables += self.context if self.positions == "learned" else 0
+        parameters = width * tables + self.depth * (attention + mlp + 2 * width) + width
+        angles = self.context * (width // self.heads // 2) if self.positions == "rotary" else 0
+        return parameters, 2 * angles * self.depth
+
+    @property
+    def inner(self) -> int:
+        """Units of the MLP."""
+        return 8 * self.width // 3 if self.mlp == "swiglu" else 4 * self.width
+
 
 class GPT(nn.Module):
     """Map tokens `(B, T)` to logits `(B, T, vocabulary)`.
@@ -174,12 +194,11 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.kind = config.mlp
-        inner = 8 * config.width // 3 if config.mlp == "swiglu" else 4 * config.width
-        self.up = nn.Linear(config.width, inner, bias=config.bias)
+        self.up = nn.Linear(config.width, config.inner, bias=config.bias)
         self.gate = None
         if config.mlp == "swiglu":
-            self.gate = nn.Linear(config.width, inner, bias=config.bias)
-        self.down = nn.Linear(inner, config.width, bias=config.bias)
+            self.gate = nn.Linear(config.width, config.inner, bias=config.bias)
+        self.down = nn.Linear(config.inner, config.width, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""

@@ -51,6 +51,8 @@ def diagnosis_study(
         monitored: what a `Monitor` wrote.
         out: the folder: `diagnosis.json`, `plan.toml`. A plan that was edited there stays. While it
             goes on, `finished.jsonl` has the matrices that are finished: the next start goes on.
+            A diagnosis that is finished there, of the same weights, batches and losses, is returned
+            as it is; the audit is made again, as it takes one step.
         settings: what was asked for, which the folder is bound to.
         say: takes what is worth saying before it starts.
 
@@ -72,28 +74,42 @@ def diagnosis_study(
                 audited = audit(model, optimizer(model), loss, batches[:1], clip_norm=clip)
             checked(model, batches, level, parameters)
             function = LossFunction(model, loss)
-            kept = Finished(out / "finished.jsonl", _fingerprint(function, batches))
-            if len(kept):
-                say(f"goes on with {len(kept)} parts that are finished in {out}")
-            start = started(
-                function,
-                list(batches),
-                level,
-                parameters,
-                warmup_steps,
-                Work(progressed),
-                others,
-            )
-            found = judged(start, level, parameters, kept)
+            judged_on = _fingerprint(function, batches)
+            stored = _stored(out / "diagnosis.json")
+            if stored.get("fingerprint") == judged_on:
+                say(
+                    f"{out} is finished already, with the same weights and batches; this is its "
+                    "result. Choose another --out to diagnose again"
+                )
+                found = Diagnosis.load(out / "diagnosis.json")
+            else:
+                if stored:
+                    say(
+                        f"the result in {out} is of other weights, batches or losses, or of an "
+                        "older version; it is made again"
+                    )
+                kept = Finished(out / "finished.jsonl", judged_on)
+                if len(kept):
+                    say(f"goes on with {len(kept)} parts that are finished in {out}")
+                work = Work(progressed)
+                start = started(
+                    function, list(batches), level, parameters, warmup_steps, work, others
+                )
+                found = judged(start, level, parameters, kept)
+                stored = {
+                    "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                    "environment": environment(),
+                }
         found.plan().save(out / "plan.toml")
         summary = {
             **found.as_dict(),
             "audit": None if audited is None else audited.as_dict(),
             "monitored": records,
             "title": f"Which norm does each matrix of {settings['model']} want?",
-            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "created": stored["created"],
             "settings": settings,
-            "environment": environment(),
+            "environment": stored["environment"],
+            "fingerprint": judged_on,
             "plan_sha256": _sha256(out / "plan.toml"),
         }
         write_json(out / "diagnosis.json", summary)
@@ -105,6 +121,11 @@ def _fingerprint(function: LossFunction, batches: Sequence[Any]) -> str:
     with seeded(0):
         losses = [function(batch).item() for batch in batches[:2]]
     return fingerprint(function.model, batches, losses)
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """What an earlier diagnosis wrote, if there is one."""
+    return read_json(path, f"Delete {path} to diagnose again") if path.exists() else {}
 
 
 def _unedited(plan: Path) -> None:

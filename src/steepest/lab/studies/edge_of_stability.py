@@ -32,7 +32,9 @@ from steepest import SOAP, KLShampoo, Muon, Shampoo, SignSGD, Signum, SpectralDe
 from steepest.curvature import SharpnessTracker
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_json
+from steepest.lab.memory import check_fits
 from steepest.lab.processes import in_processes
+from steepest.lab.studies.study_config import MOST_SEEDS
 from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
 
 LAST = 5  # the part of a run that the verdict is on: one of so many
@@ -112,6 +114,8 @@ class EdgeConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"got {name}={getattr(self, name)}, expected at least 1")
+        if self.seeds > MOST_SEEDS:
+            raise InputError(f"got seeds={self.seeds}, expected at most {MOST_SEEDS}")
         if self.steps < LAST * self.every:
             raise InputError(
                 f"got steps={self.steps} with a measurement every {self.every}, expected at least "
@@ -132,6 +136,8 @@ def edge_of_stability(
         InputError: for settings or folders that cannot work, or without scikit-learn.
     """
     digits(config.examples)  # before there is a folder
+    weights = config.width * (64 + config.width + 10)  # and as many gradients
+    check_fits(f"a network of width {config.width}", 2 * 4 * weights, "choose a smaller width")
     settings = {k: v for k, v in asdict(config).items() if k != "workers"}
     with sentences_for_os_errors(out), opened(out, settings) as check_folder:
         (out / "runs").mkdir(exist_ok=True)

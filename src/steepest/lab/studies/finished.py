@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from steepest.diagnosis.descent import Descent
-from steepest.diagnosis.intervals import Interval
 from steepest.diagnosis.race import RaceResult
+from steepest.files import read_lines
+from steepest.statistics import Interval
 
 
 class Finished:
@@ -29,10 +30,8 @@ class Finished:
     def __init__(self, path: Path, of: str):
         self._path, self._of = path, of
         self._known: dict[str, Any] = {}
-        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-        for line in lines:
+        for entry in read_lines(path)[0] if path.is_file() else []:
             try:
-                entry = json.loads(line)
                 if entry["sha256"] == _digest(of, entry["name"], entry["result"]):
                     self._known[entry["name"]] = _loaded(entry["name"], entry["result"])
             except (ValueError, KeyError, TypeError):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from steepest.statistics import mean_interval
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> dict[str, Any] | None:
@@ -17,14 +18,9 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> dict[str, Any
     """
     if not values:
         return None
-    from scipy import stats
-
-    mean, n = float(np.mean(values)), len(values)
-    if n == 1:
-        return {"mean": mean, "low": None, "high": None, "n": 1}
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * float(np.std(values, ddof=1))
-    half /= math.sqrt(n)
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+    ends = mean_interval(values, confidence)
+    low, high = (None, None) if ends is None else (ends.low, ends.high)
+    return {"mean": float(np.mean(values)), "low": low, "high": high, "n": len(values)}
 
 
 def first_reach(x: Sequence[float], y: Sequence[float], level: float) -> float | None:

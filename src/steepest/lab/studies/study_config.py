@@ -10,6 +10,8 @@ from steepest.lab.errors import InputError
 from steepest.lab.models import GPTConfig
 from steepest.lab.train import OptimizerName, TrainConfig
 
+MOST_SEEDS = 10_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
@@ -50,6 +52,8 @@ class StudyConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"got {name}={value}, expected at least 1")
+        if self.seeds > MOST_SEEDS:
+            raise InputError(f"got seeds={self.seeds}, expected at most {MOST_SEEDS}")
         if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
             raise InputError(f"got optimizers {self.optimizers}, expected each of them once")
 

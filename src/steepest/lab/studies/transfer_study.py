@@ -9,14 +9,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from steepest.lab.errors import InputError
 from steepest.lab.files import write_json
+from steepest.lab.memory import bytes_of, check_fits
 from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
 from steepest.lab.user_code import sentences_for_errors
+from steepest.parametrize.rules import OptimizerName, Rule
+from steepest.random_numbers import seeded
 from steepest.transfer import TransferCheck, check_transfer
-from steepest.transfer.rules import OptimizerName, Rule
 
 Size = dict[str, int]
+
+SMALLER = "choose smaller sizes"
+OBJECT = 1000
+"""Bytes of memory for a parameter and its part of a module, at least."""
 
 
 def transfer_study(
@@ -58,6 +66,8 @@ def transfer_study(
     asked = sizes_by_axis(sizes)
     base = _size(sizes[0])
     largest = None if target is None else _size(target)
+    for size in (size for grown in asked for size in grown):
+        _check_memory(build, size, base)
     how = {"settings": dict(map(_option, options)), "branches": list(branches)}
     with sentences_for_os_errors(out), opened(out, settings) as check_folder:
 
@@ -111,6 +121,37 @@ def sizes_by_axis(sizes: Sequence[str]) -> list[list[Size]]:
         [{key: base[key] for key in dict.fromkeys(k for size in grown for k in size)}, *grown]
         for grown in axes.values()
     ]
+
+
+def _check_memory(build: Callable[..., Any], size: Size, base: Size) -> None:
+    """Refuse a size whose weights and gradients no memory can hold.
+
+    Weights grow at least linearly with each size. So the base and twice the base bound a number of
+    layers that would take too long to build even on the meta device.
+    """
+    changed = {name: value for name, value in size.items() if value > base[name]}
+    try:
+        smallest = _bytes(build, base)
+        bounds = [smallest]
+        for name, value in changed.items():
+            step = _bytes(build, base | {name: 2 * base[name]}) - smallest
+            bounds.append(smallest + step * (value - base[name]) // base[name])
+    except Exception:  # such as heads that do not divide; what is left is built as it is
+        bounds = [0]
+    named = ",".join(f"{name}={value}" for name, value in size.items())
+    check_fits(f"a model of {named}", max(bounds), SMALLER)
+    try:
+        exact = _bytes(build, base | size)
+    except Exception:  # which the check of the rates explains
+        return
+    check_fits(f"a model of {named}", exact, SMALLER)
+
+
+def _bytes(build: Callable[..., Any], size: Size) -> int:
+    """What weights and gradients take, and Python for each of them; nothing is allocated."""
+    with seeded(0), torch.device("meta"):
+        parameters = list(build(**size).parameters())
+    return 2 * bytes_of(parameters) + OBJECT * len(parameters)
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from steepest.lab.memory import check_fits
+from steepest.lab.train.config import TrainConfig
+
 RECENT = 200  # steps that the median is taken over
 
 
@@ -20,6 +23,30 @@ def state_bytes(optimizer: Optimizer) -> int:
     """Bytes of all tensors that the optimizer keeps between steps."""
     tensors = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def check_memory(config: TrainConfig, vocabulary: int, device: torch.device) -> None:
+    """Refuse a model or a batch that the memory of the device cannot hold, before it is made.
+
+    What is counted is less than what a run takes: float32 weights with their gradients, tables of
+    positions, logits, and eight numbers for each block, token and unit of width.
+
+    Raises:
+        InputError: with the bytes that are needed and those that there are.
+    """
+    sizes, tokens = config.model, config.batch * config.model.context
+    parameters, constants = sizes.count(vocabulary)
+    model = 4 * (2 * parameters + constants)
+    number = 2 if config.precision == "bfloat16" else 4
+    activations = number * tokens * (8 * sizes.width * sizes.depth + vocabulary)
+    batch = 8 * 2 * tokens + activations
+    named = (
+        f"a model of width {sizes.width}, depth {sizes.depth}, context {sizes.context} and a "
+        f"vocabulary of {vocabulary} ({parameters:,} parameters)"
+    )
+    check_fits(named, model, "choose a smaller width, depth or context", device)
+    passed = f"a batch of {config.batch} x {sizes.context} tokens in {named}"
+    check_fits(passed, model + batch, "choose a smaller batch, width, depth or context", device)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -25,7 +25,7 @@ from steepest.lab.interruption import deferred, raise_for
 from steepest.lab.models import GPT
 from steepest.lab.train import checkpoint
 from steepest.lab.train.config import TrainConfig
-from steepest.lab.train.cost import Clock, peak_memory, state_bytes
+from steepest.lab.train.cost import Clock, check_memory, peak_memory, state_bytes
 from steepest.lab.train.optimizers import build
 from steepest.lab.train.run_folder import (
     Metrics,
@@ -82,7 +82,7 @@ def _train(
     check_folder: Callable[[], None],
     signals: list[int],
 ) -> dict[str, Any]:
-    device = _prepare(config)
+    device = check(config, corpus)
     torch.manual_seed(config.seed)
     model = GPT(config.model, corpus.vocabulary).to(device)
     sampler = Sampler(corpus.train, config.batch, config.model.context, config.seed)
@@ -190,12 +190,16 @@ def _train(
     return result
 
 
-def check(config: TrainConfig, corpus: Corpus) -> None:
-    """Raise an `InputError` if such a run could not begin."""
-    _prepare(config)
-    context = config.model.context
+def check(config: TrainConfig, corpus: Corpus) -> torch.device:
+    """Return the device of a run; raise an `InputError` if it could not begin there.
+
+    Neither the model nor a batch is made for that.
+    """
+    device, context = _prepare(config), config.model.context
     Sampler(corpus.train, config.batch, context, config.seed)
-    next(validation_batches(corpus.validation, config.batch, context, config.validate_windows))
+    next(validation_batches(corpus.validation, 1, context, windows=1))
+    check_memory(config, corpus.vocabulary, device)
+    return device
 
 
 def _prepare(config: TrainConfig) -> torch.device:
