@@ -43,7 +43,7 @@ NORM_ONE: dict[str, Any] = {
 }
 FIRST: dict[str, tuple[float, dict[str, Any]]] = {  # where to look first, and what is set
     "sgd": (0.5, {}),
-    "adam": (0.02, {}),
+    "adamw": (0.02, {}),
     "signum": (0.004, {}),
     "muon": (0.1, {}),
     "soap": (0.02, {}),
@@ -51,7 +51,7 @@ FIRST: dict[str, tuple[float, dict[str, Any]]] = {  # where to look first, and w
     "kl-shampoo": (0.02, BLOCK),
 }
 ON_GPT = {
-    "adam": 0.005,
+    "adamw": 0.005,
     "signum": 0.004,
     "sgd": 0.5,
     "muon": 0.05,
@@ -104,7 +104,7 @@ def studies() -> dict[str, Study]:
     for optimizer, (lr, how) in FIRST.items():
         short = {"steps": 100} if how else {}  # many small blocks take their time
         text(f"width, {optimizer}", lr=lr, optimizer=optimizer, **how, **short)
-    text("width, large batches, adam", lr=0.02, optimizer="adam", steps=100, **many)
+    text("width, large batches, adam", lr=0.02, optimizer="adamw", steps=100, **many)
     rates(  # TEON stacks what attention has
         "width, gpt, teon", nets.gpt, widths, nets.sequences, 0.05, optimizer="teon", steps=100
     )
@@ -116,7 +116,7 @@ def studies() -> dict[str, Study]:
         on_gpt(f"gpt, {optimizer}", lr=ON_GPT[optimizer], optimizer=optimizer, **own)
     on_gpt("gpt, whole matrices, soap", lr=ON_GPT["soap"], optimizer="soap")
     on_gpt("gpt, norm one, soap", lr=0.05, optimizer="soap", **NORM_ONE)
-    for optimizer, lr in (("sgd", 0.5), ("adam", 0.01), ("muon", 0.05)):
+    for optimizer, lr in (("sgd", 0.5), ("adamw", 0.01), ("muon", 0.05)):
         for rule in ("completep", "depth-mup"):
             rates(
                 f"depth, {optimizer}, {rule}", nets.Residual, depths, nets.next_byte, lr,
@@ -146,7 +146,7 @@ def studies() -> dict[str, Study]:
     curvature("sharpness, width, mup", nets.small_readout, five, 16.0)
     curvature("sharpness, width, ntp", nets.large_readout, five, 0.5, rule="ntp")
     curvature("sharpness, width, random features", nets.random_features, five, 16.0)
-    curvature("sharpness, width, adam", nets.plain, five, 0.003, optimizer="adam")
+    curvature("sharpness, width, adam", nets.plain, five, 0.003, optimizer="adamw")
     curvature("sharpness, width, muon", nets.plain, five, 0.02, optimizer="muon")
     for rule in ("depth-mup", "completep"):
         curvature(f"sharpness, depth, {rule}", nets.deep_digits, deep, 32.0, rule=rule, **branches)
@@ -169,7 +169,7 @@ def studies() -> dict[str, Study]:
         )  # fmt: skip
 
     found["rates of single layers, adam"] = layer_rates
-    for optimizer, lr in (("sgd", 0.5), ("adam", 0.01), ("signum", 0.003), ("muon", 0.1)):
+    for optimizer, lr in (("sgd", 0.5), ("adamw", 0.01), ("signum", 0.003), ("muon", 0.1)):
         coordinates("mlp", nets.plain, nets.digits(), lr, optimizer)
     coordinates("mlp, norm one", nets.plain, nets.digits(), 0.1, "soap", **NORM_ONE)
     for optimizer in ("muon", "teon"):

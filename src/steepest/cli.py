@@ -51,7 +51,7 @@ from steepest.lab.train.config import check_clip
 from steepest.lab.train.run_folder import removed, sentences_for_os_errors
 from steepest.lab.user_code import UserCodeError, user_code_error
 from steepest.lab.weights import load_weights
-from steepest.parametrize.rules import OptimizerName, Rule
+from steepest.parametrize.rules import Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ class Transfer:
     rule: Rule = "mup"
     """Parametrization: mup for the width, completep (or depth-mup, for blocks of one layer) for
     the depth too; sp and ntp are controls."""
-    optimizer: OptimizerName = "adam"
+    optimizer: str = "adamw"
     """Which one will train the model."""
     settings: tuple[str, ...] = ()
     """Of that optimizer, such as momentum=0.9; for shampoo and kl-shampoo block=32, the base width

@@ -65,7 +65,7 @@ class Result:
         return as_text(self.__rich__(), self.width)
 
     def __repr__(self) -> str:
-        return str(self).rstrip()
+        return "\n".join(line.rstrip() for line in str(self).splitlines()).strip("\n")
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""
@@ -160,7 +160,9 @@ class ResultTable(Result):
         names = [column.name for column in self.columns]
         return [dict(zip(names, row, strict=True)) for row in self.rows]
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> RenderableType:
+        if not self.columns:
+            return Text(self.caption)
         table = Table(
             box=SIMPLE_HEAD,
             padding=(0, 1, 0, 0),

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from steepest.curvature import GaussNewton, Hessian
-from steepest.curvature.spectra import (
+from steepest.curvature import (
+    GaussNewton,
+    Hessian,
     directional_curvature,
     effective_rank,
     gauss_newton_split,

@@ -18,7 +18,7 @@ def test_no_number_of_the_sharpness_is_cut_at_80_columns(size: dict[str, int]) -
     steps, small = tuple(range(100, 2500, 100)), (0.0000148,) * 24
     row = SizeCurve(size, steps, small, small, small[:2], small[:2])
     found = SuperConsistency(
-        "mup", "adam", 0.01, "one step", "width", (32.0, 64.0), (row, row), 1.0, 1.0, 0.0, None
+        "mup", "adamw", 0.01, "one step", "width", (32.0, 64.0), (row, row), 1.0, 1.0, 0.0, None
     )
     shown = as_text(found.table(), 80)
     assert "…" not in shown

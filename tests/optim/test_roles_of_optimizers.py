@@ -196,7 +196,7 @@ class Deep(nn.Module):
 def test_parametrize_knows_inputs_and_outputs_of_bare_parameters_by_an_example() -> None:
     x = torch.randn(4, 5)
     made = parametrize(
-        Deep, {"width": 8, "depth": 1}, {"width": 32, "depth": 3}, optimizer="adam", example=x
+        Deep, {"width": 8, "depth": 1}, {"width": 32, "depth": 3}, optimizer="adamw", example=x
     )
     kinds = {row.name: (row.kind, row.lr) for row in made.rows}
     assert kinds["readout"] == ("output", 0.25)

@@ -15,7 +15,7 @@ from steepest.transfer import parametrize
 
 CLASSES: dict[str, Any] = {
     "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
+    "adamw": torch.optim.Adam,
     "signum": steepest.Signum,
     "muon": steepest.Muon,
     "shampoo": steepest.Shampoo,
@@ -41,7 +41,7 @@ class Multiplied(nn.Module):
     ("name", "settings", "own"),
     [
         ("sgd", {}, {"momentum": 0.9}),
-        ("adam", {}, {"eps": 1e-3}),
+        ("adamw", {}, {"eps": 1e-3}),
         ("signum", {}, {}),
         ("muon", {}, {"method": "svd"}),
         ("shampoo", {"length": "own", "exponent": 1 / 2}, EXACT),
@@ -107,7 +107,7 @@ class Attention(nn.Module):
         return mixed
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(
     ("fused", "norm"), [(False, False), (True, False), (False, True), (True, True)]
 )
@@ -167,7 +167,7 @@ class Residual(nn.Module):
 
 
 @pytest.mark.parametrize("rule", ["depth-mup", "completep"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_the_branch_multiplier_is_exact(rule: Any, optimizer: Any) -> None:
     """Folded, and with x + L^-alpha f(x) in the model and the rates of the table by hand."""
     width, depth, alpha, n = 8, 6, {"depth-mup": 0.5, "completep": 1.0}[rule], 6 / 2
@@ -210,7 +210,7 @@ def test_the_branch_multiplier_is_exact(rule: Any, optimizer: Any) -> None:
         ]
     elif optimizer == "sgd":
         groups = [{k: v for k, v in group.items() if k != "eps"} for group in groups]
-    hand = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "muon": steepest.Muon}
+    hand = {"sgd": torch.optim.SGD, "adamw": torch.optim.Adam, "muon": steepest.Muon}
     steppers = made.optimizer(lr, **own), hand[optimizer](groups, lr=lr, **own)
     traces = []
     for model, stepper in zip((made.model, explicit), steppers, strict=True):

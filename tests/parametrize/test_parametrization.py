@@ -24,7 +24,7 @@ from steepest.transfer import parametrize
 BASE, TARGET = {"width": 16, "depth": 2}, {"width": 64, "depth": 8}
 RULES: list[Rule] = ["sp", "ntp", "mup", "depth-mup", "completep", "spectral"]
 OPTIMIZERS: list[OptimizerName] = [
-    "sgd", "adam", "signum", "muon", "teon", "shampoo", "kl-shampoo", "soap",
+    "sgd", "adamw", "signum", "muon", "teon", "shampoo", "kl-shampoo", "soap",
 ]  # fmt: skip
 
 
@@ -164,9 +164,9 @@ def test_groups_are_ordinary_and_say_what_they_are() -> None:
 def test_independent_decay_is_the_same_at_every_size() -> None:
     """Coupled, lr times decay falls with the width, and decay silently vanishes."""
     for rule, optimizer in (
-        ("mup", "adam"),
+        ("mup", "adamw"),
         ("mup", "sgd"),
-        ("ntp", "adam"),
+        ("ntp", "adamw"),
         ("completep", "soap"),
     ):
         made = parametrize(gpt, BASE, TARGET, rule=rule, optimizer=optimizer)  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ def test_independent_decay_is_the_same_at_every_size() -> None:
         parametrize(mlp, {"width": 16}, {"width": 64}).groups(0.1, decay="decoupled")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_biases_and_gains_do_not_decay(optimizer: OptimizerName) -> None:
     """As in CompleteP's code, and in the optimizers of this package."""
     made = parametrize(mlp, {"width": 16}, {"width": 64}, optimizer=optimizer)

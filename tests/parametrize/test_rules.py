@@ -14,7 +14,6 @@ import steepest
 from steepest.parametrize.rules import (
     Factors,
     Size,
-    Update,
     factors_of,
     readout_multiplier,
     spectral_std,
@@ -27,7 +26,7 @@ INPUT = Size("input", (10, 16 * R), (10, 16), 1, R)
 VECTOR = Size("vector", (1, 16 * R), (1, 16), 1, R)
 HIDDEN = Size("hidden", (16 * R, 16 * R), (16, 16), R, R)
 OUTPUT = Size("output", (16 * R, 10), (16, 10), R, 1)
-SGD, ADAM = update_of("sgd", {}, "mup"), update_of("adam", {}, "mup")
+SGD, ADAM = update_of("sgd", {}, "mup"), update_of("adamw", {}, "mup")
 
 
 def _numbers(factors: Factors) -> tuple[float, float]:
@@ -43,7 +42,7 @@ TP5_TABLE_3 = [
 ]
 
 
-@pytest.mark.parametrize(("size", "variance", "sgd", "adam"), TP5_TABLE_3)
+@pytest.mark.parametrize(("size", "variance", "sgd", "adamw"), TP5_TABLE_3)
 def test_mup_is_table_3(size: Size, variance: float, sgd: float, adam: float) -> None:
     assert _numbers(factors_of("mup", SGD, size)) == pytest.approx((math.sqrt(variance), sgd))
     assert _numbers(factors_of("mup", ADAM, size)) == pytest.approx((math.sqrt(variance), adam))
@@ -93,7 +92,7 @@ def test_completep_table_1(rule: str, alpha: float) -> None:
 
 QIU_TABLE_1 = {  # of ratios in, out and L, with the branches multiplied by 1/L
     "sgd": lambda i, o, L: o / i * L,
-    "adam": lambda i, o, L: 1 / i,
+    "adamw": lambda i, o, L: 1 / i,
     "muon": lambda i, o, L: math.sqrt(o / i),
 }
 
@@ -107,7 +106,7 @@ def test_qiu_table_1(optimizer: str) -> None:
         ours = factors_of("completep", update, size)
         contained = math.sqrt(o / i) if optimizer == "muon" else 1  # by scale="spectral"
         assert ours.lr * contained == pytest.approx(QIU_TABLE_1[optimizer](i, o, blocks))
-        if optimizer == "adam":
+        if optimizer == "adamw":
             assert ours.eps == pytest.approx(1 / (o * blocks))
 
 
@@ -144,7 +143,7 @@ def test_a_spectral_norm_of_the_scale_is_all_that_is_asked_for() -> None:
 
 
 def test_ntp_is_a_multiplier_and_one_rate() -> None:
-    for update in (SGD, ADAM, Update("muon", "muon")):
+    for update in (SGD, ADAM, update_of("muon", {}, "mup")):
         for size, root in ((INPUT, 1), (HIDDEN, R**-0.5), (OUTPUT, R**-0.5)):
             expected = Factors().fold(root, update.degree)  # W ~ N(0, 1), rate 1
             ours = factors_of("ntp", update, size)

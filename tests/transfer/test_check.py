@@ -108,7 +108,7 @@ def _rates(name: str, octaves: dict[int, tuple[float, ...]]) -> RateTransfer:
         }
         rows.append(SizeOptimum({name: value}, 2.0**middle, 0.0, None, 1.0, scores))
     return RateTransfer(
-        "mup", "adam", (Horizon(10, tuple(rows), 0.0, Interval(0, 0, 0), 0.0, None),)
+        "mup", "adamw", (Horizon(10, tuple(rows), 0.0, Interval(0, 0, 0), 0.0, None),)
     )
 
 

@@ -126,7 +126,7 @@ def test_a_sharpness_that_is_known(rule: Any, spread: float) -> None:
     assert math.isnan(found.movement)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "muon", "signum", "shampoo"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "signum", "shampoo"])
 def test_other_optimizers_are_measured_in_their_own_geometry(optimizer: Any) -> None:
     found = super_consistency(
         small_readout, [{"width": 16}, {"width": 32}], _digits(), _cross_entropy,

@@ -48,7 +48,7 @@ def _steepest(found: CoordinateCheck) -> float:
 
 @pytest.mark.parametrize(
     ("optimizer", "lr", "seeds"),
-    [("sgd", 0.5, 4), ("adam", 0.01, 2), ("signum", 0.005, 2), ("muon", 0.1, 2)],
+    [("sgd", 0.5, 4), ("adamw", 0.01, 2), ("signum", 0.005, 2), ("muon", 0.1, 2)],
 )
 def test_mup_passes(optimizer: Any, lr: float, seeds: int) -> None:
     found = _check(optimizer=optimizer, lr=lr, seeds=seeds)
@@ -209,7 +209,7 @@ def test_a_layer_that_does_not_move_is_no_fault() -> None:
         return model
 
     found = coordinate_check(
-        build, WIDTHS[:2], _digits(), _loss, optimizer="adam", lr=0.003, steps=(3,), seeds=1
+        build, WIDTHS[:2], _digits(), _loss, optimizer="adamw", lr=0.003, steps=(3,), seeds=1
     )
     assert found["0", 3].passed
     assert found["0", 3].slope != found["0", 3].slope  # NaN
@@ -309,7 +309,7 @@ class Routed(nn.Module):
 def test_experts_whose_tokens_are_chosen_are_named_and_left_out() -> None:
     sizes = [{"width": 16}, {"width": 64}]
     found = coordinate_check(
-        Routed, sizes, _digits(64), _loss, lr=0.05, steps=(5, 20), seeds=2, optimizer="adam"
+        Routed, sizes, _digits(64), _loss, lr=0.05, steps=(5, 20), seeds=2, optimizer="adamw"
     )
     assert set(found.skipped) == {"first", "second"}
     assert "not always called alike: first, second" in found.verdict
@@ -319,7 +319,7 @@ def test_experts_whose_tokens_are_chosen_are_named_and_left_out() -> None:
 
 def test_nothing_that_moves_is_an_error() -> None:
     with pytest.raises(ValueError, match="no layer moves at all sizes with lr=0 in 5 steps"):
-        _check(optimizer="adam", lr=0.0)
+        _check(optimizer="adamw", lr=0.0)
 
 
 def test_runs_on_another_batch_are_other_runs(tmp_path: Path) -> None:

@@ -114,14 +114,14 @@ def _made(build: Any, more: dict[str, Any], **settings: Any) -> Parametrized:
     )
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize(("build", "loss", "more"), MODELS)
 def test_parametrized_trained_and_loaded(
     build: Any, loss: Callable[[Any], Tensor], more: dict[str, Any], optimizer: Any
 ) -> None:
     torch.manual_seed(0)
     made = _made(build, more, optimizer=optimizer)
-    stepper = made.optimizer(2e-3 if optimizer == "adam" else 1e-2, weight_decay=0.1)
+    stepper = made.optimizer(2e-3 if optimizer == "adamw" else 1e-2, weight_decay=0.1)
     losses = []
     for _ in range(4):
         stepper.zero_grad()

@@ -67,7 +67,7 @@ def test_the_interval_decides(name: str) -> None:
     assert ("costs the last one nothing, as both have the same" in found.verdict) == (
         "cost" not in name
     )
-    whole = RateTransfer("mup", "adam", (found,))
+    whole = RateTransfer("mup", "adamw", (found,))
     assert whole.as_dict()["passed"] is passed
     assert json.loads(json.dumps(whole.as_dict()))["horizons"][0]["passed"] is passed
     assert found.verdict[:20] in " ".join(str(whole).split())
@@ -192,7 +192,7 @@ def test_a_lazy_limit_needs_an_interval_too(movement: float, interval: Any, lazy
 
 def _whole(*names: str) -> TransferCheck:
     axes = (
-        Axis(f"size{i}", RateTransfer("mup", "adam", (CASES[name][0],) * 2), None, None, (), False)
+        Axis(f"size{i}", RateTransfer("mup", "adamw", (CASES[name][0],) * 2), None, None, (), False)
         for i, name in enumerate(names)
     )
     return TransferCheck(tuple(axes), None)
@@ -232,7 +232,7 @@ def test_what_cannot_be_told_is_what_to_do() -> None:
 def test_a_longer_run_is_spoken_of_as_far_as_it_is_known() -> None:
     def steps(half: tuple[float, ...], full: tuple[float, ...]) -> str:
         horizons = (_horizon(half, half), _horizon(full, full))
-        axis = Axis("width", RateTransfer("mup", "adam", horizons), None, None, (), False)
+        axis = Axis("width", RateTransfer("mup", "adamw", horizons), None, None, (), False)
         return " ".join(s for s in TransferCheck((axis,), None).retune if "number of steps" in s)
 
     assert steps((0.0, 0.1), (0.1, 0.2)) == ""

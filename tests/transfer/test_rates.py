@@ -175,7 +175,7 @@ def test_finished_runs_are_kept(tmp_path: Path) -> None:
 def test_seeds_give_an_interval_and_sizes_are_needed() -> None:
     found = rate_transfer(
         Line, WIDTHS, lambda i: torch.ones(1, 1) * (1 + i % 3), _square,
-        lr=1 / 32, optimizer="adam", steps=12, seeds=3,
+        lr=1 / 32, optimizer="adamw", steps=12, seeds=3,
     )  # fmt: skip
     for row in found.rows:
         assert row.interval is None or row.interval.low <= row.octaves <= row.interval.high

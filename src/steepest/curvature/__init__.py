@@ -3,13 +3,13 @@
 import warnings
 
 from steepest.curvature.block_diagonal import blockwise_diagonal
+from steepest.curvature.directional import directional_curvature
 from steepest.curvature.loss_function import Batches
 from steepest.curvature.muon_theory import muon_conditions
 from steepest.curvature.ntk import label_alignment, ntk_drift, ntk_spectrum
 from steepest.curvature.operators import NTK, GaussNewton, Hessian
 from steepest.curvature.preconditioned import Stability, preconditioned_sharpness
 from steepest.curvature.spectra import (
-    directional_curvature,
     effective_rank,
     gauss_newton_split,
     sharpness,

@@ -25,6 +25,7 @@ from steepest.curvature.operators import Hessian
 from steepest.linalg.krylov import gaussian
 from steepest.linalg.probes import Estimate
 from steepest.random_numbers import copied_generator
+from steepest.results import Column, Result, ResultTable
 
 _FEW = 8
 """Blocks with a product each; more share products, under random signs."""
@@ -39,8 +40,8 @@ A look after every probe picks errors that are small by chance: up to 9% of runs
 """
 
 
-@dataclass(frozen=True)
-class DiagonalShare:
+@dataclass(frozen=True, repr=False)
+class DiagonalShare(Result):
     """The share of diagonal blocks in the square of ‖H‖_F, as an estimate; `float()` gives it.
 
     Attributes:
@@ -54,12 +55,18 @@ class DiagonalShare:
     even: float
     blocks: int
 
+    def table(self) -> ResultTable:
+        """Return the share, its standard error, and what no structure would have, as one row."""
+        row = (self.share.value, self.share.error, self.even, self.blocks)
+        columns = tuple(map(Column, ("share", "error", "even", "blocks")))
+        return ResultTable(columns, (row,), "share of diagonal blocks in the Hessian")
+
     def __float__(self) -> float:
         return self.share.value
 
 
-@dataclass(frozen=True)
-class BlockwiseDiagonal:
+@dataclass(frozen=True, repr=False)
+class BlockwiseDiagonal(Result):
     """How blockwise diagonal a Hessian is, as `blockwise_diagonal` returns it.
 
     Attributes:
@@ -70,6 +77,14 @@ class BlockwiseDiagonal:
 
     across_matrices: DiagonalShare
     across_rows: dict[str, DiagonalShare]
+
+    def table(self) -> ResultTable:
+        """Return the share across matrices, and that across the rows of each matrix."""
+        shares = {"matrices": self.across_matrices, **self.across_rows}
+        tables = {name: share.table() for name, share in shares.items()}
+        columns = (Column("blocks_of", "blocks of"), *self.across_matrices.table().columns)
+        rows = tuple((name, *table.rows[0]) for name, table in tables.items())
+        return ResultTable(columns, rows, "share of diagonal blocks in the Hessian")
 
 
 @of_parameters(hessian_of_matrices)

@@ -23,13 +23,14 @@ from steepest.curvature.operators import Hessian
 from steepest.geometry import Geometry, LayerwiseSpectral, Spectral
 from steepest.linalg.krylov import eigenpairs, start_near
 from steepest.random_numbers import copied_generator
+from steepest.results import Column, Result, Results, ResultTable
 
 EXACT = Spectral("svd")
 """Polynomials leave singular values above 1, and bounds would be none."""
 
 
-@dataclass(frozen=True)
-class MuonCondition:
+@dataclass(frozen=True, repr=False)
+class MuonCondition(Result):
     """One matrix, measured on one batch, as `muon_conditions` returns it.
 
     Attributes:
@@ -57,6 +58,20 @@ class MuonCondition:
     spectral_smoothness_at_least: float
     products: int
     converged: bool
+
+    def table(self) -> ResultTable:
+        """Return both sides of the condition and the decreases as one row."""
+        columns = (
+            "matrix",
+            "shape",
+            Column("ratio", "J / L"),
+            "nuclear_rank",
+            "holds",
+            "muon_decrease",
+            "gradient_guarantee",
+            "converged",
+        )
+        return ResultTable.of([self], columns, "Muon's condition: J / L <= nuclear rank")
 
     @property
     def nuclear_rank(self) -> float:
@@ -100,7 +115,7 @@ def muon_conditions(
     tolerance: float = 1e-2,
     max_products: int = 100,
     generator: torch.Generator | None = None,
-) -> list[MuonCondition]:
+) -> Results[MuonCondition]:
     """Return the constants of Muon's theory for every matrix of a model.
 
     Each matrix by itself, all else held fixed: H is a diagonal block of the Hessian. Along the two
@@ -156,7 +171,7 @@ def muon_conditions(
                     converged=top.converged,
                 )
             )
-    return rows
+    return Results(rows)
 
 
 def climb(

@@ -13,14 +13,15 @@ from steepest.linalg.krylov import Eigenpairs, eigenpairs, gaussian
 from steepest.linalg.probes import Estimate, trace
 from steepest.linalg.solvers import eigh
 from steepest.random_numbers import copied_generator
+from steepest.results import Column, Result, ResultTable
 
 _DENSE_ROWS, _DENSE_ENTRIES = 64, 2**28
 """A kernel is formed up to here: so many gradients cost what the products of a search do, and the
 Jacobian takes at most a gigabyte in float32."""
 
 
-@dataclass(frozen=True)
-class NTKSpectrum:
+@dataclass(frozen=True, repr=False)
+class NTKSpectrum(Result):
     """The largest eigenvalues of Θ and its trace, as `ntk_spectrum` returns them.
 
     Attributes:
@@ -32,6 +33,14 @@ class NTKSpectrum:
     largest: Eigenpairs
     trace: Estimate
     size: int
+
+    def table(self) -> ResultTable:
+        """Return the largest eigenvalues and the trace as rows."""
+        ends = zip(self.largest.values.tolist(), self.largest.errors.tolist(), strict=True)
+        rows = [(f"eigenvalue {i}", *end) for i, end in enumerate(ends, start=1)]
+        rows.append(("trace", self.trace.value, self.trace.error))
+        columns = (Column("quantity"), Column("value"), Column("error", "± error", ".2g"))
+        return ResultTable(columns, tuple(rows), f"tangent kernel of {self.size:,} outputs")
 
     @property
     def effective_rank(self) -> float:
@@ -106,8 +115,8 @@ def ntk_spectrum(
     return NTKSpectrum(largest, total, size)
 
 
-@dataclass(frozen=True)
-class NTKDrift:
+@dataclass(frozen=True, repr=False)
+class NTKDrift(Result):
     """How far a kernel Θ_t is from Θ_0, as `ntk_drift` returns it.
 
     Attributes:
@@ -121,6 +130,11 @@ class NTKDrift:
     alignment: float
     scale: float
     size: int
+
+    def table(self) -> ResultTable:
+        """Return its numbers as one row."""
+        names = ("distance", "alignment", "scale", "size")
+        return ResultTable.of([self], names, "drift of the tangent kernel")
 
 
 def ntk_drift(reference: NTK | Tensor, current: NTK | Tensor) -> NTKDrift:

@@ -24,14 +24,15 @@ from steepest.curvature.preconditioners import (
 )
 from steepest.linalg.krylov import eigenpairs, gaussian, start_near
 from steepest.model.unwrapping import unwrapped
+from steepest.results import Result, Results, ResultTable
 
 Measure = Literal["preconditioned Hessian", "norm ball", "one step"]
 Measured = tuple[float, float, float, Tensor | None]  # value, threshold, error, vector
 _RANDOM_STARTS = 3  # beside one guess: 0.94 to 1 of the best of 100, on random Hessians
 
 
-@dataclass(frozen=True)
-class Stability:
+@dataclass(frozen=True, repr=False)
+class Stability(Result):
     """How close the steps of some parameters are to instability, which is at a `ratio` of 1.
 
     Attributes:
@@ -56,6 +57,11 @@ class Stability:
     error: float
     products: int
     vector: Tensor | None
+
+    def table(self) -> ResultTable:
+        """Return measure, value, threshold and ratio as one row."""
+        names = ("measure", "value", "threshold", "ratio", "error", "products")
+        return ResultTable.of([self], names, "stability of steps: a ratio above 1 is unstable")
 
     @property
     def ratio(self) -> float:
@@ -84,7 +90,7 @@ def preconditioned_sharpness(
     tolerance: float = 1e-3,
     start: Sequence[Stability] = (),
     generator: torch.Generator | None = None,
-) -> list[Stability]:
+) -> Results[Stability]:
     """Return how close the steps of an optimizer are to instability.
 
     | steps                                    | measure                | threshold                |
@@ -160,7 +166,7 @@ def preconditioned_sharpness(
             measured = _one_step(optimizer, groups, part)
         value, threshold, error, vector = measured
         rows.append(Stability(names, measure, value, threshold, error, part.products, vector))
-    return rows
+    return Results(rows)
 
 
 def _unwrapped(optimizer: Optimizer) -> Optimizer:

@@ -1,26 +1,25 @@
-"""Sharpness, spectrum and trace of operators, Gauss-Newton split, curvature along a direction."""
+"""Sharpness, spectrum and trace of operators, and what Gauss-Newton leaves of the Hessian."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from steepest.curvature.forms import of_argument, of_parameters
-from steepest.curvature.jacobian import flat
+from steepest.curvature.forms import of_parameters
 from steepest.curvature.linear_map import CurvatureOperator, check_symmetric
 from steepest.curvature.operators import Hessian
 from steepest.linalg import probes as random_probes
 from steepest.linalg.krylov import Eigenpairs, End, eigenpairs, start_near
 from steepest.linalg.probes import Estimate, SpectralDensity, spectral_density
 from steepest.random_numbers import copied_generator
+from steepest.results import Column, Result, ResultTable
 
 
-@dataclass(frozen=True)
-class Sharpness:
+@dataclass(frozen=True, repr=False)
+class Sharpness(Result):
     """The largest eigenvalue, as `sharpness` returns it; `float()` gives the value.
 
     Attributes:
@@ -36,6 +35,10 @@ class Sharpness:
     vector: Tensor
     products: int
     converged: bool
+
+    def table(self) -> ResultTable:
+        """Return the value, its error and the work it took as one row."""
+        return ResultTable.of([self], ("value", "error", "products", "converged"), "sharpness")
 
     def __float__(self) -> float:
         return self.value
@@ -90,8 +93,8 @@ def sharpness(
     return Sharpness(value, error, top.vectors[:, 0], top.products, top.converged)
 
 
-@dataclass(frozen=True)
-class Spectrum:
+@dataclass(frozen=True, repr=False)
+class Spectrum(Result):
     """The spectrum of an operator, as `spectrum` returns it.
 
     Attributes:
@@ -107,6 +110,17 @@ class Spectrum:
     trace: Estimate
     nuclear_norm: Estimate
     size: int
+
+    def table(self) -> ResultTable:
+        """Return the extreme eigenvalues, the trace, nuclear norm and effective rank as rows."""
+        ends = zip(self.extremes.values.tolist(), self.extremes.errors.tolist(), strict=True)
+        rows = [(f"eigenvalue {i}", *end) for i, end in enumerate(ends, start=1)]
+        sums = {"trace": self.trace, "nuclear norm": self.nuclear_norm}
+        if self.extremes.values.any():
+            sums["effective rank"] = self.effective_rank
+        rows += [(name, estimate.value, estimate.error) for name, estimate in sums.items()]
+        columns = (Column("quantity"), Column("value"), Column("error", "± error", ".2g"))
+        return ResultTable(columns, tuple(rows), f"spectrum of {self.size:,} eigenvalues")
 
     @property
     def effective_rank(self) -> Estimate:
@@ -237,8 +251,8 @@ class Ends:
     converged: bool
 
 
-@dataclass(frozen=True)
-class GaussNewtonSplit:
+@dataclass(frozen=True, repr=False)
+class GaussNewtonSplit(Result):
     """H = G + R, as `gauss_newton_split` returns it.
 
     Attributes:
@@ -250,6 +264,16 @@ class GaussNewtonSplit:
     hessian: Ends
     gauss_newton: Ends
     functional: Ends
+
+    def table(self) -> ResultTable:
+        """Return the ends and the trace of H, G and R as rows."""
+        parts = {"H": self.hessian, "G": self.gauss_newton, "R = H - G": self.functional}
+        rows = tuple(
+            (name, e.largest, e.smallest, e.trace.value, e.trace.error, e.products, e.converged)
+            for name, e in parts.items()
+        )
+        names = ("part", "largest", "smallest", "trace", "trace_error", "products", "converged")
+        return ResultTable(tuple(map(Column, names)), rows, "Hessian and its Gauss-Newton part")
 
 
 @of_parameters(Hessian)
@@ -288,76 +312,6 @@ def gauss_newton_split(
         return Ends(largest, smallest, total, products, extremes.converged)
 
     return GaussNewtonSplit(ends(H), ends(G), ends(H - G))
-
-
-@dataclass(frozen=True)
-class DirectionalCurvature:
-    """What the quadratic model says of steps W - t D, as `directional_curvature` returns it.
-
-    Attributes:
-        gain: ⟨G, D⟩, what the loss falls by for a unit of t, to first order.
-        curvature: ⟨D, H D⟩.
-        norm: ‖D‖_F.
-    """
-
-    gain: float
-    curvature: float
-    norm: float
-
-    @property
-    def rayleigh(self) -> float:
-        """⟨D, H D⟩ / ‖D‖², between the ends of the spectrum."""
-        return self.curvature / self.norm**2
-
-    @property
-    def best_step(self) -> float:
-        """The t at which the model is lowest; infinite where it has no minimum along D."""
-        if self.curvature > 0:
-            return self.gain / self.curvature
-        return math.copysign(math.inf, self.gain) if self.gain or self.curvature else 0.0
-
-    @property
-    def decrease(self) -> float:
-        """What the loss falls by at the best step, gain² / (2 curvature); infinite without one."""
-        return 0.5 * self.gain * self.best_step if self.gain else abs(self.best_step)
-
-
-def _names(model: nn.Module, direction: Mapping[str, Tensor]) -> list[str]:
-    return list(direction)
-
-
-@of_argument(_names)
-def directional_curvature(H: Hessian, direction: Mapping[str, Tensor]) -> DirectionalCurvature:
-    """Return gain and curvature along an update, from one Hessian-vector product.
-
-    Args:
-        H: the Hessian. Or in its place `model, loss, batch`, and settings, which make one.
-        direction: the update of each parameter, by its name; all others are held fixed.
-
-    Raises:
-        ValueError: for names that are none, shapes that do not fit, a direction of zero.
-
-    >>> model = nn.Linear(2, 1, bias=False)
-    >>> x = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
-    >>> H = Hessian(model, lambda model, x: 0.5 * model(x).square().sum(), x)
-    >>> directional_curvature(H, {"weight": torch.tensor([[0.0, 1.0]])}).curvature
-    1.0
-    """
-    H = H.block(list(direction))
-    for name, p in H.parameters.items():
-        if name not in direction:
-            raise ValueError(f"got a pattern that matches {name}, expected names of parameters")
-        if direction[name].shape != p.shape:
-            raise ValueError(
-                f"got a direction of shape {tuple(direction[name].shape)} for {name}, expected "
-                f"{tuple(p.shape)}"
-            )
-    D = flat([direction[name] for name in H.parameters], list(H.parameters.values())).to(H.vector())
-    norm = torch.linalg.vector_norm(D, dtype=torch.float64).item()
-    if not 0 < norm < math.inf:
-        raise ValueError(f"got a direction of norm {norm}, expected one that is finite and not 0")
-    gain, curvature = torch.dot(H.gradient(), D).item(), torch.dot(D, H(D)).item()
-    return DirectionalCurvature(gain, curvature, norm)
 
 
 def _extremes(

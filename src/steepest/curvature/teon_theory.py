@@ -19,13 +19,14 @@ from steepest.geometry import Geometry, LayerwiseSpectral, StackedSpectral
 from steepest.model.parameter_roles import roles
 from steepest.model.stacks import find_stacks
 from steepest.model.unwrapping import unwrapped
+from steepest.results import Result, Results, ResultTable
 
 Stacks = Sequence[Sequence[str]] | None
 Norm = Literal["layerwise", "mode 1", "mode 2"]
 
 
-@dataclass(frozen=True)
-class StackCondition:
+@dataclass(frozen=True, repr=False)
+class StackCondition(Result):
     """One stack of K matrices in one norm, as `stack_conditions` returns it.
 
     Attributes:
@@ -47,6 +48,11 @@ class StackCondition:
     curvature: float
     smoothness_at_least: float
     products: int
+
+    def table(self) -> ResultTable:
+        """Return norm, curvature and decreases as one row."""
+        columns = ("matrices", "shape", "norm", "dual_norm", "curvature", "decrease")
+        return ResultTable.of([self], (*columns, "guarantee_at_most"), "stacks of matrices")
 
     @property
     def decrease(self) -> float:
@@ -75,7 +81,7 @@ def stack_conditions(
     size: int = 2,
     tolerance: float = 1e-2,
     max_products: int = 30,
-) -> list[StackCondition]:
+) -> Results[StackCondition]:
     """Return three rows for each stack: curvature and smoothness in the norms of Muon and TEON.
 
     Theory (Zhang et al., "TEON", arXiv 2601.23261, theorem 4.5): L_stacked <= L_layerwise <=
@@ -135,7 +141,7 @@ def stack_conditions(
                 products=part.products - before,
             )
         rows += [conditions[norm] for norm in ("layerwise", "mode 1", "mode 2")]
-    return rows
+    return Results(rows)
 
 
 def _stacks(model: nn.Module, stacks: Stacks, size: int) -> list[list[Place]]:

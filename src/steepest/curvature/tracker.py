@@ -19,9 +19,10 @@ from steepest.curvature.operators import Hessian
 from steepest.curvature.preconditioned import Stability, preconditioned_sharpness
 from steepest.curvature.spectra import sharpness
 from steepest.records import Records
+from steepest.results import Column, Result, ResultTable
 
 
-class SharpnessTracker:
+class SharpnessTracker(Result):
     """Measures every few steps how sharp the loss is, and how near the optimizer is to instability.
 
     Each measurement starts from the eigenvectors of the last one, so that it takes a few products.
@@ -99,6 +100,16 @@ class SharpnessTracker:
     def records(self) -> list[dict[str, Any]]:
         """What was measured, in the order of steps."""
         return self._records.rows
+
+    def table(self) -> ResultTable:
+        """Return all measurements; the ratio is the largest of the parts of the optimizer."""
+        names = ("step", "loss", "sharpness", "error", "ratio", "products")
+        rows = []
+        for record in self.records:
+            ratios = [part["ratio"] for part in record.get("stability", ())]
+            record = {**record, "ratio": max(ratios, default=None)}
+            rows.append(tuple(record[name] for name in names))
+        return ResultTable(tuple(map(Column, names)), tuple(rows), "sharpness along the run")
 
     def step(self) -> dict[str, Any] | None:
         """Call after each step of the optimizer; return the record if it was time to measure."""

@@ -22,15 +22,29 @@ from steepest.optim.kronecker import (
     due,
     preconditioned,
     renew_roots,
+    row_of_length,
     stacked,
     unbiased,
 )
 from steepest.optim.matrices import Batch, MatrixState, stack
 from steepest.optim.momentum import Momentum
 from steepest.optim.precision import factor_dtype
+from steepest.optim.record import Record, Update
 from steepest.optim.scales import Scale
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import Parameters, SteepestDescent
+
+
+def _update(settings: Mapping[str, Any], free: bool) -> Update:
+    """Its own length is another one at the start than later, so no table can have it."""
+    row = row_of_length(settings, "kl-shampoo", free, "derived here: KL-Shampoo")
+    if row is None and not free:
+        raise ValueError(
+            'got length="own" for kl-shampoo, for which the table has no learning rate; '
+            'expected settings={"length": "adam"} or "muon" with scale="spectral"'
+        )
+    is_adam = settings.get("length", "adam") == "adam"
+    return Update("kl-shampoo", row, eps="graft_eps" if is_adam else "")
 
 
 class KLShampoo(KroneckerDescent):
@@ -60,6 +74,7 @@ class KLShampoo(KroneckerDescent):
         graft_beta2, graft_eps, scale: as for `Shampoo`.
         settings: as for `Shampoo`.
 
+    >>> import torch
     >>> W = torch.nn.Parameter(torch.zeros(2, 2))
     >>> W.grad = torch.diag(torch.tensor([3.0, 0.1]))
     >>> optimizer = KLShampoo([W], 0.1, momentum=0, beta2=0, eps=0, sequential=True, length="own")
@@ -68,6 +83,17 @@ class KLShampoo(KroneckerDescent):
     tensor([[-0.1414,  0.0000],
             [ 0.0000, -0.1414]])
     """
+
+    records = (
+        Record(
+            name="kl-shampoo",
+            label="KL-Shampoo",
+            geometry="spectral, adapted",
+            memory="momentum and second moment",
+            rates=(8e-3, 1.6e-2, 3.2e-2),
+            update=_update,
+        ),
+    )
 
     geometries: ClassVar[Mapping[str, str]] = {
         **SteepestDescent.geometries, "kl-shampoo": "spectral",

@@ -24,6 +24,7 @@ from steepest.model.matrix_view import MatrixView
 from steepest.optim import adamw
 from steepest.optim.matrices import Batch, Matrices, MatrixState, stack
 from steepest.optim.precision import adam_eps, factor_dtype
+from steepest.optim.record import ENTRIES, SPECTRAL, Row, need
 from steepest.optim.rounding import Assignment
 from steepest.optim.scales import adamw_ratio, update_scale
 from steepest.optim.steepest_descent import SteepestDescent
@@ -40,7 +41,8 @@ NEVER = -1  # the step in which a side was renewed that never was
 class KroneckerDescent(SteepestDescent):
     """A step with a factor for each side of a matrix; the subclasses say what is made of them."""
 
-    def adamw_ratio(self, defaults: Mapping[str, Any]) -> float:
+    @classmethod
+    def adamw_ratio(cls, defaults: Mapping[str, Any]) -> float:
         """Return Muon's where steps are as long as Muon's or of spectral norm 1, otherwise 1."""
         spectral = defaults["length"] in ("muon", "spectral")
         return adamw_ratio(defaults["scale"]) if spectral else 1.0
@@ -80,6 +82,20 @@ class KroneckerDescent(SteepestDescent):
     def _take(self, group: dict[str, Any], batch: Batch, assign: Assignment) -> None:
         with fast_products():
             super()._take(group, batch, assign)
+
+
+def row_of_length(settings: Mapping[str, Any], name: str, free: bool, source: str) -> Row | None:
+    """Return how the rate follows the size, by what the update takes its length from.
+
+    `None` for an update of its own length; `source` is that of Adam's length.
+    """
+    length = settings.get("length", "adam")
+    scale = "spectral" if length == "muon" else "none"
+    need(settings, "scale", "none", scale, name, free)
+    need(settings, "relative_eps", True, True, name, free)
+    if length == "muon":
+        return SPECTRAL._replace(source="derived here: grafting")
+    return ENTRIES._replace(source=source) if length == "adam" else None
 
 
 def sides_of(group: Mapping[str, Any], shape: Sequence[int]) -> list[Side]:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 from steepest.geometry import Spectral
 from steepest.linalg.polar_factor import PolarMethod
 from steepest.optim.checks import Fraction, PolarSteps, Precision, Rate
 from steepest.optim.momentum import Momentum
+from steepest.optim.record import SPECTRAL, Record, Update, need
 from steepest.optim.scales import Scale
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import Parameters, SteepestDescent
+
+
+def _update(settings: Mapping[str, Any], free: bool) -> Update:
+    """The scale sqrt(out/in) is all that muP asks for (Qiu et al., arXiv 2512.05620, Table 1)."""
+    need(settings, "scale", "spectral", "spectral", "muon", free)
+    row = SPECTRAL._replace(source="QIU Table 1")
+    return Update("muon", row, depth={"completep": "QIU Table 1"})
 
 
 class Muon(SteepestDescent):
@@ -35,11 +44,23 @@ class Muon(SteepestDescent):
         settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
             that are no matrices is 0.15 lr, or lr with "match-rms-adamw".
 
+    >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
     >>> optimizer = Muon(model, lr=0.02)
     >>> [(g["geometry"], g["lr"], g["param_names"]) for g in optimizer.param_groups]
     [('spectral', 0.02, ['0.weight']), ('adamw', 0.003, ['0.bias', '2.weight', '2.bias'])]
     """
+
+    records = (
+        Record(
+            name="muon",
+            label="Muon",
+            geometry="spectral",
+            memory="momentum",
+            rates=(0.02, 0.04, 0.08),
+            update=_update,
+        ),
+    )
 
     def __init__(
         self,

@@ -19,15 +19,28 @@ from steepest.optim.kronecker import (
     due,
     preconditioned,
     renew_roots,
+    row_of_length,
     sides_of,
     unbiased,
 )
 from steepest.optim.matrices import Batch, stack
 from steepest.optim.momentum import MOMENTUM, Momentum
 from steepest.optim.precision import factor_dtype
+from steepest.optim.record import Record, Update
 from steepest.optim.scales import Scale
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import Parameters, SteepestDescent
+
+
+def _update(settings: Mapping[str, Any], free: bool) -> Update:
+    """Of Shampoo's own length there is a formula (Qiu et al., arXiv 2512.05620, Table 1)."""
+    depth = {"completep": "QIU Table 1"}
+    if row := row_of_length(settings, "shampoo", free, "QIU Table 2: grafting"):
+        eps = "graft_eps" if settings.get("length", "adam") == "adam" else ""
+        return Update("shampoo", row, eps=eps, depth=depth)
+    sides = 2 if settings.get("sides", "both") == "both" else 1
+    exponent, block = settings.get("exponent", 1 / 2) * sides, settings.get("block", 1024)
+    return Update("shampoo", None, 1 - 2 * exponent, exponent, block, depth=depth)
 
 
 class Adaptation(NamedTuple):
@@ -88,6 +101,26 @@ class Shampoo(KroneckerDescent):
     tensor([[-0.1000,  0.0000],
             [ 0.0000, -0.1000]])
     """
+
+    records = (
+        Record(
+            name="shampoo-quarter",
+            label="Shampoo, p = 1/4",
+            geometry="spectral, adapted",
+            memory="momentum and second moment",
+            rates=(4e-3, 8e-3, 1.6e-2),
+            settings={"exponent": 1 / 4},
+            update=lambda settings, free: _update({"exponent": 1 / 4, **settings}, free),
+        ),
+        Record(
+            name="shampoo",
+            label="Shampoo, p = 1/2",
+            geometry="spectral, adapted",
+            memory="momentum and second moment",
+            rates=(8e-3, 1.6e-2, 3.2e-2),
+            update=_update,
+        ),
+    )
 
     geometries: ClassVar[Mapping[str, str]] = {
         **SteepestDescent.geometries, "shampoo": "spectral",

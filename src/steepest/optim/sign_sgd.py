@@ -6,6 +6,7 @@ from typing import Unpack
 
 from steepest.geometry import Sign
 from steepest.optim.checks import Rate
+from steepest.optim.record import ENTRIES, Record, Update
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import Parameters, SteepestDescent
 
@@ -29,6 +30,17 @@ class SignSGD(SteepestDescent):
     tensor([[-0.1000,  0.1000],
             [-0.1000,  0.0000]])
     """
+
+    records = (
+        Record(
+            name="signsgd",
+            label="SignSGD",
+            geometry="sign",
+            memory="none",
+            rates=(2.5e-4, 5e-4, 1e-3),
+            update=lambda settings, free: Update("signsgd", ENTRIES),
+        ),
+    )
 
     def __init__(self, params: Parameters, lr: Rate = 1e-3, **settings: Unpack[Settings]):
         super().__init__(params, lr, geometry=Sign(), **settings)

@@ -7,6 +7,7 @@ from typing import Unpack
 from steepest.geometry import Sign
 from steepest.optim.checks import Fraction, Rate
 from steepest.optim.momentum import Momentum
+from steepest.optim.record import ENTRIES, Record, Update
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import Parameters, SteepestDescent
 
@@ -35,6 +36,19 @@ class Signum(SteepestDescent):
     >>> W.data  # the first entry still follows the first gradient
     tensor([[-0.2000,  0.2000]])
     """
+
+    records = (
+        Record(
+            name="signum",
+            label="Signum",
+            geometry="sign",
+            memory="momentum",
+            rates=(5e-4, 1e-3, 2e-3),
+            update=lambda settings, free: Update(
+                "signum", ENTRIES._replace(source="derived here: Signum")
+            ),
+        ),
+    )
 
     def __init__(
         self,

@@ -32,9 +32,19 @@ from steepest.optim.kronecker import (
 from steepest.optim.matrices import Batch, stack
 from steepest.optim.momentum import MOMENTUM, Momentum, remember
 from steepest.optim.precision import adam_eps, factor_dtype
+from steepest.optim.record import ENTRIES, SPECTRAL, Record, Update, need
 from steepest.optim.scales import Scale, update_scale
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import Parameters, SteepestDescent
+
+
+def _update(settings: Mapping[str, Any], free: bool) -> Update:
+    normalized = settings.get("length") == "spectral"
+    need(settings, "scale", "none", "spectral" if normalized else "none", "soap", free)
+    row = ENTRIES._replace(source="derived here: SOAP")
+    if normalized:
+        row = SPECTRAL._replace(source="QIU: spectral normalization")
+    return Update("soap", row, eps="eps")
 
 
 class SOAP(KroneckerDescent):
@@ -72,6 +82,17 @@ class SOAP(KroneckerDescent):
             that are no matrices is `lr` unless given, and as for Muon, 0.15 `lr`
             mostly, with `length="spectral"`.
     """
+
+    records = (
+        Record(
+            name="soap",
+            label="SOAP",
+            geometry="spectral, adapted",
+            memory="momentum and second moment",
+            rates=(8e-3, 1.6e-2, 3.2e-2),
+            update=_update,
+        ),
+    )
 
     geometries: ClassVar[Mapping[str, str]] = {
         **SteepestDescent.geometries, "soap": "spectral",

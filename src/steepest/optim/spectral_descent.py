@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Unpack
 
 import torch
@@ -11,11 +12,18 @@ from steepest.geometry import Sign, Spectral
 from steepest.linalg.polar_factor import PolarMethod
 from steepest.optim.checks import PolarSteps, Precision, Rate
 from steepest.optim.matrices import Batch
+from steepest.optim.record import SPECTRAL, Record, Update, need
 from steepest.optim.scales import Scale, update_scale
 from steepest.optim.settings import Settings
 from steepest.optim.steepest_descent import Parameters, SteepestDescent
 
 Length = Literal["own", "dual"]
+
+
+def _update(settings: Mapping[str, Any], free: bool) -> Update:
+    need(settings, "scale", "spectral", "spectral", "spectral-descent", free)
+    need(settings, "length", "own", "own", "spectral-descent", free)
+    return Update("spectral-descent", SPECTRAL)
 
 
 class SpectralDescent(SteepestDescent):
@@ -37,6 +45,7 @@ class SpectralDescent(SteepestDescent):
         settings: what all optimizers take, see `Settings`; the rate of AdamW for all parameters
             that are no matrices is 0.15 lr, or lr with "match-rms-adamw".
 
+    >>> import torch
     >>> W = torch.nn.Parameter(torch.zeros(2, 2))
     >>> W.grad = torch.diag(torch.tensor([3.0, 0.1]))
     >>> SpectralDescent([W], lr=0.1, method="svd").step()
@@ -44,6 +53,17 @@ class SpectralDescent(SteepestDescent):
     tensor([[-0.1000,  0.0000],
             [ 0.0000, -0.1000]])
     """
+
+    records = (
+        Record(
+            name="spectral-descent",
+            label="SpectralDescent",
+            geometry="spectral",
+            memory="none",
+            rates=(0.04, 0.08, 0.16),
+            update=_update,
+        ),
+    )
 
     def __init__(
         self,

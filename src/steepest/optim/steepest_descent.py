@@ -39,6 +39,7 @@ from steepest.optim.precision import (
 )
 from steepest.optim.progress import Progress
 from steepest.optim.rates import Rates
+from steepest.optim.record import Record
 from steepest.optim.rounding import Assignment
 from steepest.optim.scales import Scale, adamw_ratio, stacked_rank, update_scale
 from steepest.optim.settings import Settings, checks_of, modern
@@ -76,6 +77,9 @@ class SteepestDescent(Optimizer):
         NotImplementedError: from `step`, for parameters sharded by `fully_shard`, unchanged too.
     """
 
+    records: ClassVar[tuple[Record, ...]] = ()
+    """What the house knows of this optimizer; the last one is about its defaults."""
+
     geometries: ClassVar[Mapping[str, str]] = {
         "euclidean": "euclidean", "sign": "sign", "spectral": "spectral", "adamw": "adamw",
     }  # fmt: skip
@@ -91,6 +95,7 @@ class SteepestDescent(Optimizer):
         scale: Scale = "none",
         length: str = "own",
         options: Mapping[str, Any] | None = None,
+        marked: Mapping[str, Any] | None = None,
         **settings: Unpack[Settings],
     ):
         """Make the groups.
@@ -103,6 +108,7 @@ class SteepestDescent(Optimizer):
             scale: shape factor s, see `update_scale`.
             length: of a direction, before the rate and s: its "own", or by what it is measured.
             options: what else a subclass keeps in each group.
+            marked: settings by which `marks` are made.
             settings: see `Settings`.
         """
         renamed = modern(dict(settings))
@@ -153,7 +159,8 @@ class SteepestDescent(Optimizer):
             params = roles(params)
         if isinstance(params, RoleTable):
             warn_of_guessed_axes(params, scale)
-            super().__init__(self.groups(params, own), defaults)
+            marks = self.marks(params, marked or {})
+            super().__init__(self.groups(params, own, marks), defaults)
         elif own:
             raise ValueError(
                 "got settings for roles without a model, expected a model or its roles"
@@ -164,9 +171,10 @@ class SteepestDescent(Optimizer):
     def _check(self, key: str, value: Any) -> None:
         check_setting(key, value, self.checks)
 
-    def adamw_ratio(self, defaults: Mapping[str, Any]) -> float:
+    @classmethod
+    def adamw_ratio(cls, defaults: Mapping[str, Any]) -> float:
         """Return the rate of the AdamW group over that of the matrices, where none is given."""
-        is_spectral = self.geometries[defaults["geometry"]] == "spectral"
+        is_spectral = cls.geometries[defaults["geometry"]] == "spectral"
         return adamw_ratio(defaults["scale"]) if is_spectral else 1.0
 
     def expected_rms(
@@ -196,9 +204,28 @@ class SteepestDescent(Optimizer):
         scale = update_scale(group["scale"], outputs, inputs)
         return lr * scale * math.sqrt(rank / (outputs * inputs))
 
-    def groups(self, table: RoleTable, own: Any) -> list[dict[str, Any]]:
+    @classmethod
+    def marks(
+        cls, table: RoleTable, settings: Mapping[str, Any]
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """Return what groups say of each matrix beside its view: from a key to values by name.
+
+        Args:
+            table: the roles of a model.
+            settings: of the optimizer, where they are not its defaults.
+        """
+        return {}
+
+    def groups(
+        self, table: RoleTable, own: Any, marks: Mapping[str, Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
         """Return the parameter groups of a model; `own` are settings of roles."""
-        return groups_of(table, own)
+        groups = groups_of(table, own)
+        for group in groups:
+            if group.get("geometry") != "adamw":
+                for key, values in marks.items():
+                    group[key] = [values.get(name) for name, _ in group["params"]]
+        return groups
 
     def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return the direction for each matrix of a batch, in the geometry of its group.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any, Literal, Unpack
 
 from steepest.geometry import Spectral, StackedSpectral
@@ -13,9 +14,15 @@ from steepest.model.parameter_roles import RoleTable
 from steepest.model.stacks import find_stacks
 from steepest.optim.checks import Count, Fraction, PolarSteps, Precision, Rate, check_setting
 from steepest.optim.momentum import Momentum
+from steepest.optim.record import SPECTRAL, Record, Update, need
 from steepest.optim.scales import Scale
 from steepest.optim.settings import Settings, checks_of
 from steepest.optim.steepest_descent import Parameters, SteepestDescent
+
+
+def _update(settings: Mapping[str, Any], free: bool) -> Update:
+    need(settings, "scale", "spectral", "spectral", "teon", free)
+    return Update("teon", SPECTRAL._replace(source="derived here: TEON"))
 
 
 class TEON(SteepestDescent):
@@ -44,6 +51,17 @@ class TEON(SteepestDescent):
     Warns if nothing was stacked. `stacks` says which stacks were made.
     """
 
+    records = (
+        Record(
+            name="teon",
+            label="TEON",
+            geometry="spectral, stacked",
+            memory="momentum",
+            rates=(0.01, 0.02, 0.04),
+            update=_update,
+        ),
+    )
+
     def __init__(
         self,
         params: Parameters,
@@ -61,7 +79,6 @@ class TEON(SteepestDescent):
         **settings: Unpack[Settings],
     ):
         check_setting("stack", stack, checks_of(type(self)))
-        self._stack = stack
         super().__init__(
             params,
             lr,
@@ -69,6 +86,7 @@ class TEON(SteepestDescent):
             memory=Momentum(momentum, nesterov),
             scale=scale,
             length=length,
+            marked={"stack": stack},
             **settings,
         )
         if stack > 1 and not self.stacks:
@@ -93,11 +111,9 @@ class TEON(SteepestDescent):
                         stacks[g, number].append(matrix_label(name, i, len(label)))
         return [tuple(stack) for stack in stacks.values()]
 
-    def groups(self, table: RoleTable, own: Any) -> list[dict[str, Any]]:
-        """Return the parameter groups of a model, with the stacks found in it."""
-        groups = super().groups(table, own)
-        numbers = find_stacks(table, self._stack)
-        for group in groups:
-            if group.get("geometry") != "adamw":
-                group["stacks"] = [numbers.get(name) for name, _ in group["params"]]
-        return groups
+    @classmethod
+    def marks(
+        cls, table: RoleTable, settings: Mapping[str, Any]
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """Return the stacks that are found in a model, by the names of their parameters."""
+        return {"stacks": find_stacks(table, settings.get("stack", 2))}

@@ -6,9 +6,13 @@ import math
 from dataclasses import dataclass
 
 from steepest.model.parameter_roles import ParameterRole
+from steepest.optim.adamw import RECORD as ADAMW
+from steepest.optim.family import record_of
+from steepest.optim.record import Update
+from steepest.optim.steepest_descent import SteepestDescent
 from steepest.parametrize.dimensions import Growth
 from steepest.parametrize.multipliers import Folds
-from steepest.parametrize.rules import Factors, Rule, Update, factors_of
+from steepest.parametrize.rules import Factors, Rule, factors_of, update_of
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class ParameterFactors:
         name, shape: of the parameter.
         kind: which fans grow: "input" (out alone), "hidden" (both), "output" (in alone), "vector",
             "fixed" (none).
-        update: whose update it gets; "adam" for what is no matrix under a matrix optimizer.
+        update: whose update it gets; "adamw" for what is no matrix under a matrix optimizer.
         fan_in, fan_out, blocks: the ratios by which fans and the number of blocks grow.
         multiplier: what is folded into the weight; inside the other factors.
         output: what the output of its layer is multiplied with by that.
@@ -52,9 +56,8 @@ def factors_of_parameter(
     rule: Rule, update: Update, role: ParameterRole, grown: Growth, folded: Folds
 ) -> ParameterFactors:
     """Return what a parameter gets under a rule, with what is folded into it."""
-    everything = update.name in ("sgd", "adam")
-    if not everything and not role.is_matrix:
-        update = Update("adam", "adam")
+    if not role.is_matrix and issubclass(record_of(update.name).kind, SteepestDescent):
+        update = update_of(ADAMW.name, {}, rule)
     size, own = grown.sizes[role.name], folded.get(role.name, [])
     multiplier = math.prod(fold.multiplier for fold in own)
     factors: Factors = factors_of(rule, update, size, role.role == "embedding")
@@ -73,7 +76,7 @@ def factors_of_parameter(
         math.prod(fold.multiplier for fold in own if fold.of_output),
         factors.init,
         factors.lr,
-        factors.eps if update.has_epsilon else 1.0,
+        factors.eps if update.eps else 1.0,
         1 / factors.lr,
         factors.source,
         why,

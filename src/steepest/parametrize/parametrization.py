@@ -6,38 +6,28 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from inspect import signature
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from steepest import optim
 from steepest.model.parameter_roles import ParameterRole, RoleTable, all_roles
-from steepest.model.stacks import find_stacks
-from steepest.optim.scales import adamw_ratio
+from steepest.optim.adamw import RECORD as ADAMW
+from steepest.optim.family import record_of
+from steepest.optim.record import Record
 from steepest.optim.settings import modern
+from steepest.optim.steepest_descent import SteepestDescent
 from steepest.parametrize import initialization
 from steepest.parametrize.attention import HeadSize, check_gains
 from steepest.parametrize.dimensions import Build, Overrides, growth
 from steepest.parametrize.folding import ScaleInput, folds, tied_heads
 from steepest.parametrize.parameter_factors import ParameterFactors, factors_of_parameter
-from steepest.parametrize.rules import OptimizerName, Rule, update_of
+from steepest.parametrize.rules import Rule, update_of
 from steepest.results import Column, Result, ResultTable
 
 Decay = Literal["independent", "coupled"]
-_CLASSES: dict[str, type[Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.AdamW,
-    "signum": optim.Signum,
-    "muon": optim.Muon,
-    "teon": optim.TEON,
-    "shampoo": optim.Shampoo,
-    "kl-shampoo": optim.KLShampoo,
-    "soap": optim.SOAP,
-}
-
-
 # What groups have of their own, and would override without a word.
 _OF_GROUPS = {
     "lr", "weight_decay", "decay", "graft_eps", "adamw_lr", "adamw_eps", "adamw_weight_decay",
@@ -67,7 +57,7 @@ class Parametrized(Result):
         base: Mapping[str, Any],
         target: Mapping[str, Any],
         rule: Rule,
-        optimizer: OptimizerName,
+        optimizer: str | type[Optimizer],
         settings: Mapping[str, Any],
         overrides: Overrides | None,
         readout: Mapping[str, float],
@@ -76,9 +66,16 @@ class Parametrized(Result):
         self.model = model
         self.rows = tuple(rows)
         self.base, self.target = dict(base), dict(target)
-        self.rule, self.optimizer_name, self.settings = rule, optimizer, dict(settings)
+        self.rule, self.settings = rule, dict(settings)
+        self._record = record_of(optimizer)
+        self.optimizer_name = self._record.name
         self.readout = dict(readout)
         self._overrides, self._like = overrides, like
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the first step of the optimizer depends on what it keeps."""
+        return self._record.kind is not torch.optim.SGD
 
     def __getitem__(self, name: str) -> ParameterFactors:
         """Return the row of a parameter."""
@@ -142,16 +139,18 @@ class Parametrized(Result):
                 apart = vector or row.update != self.optimizer_name
                 shrink = adamw_weight_decay if apart else weight_decay
                 members[row.update, *equal, shrink].append(role)
-        if adamw_lr is None:
-            scale = every.get("scale", "spectral")
-            spectral = self.optimizer_name in ("muon", "teon")
-            spectral |= every.get("length") in ("muon", "spectral")
-            adamw_lr = lr * adamw_ratio(scale) if spectral else lr
-        stacks = find_stacks(table, every.get("stack", 2))
+        kind = self._record.kind
+        ours = issubclass(kind, SteepestDescent)
+        marks: Mapping[str, Mapping[str, Any]] = {}
+        if issubclass(kind, SteepestDescent):
+            marks = kind.marks(table, every)
+            if adamw_lr is None:
+                adamw_lr = lr * kind.adamw_ratio({**_defaults(self._record), **every})
+        update_key = update_of(kind, every, self.rule).eps
         groups = []
         for (update, factor, eps_factor, shrink), found in members.items():
-            inner = update == "adam" and self.optimizer_name != "adam"
-            rate = adamw_lr if inner else lr
+            inner = ours and update == ADAMW.name
+            rate = adamw_lr if inner and adamw_lr is not None else lr
             group: dict[str, Any] = {
                 "params": [(role.name, role.parameter) for role in found],
                 "name": f"{update}, lr x {factor:.10g}, eps x {eps_factor:.10g}, decay {shrink:g}",
@@ -161,14 +160,12 @@ class Parametrized(Result):
             }
             if inner:
                 group["geometry"] = "adamw"
-            elif self.optimizer_name not in ("sgd", "adam"):
+            elif ours:
                 group["views"] = [role.view for role in found]
-            if self.optimizer_name == "teon" and not inner:
-                group["stacks"] = [stacks.get(role.name) for role in found]
-            if update in ("adam", "soap"):
-                group["eps"] = eps * eps_factor
-            elif "shampoo" in update:
-                group["graft_eps"] = eps * eps_factor
+                for key, values in marks.items():
+                    group[key] = [values.get(role.name) for role in found]
+            if eps_key := "eps" if inner else update_key:
+                group[eps_key] = eps * eps_factor
             groups.append(group)
         return groups
 
@@ -194,17 +191,15 @@ class Parametrized(Result):
         """
         settings = modern(settings)
         every = {**self.settings, **settings}
-        _check_settings(self.optimizer_name, every)
-        if update_of(self.optimizer_name, every, self.rule) != update_of(
-            self.optimizer_name, self.settings, self.rule
-        ):
+        kind: Any = self._record.kind
+        _check_settings(self._record, every)
+        if update_of(kind, every, self.rule) != update_of(kind, self.settings, self.rule):
             raise ValueError(
                 f"got {settings}, which need other factors; expected them in "
                 "parametrize(..., settings=...)"
             )
         groups = self.groups(lr, weight_decay, decay, eps, adamw_lr, adamw_weight_decay, every)
-        chosen: Any = _CLASSES[self.optimizer_name]
-        return chosen(groups, lr=lr, **every)
+        return kind(groups, lr=lr, **every)
 
     def table(self) -> ResultTable:
         """Return the factors of every parameter; layers with the same ones are one row."""
@@ -261,7 +256,7 @@ def parametrize(
     target: Mapping[str, Any],
     *,
     rule: Rule = "mup",
-    optimizer: OptimizerName = "adam",
+    optimizer: str | type[Optimizer] = "adamw",
     settings: Mapping[str, Any] | None = None,
     roles: Overrides | None = None,
     branches: Sequence[str] | None = None,
@@ -280,7 +275,8 @@ def parametrize(
         rule: "mup" (default, TP-V); "depth-mup" (branches times 1/sqrt(L)) and "completep" (1/L),
             which add depth to it; "spectral", muP with an initialization of spectral norm
             sqrt(out/in); "sp" (one rate) and "ntp", the controls.
-        optimizer: which one will train it; the factors depend on it.
+        optimizer: which one will train it, by name or class; the factors depend on it. A class of
+            your own says how its rate follows the size in its `records`.
         settings: of that optimizer. Those that change the length of an update, such as `length`
             and `scale`, change the factors.
         roles: overrides for `steepest.roles`, such as `{"*.gate.weight": "hidden"}`, and
@@ -315,7 +311,7 @@ def parametrize(
             f"got {sorted(unknown)} in target, which base has no value for; expected sizes of base"
         )
     settings = modern(settings or {})
-    _check_settings(optimizer, settings)
+    _check_settings(record_of(optimizer), settings)
     update = update_of(optimizer, settings, rule)
     target = {**base, **target}
     like = None
@@ -340,11 +336,19 @@ def parametrize(
     return Parametrized(model, rows, base, target, rule, optimizer, settings, roles, readout, like)
 
 
-def _check_settings(optimizer: str, settings: Mapping[str, Any]) -> None:
-    own = _OF_GROUPS | ({"eps"} if optimizer in ("adam", "soap") else set())
-    if given := sorted(own & set(settings)):
+def _defaults(record: Record) -> dict[str, Any]:
+    """Settings by which a rate for what is no matrix is chosen, as the class has them."""
+    own = signature(record.kind).parameters
+    defaults = {key: own[key].default for key in ("scale", "length") if key in own}
+    return {"length": "own", **defaults, "geometry": record.geometry.partition(",")[0]}
+
+
+def _check_settings(record: Record, settings: Mapping[str, Any]) -> None:
+    eps = record.update({}, True).eps if record.update else ""
+    own = (_OF_GROUPS | {eps}) & set(settings)
+    if own:
         raise ValueError(
-            f"got {given} among the settings of {optimizer}, which follow the size of each "
+            f"got {sorted(own)} among the settings of {record.name}, which follow the size of each "
             "parameter; expected lr, weight_decay, decay, eps (Adam's, also of grafting), adamw_lr "
             "and adamw_weight_decay as arguments of `groups` or `optimizer`"
         )

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from torch import nn
 
 from steepest.model.parameter_roles import ParameterRole, RoleTable
-from steepest.parametrize.rules import Kind, Size
+from steepest.optim.record import Kind
+from steepest.parametrize.rules import Size
 
 # What torch.nn.utils makes of weights: norms, parametrizations, pruning.
 _COMPUTED = re.compile(r"(^|[.])parametrizations[.]|(^|[.])weight_(g|v|orig)$")

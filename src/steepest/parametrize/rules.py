@@ -16,53 +16,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal
+
+from torch.optim.optimizer import Optimizer
 
 from steepest.model.matrix_view import MatrixView
+from steepest.optim.family import record_of
+from steepest.optim.record import ONE, PER_IN, PER_OUT, PER_ROOT_IN, Kind, Row, Update
+from steepest.optim.settings import modern
 
 Rule = Literal["sp", "ntp", "mup", "depth-mup", "completep", "spectral"]
-OptimizerName = Literal["sgd", "adam", "signum", "muon", "teon", "shampoo", "kl-shampoo", "soap"]
-Kind = Literal["input", "hidden", "output", "vector", "fixed"]
-
-
-class Power(NamedTuple):
-    """in^fan_in out^fan_out.
-
-    >>> Power(-1, 1)(4.0, 2.0)
-    0.5
-    """
-
-    fan_in: float
-    fan_out: float
-
-    def __call__(self, fan_in: float, fan_out: float) -> float:
-        """Return its value."""
-        return fan_in**self.fan_in * fan_out**self.fan_out
-
-
-ONE = Power(0, 0)
-OUT = Power(0, 1)
-PER_OUT = Power(0, -1)
-PER_IN = Power(-1, 0)
-PER_ROOT_IN = Power(-1 / 2, 0)
-OUT_PER_IN = Power(-1, 1)
-
-
-class Row(NamedTuple):
-    """A row of a table: a power for each kind of parameter, and where it is from.
-
-    Vectors (biases, gains) are inputs whose fan-in is the number 1, which does not grow.
-    """
-
-    input: Power
-    hidden: Power
-    output: Power
-    source: str
-
-    def of(self, kind: Kind, fan_in: float, fan_out: float) -> float:
-        """Return the factor for a kind of parameter."""
-        powers = {"hidden": self.hidden, "output": self.output}
-        return powers.get(kind, self.input)(fan_in, fan_out)
 
 
 # Standard deviation of the initialization. Rules that add depth to muP share its row.
@@ -73,61 +36,11 @@ INIT = {
     "mup":        Row(ONE,              PER_ROOT_IN, PER_IN,      "TP-V Table 3"),
 }  # fmt: skip
 
-# Learning rate under muP. Matrix optimizers have a column for each way to set the update's length.
-RATE = {
-    #                      input and vector  hidden      output
-    "sgd":             Row(OUT,              OUT_PER_IN, PER_IN, "TP-V Table 3"),
-    "adam":            Row(ONE,              PER_IN,     PER_IN, "TP-V Table 3"),
-    "signum":          Row(ONE,              PER_IN,     PER_IN, "derived here: Signum"),
-    # The scale of these, sqrt(out/in), is all that QIU Table 1 asks for.
-    "muon":            Row(ONE,              ONE,        ONE,    "QIU Table 1"),
-    "teon":            Row(ONE,              ONE,        ONE,    "derived here: TEON"),
-    # After the slash, what the update takes its length from: length="adam" or length="muon".
-    "shampoo/adam":    Row(ONE,              PER_IN,     PER_IN, "QIU Table 2: grafting"),
-    "shampoo/muon":    Row(ONE,              ONE,        ONE,    "derived here: grafting"),
-    "kl-shampoo/adam": Row(ONE,              PER_IN,     PER_IN, "derived here: KL-Shampoo"),
-    "kl-shampoo/muon": Row(ONE,              ONE,        ONE,    "derived here: grafting"),
-    "soap":            Row(ONE,              PER_IN,     PER_IN, "derived here: SOAP"),
-    # With length="spectral".
-    "soap/spectral":   Row(ONE,              ONE,        ONE,    "QIU: spectral normalization"),
-}  # fmt: skip
-
 # Epsilon of Adam, or of the Adam that a length is taken from, under muP: entries of gradients.
 EPSILON = Row(PER_OUT, PER_OUT, PER_OUT, "QIU Table 1")
 
 # The residual branches are multiplied by L^-alpha, and every branch moves the stream by 1/L.
 ALPHA = {"depth-mup": 1 / 2, "completep": 1.0}
-DEPTH_SOURCE = {
-    ("depth-mup", "adam"): "TP-VI",
-    ("depth-mup", "sgd"): "TP-VI",
-    ("completep", "adam"): "CompleteP Table 1",
-    ("completep", "sgd"): "QIU Table 1",
-    ("completep", "muon"): "QIU Table 1",
-    ("completep", "shampoo"): "QIU Table 1",
-}
-
-
-class Update(NamedTuple):
-    """What a rule has to know of an optimizer's update of a parameter.
-
-    Attributes:
-        name: of the optimizer, "adam" for what gets AdamW inside a matrix optimizer.
-        column: its row in `RATE`; empty for Shampoo without grafting, which has a formula.
-        degree: h, where gradients times c give an update times c^h.
-        exponent: for bare Shampoo, of both sides together.
-        block: longest side of a block, where the rate depends on it; `None` if nothing is cut.
-    """
-
-    name: str
-    column: str
-    degree: float = 0.0
-    exponent: float = 0.0
-    block: int | None = None
-
-    @property
-    def has_epsilon(self) -> bool:
-        """Whether Adam's epsilon is in it, which meets entries of gradients."""
-        return self.name in ("adam", "soap") or self.column.endswith("/adam")
 
 
 @dataclass(frozen=True)
@@ -186,54 +99,19 @@ class Factors:
         )
 
 
-def update_of(optimizer: str, settings: Mapping[str, Any], rule: str) -> Update:
-    """Return the column of the tables for an optimizer of this package with these settings.
+def update_of(
+    optimizer: str | type[Optimizer], settings: Mapping[str, Any], rule: Rule | str
+) -> Update:
+    """Return how the rate of an optimizer with these settings follows the size of a matrix.
 
     Raises:
         ValueError: for an unknown optimizer, and settings that the rule has no rate for.
     """
-    if optimizer not in get_args(OptimizerName):
-        raise ValueError(
-            f"got optimizer={optimizer!r}, expected one of {', '.join(get_args(OptimizerName))}"
-        )
-    if optimizer in ("sgd", "adam", "signum"):
-        return Update(optimizer, optimizer, degree=1.0 if optimizer == "sgd" else 0.0)
+    record = record_of(optimizer)
+    if record.update is None:
+        raise ValueError(f"got {record.name}, whose record has no `update`, which says its rates")
     free = rule in ("sp", "ntp")  # which take the optimizer as it is
-    if optimizer in ("muon", "teon"):
-        _need(settings, "scale", "spectral", "spectral", optimizer, free)
-        return Update(optimizer, optimizer)
-    if optimizer == "soap":
-        normalized = settings.get("length") == "spectral"
-        _need(settings, "scale", "none", "spectral" if normalized else "none", optimizer, free)
-        return Update(optimizer, "soap/spectral" if normalized else "soap")
-    length = settings.get("length", "adam")
-    _need(settings, "scale", "none", "spectral" if length == "muon" else "none", optimizer, free)
-    _need(settings, "relative_eps", True, True, optimizer, free)
-    if length != "own":
-        return Update(optimizer, f"{optimizer}/{length}")
-    if optimizer == "kl-shampoo":  # its length is another one at the start than later
-        if not free:
-            raise ValueError(
-                'got length="own" for kl-shampoo, for which the table has no learning rate; '
-                'expected settings={"length": "adam"} or "muon" with scale="spectral"'
-            )
-        return Update(optimizer, "")
-    sides = 2 if settings.get("sides", "both") == "both" else 1
-    exponent, block = settings.get("exponent", 1 / 2) * sides, settings.get("block", 1024)
-    return Update(optimizer, "", degree=1 - 2 * exponent, exponent=exponent, block=block)
-
-
-def _need(
-    settings: Mapping[str, Any], key: str, default: Any, wanted: Any, name: str, free: bool
-) -> None:
-    got = settings.get(key, default)
-    if not free and got != wanted:
-        given = (x for x in ("length",) if x in settings)
-        other = "".join(f" with {x}={settings[x]!r}" for x in given)
-        raise ValueError(
-            f"got {key}={got!r} for {name}{other}, for which the table has no learning rate; "
-            f"expected settings={{{key!r}: {wanted!r}}}"
-        )
+    return record.update(modern(settings), free)
 
 
 def factors_of(rule: Rule, update: Update, size: Size, embedding: bool = False) -> Factors:
@@ -259,21 +137,20 @@ def factors_of(rule: Rule, update: Update, size: Size, embedding: bool = False) 
     rate, of_rate = _rate(update, size)
     source = f"init: {source}; lr: {of_rate}"
     eps = 1.0
-    if update.has_epsilon:
+    if update.eps:
         eps = EPSILON.of(size.kind, size.fan_in, size.fan_out)
         source += f"; eps: {EPSILON.source}"
     if rule in ALPHA and size.blocks != 1:
         rate *= size.blocks ** (ALPHA[rule] * (1 + update.degree) - 1)
-        eps *= size.blocks ** -ALPHA[rule] if update.has_epsilon else 1.0
-        source += f"; depth: {DEPTH_SOURCE.get((rule, update.name), 'derived here')}"
+        eps *= size.blocks ** -ALPHA[rule] if update.eps else 1.0
+        source += f"; depth: {update.depth.get(rule, 'derived here')}"
     return Factors(init, rate, eps, source)
 
 
 def _rate(update: Update, size: Size) -> tuple[float, str]:
     """The rate under muP: of the table or, for Shampoo without grafting, of its formula."""
-    if update.column:
-        row = RATE[update.column]
-        return row.of(size.kind, size.fan_in, size.fan_out), row.source
+    if update.row:
+        return update.row.of(size.kind, size.fan_in, size.fan_out), update.row.source
     views = size.views or tuple(
         MatrixView(1, fan_out, fan_in) for fan_in, fan_out in (size.fans, size.base_fans)
     )

@@ -10,10 +10,12 @@ from typing import Any
 
 from rich.console import RenderableType
 from rich.text import Text
+from torch.optim import Optimizer
 
+from steepest.optim.family import record_of
 from steepest.parametrize.dimensions import Build, growth
 from steepest.parametrize.folding import folds
-from steepest.parametrize.rules import ALPHA, OptimizerName, Rule
+from steepest.parametrize.rules import ALPHA, Rule
 from steepest.results import Column, Result, ResultTable
 from steepest.statistics import jackknife
 from steepest.transfer.advice import Advice, advise
@@ -171,7 +173,7 @@ def check_transfer(
     base: Mapping[str, Any] | None = None,
     target: Mapping[str, Any] | None = None,
     rule: Rule = "mup",
-    optimizer: OptimizerName = "adam",
+    optimizer: str | type[Optimizer] = "adamw",
     steps: int = 120,
     seeds: int = 2,
     grid_only: bool = False,
@@ -199,6 +201,7 @@ def check_transfer(
     Raises:
         ValueError: for what the three raise, and a target with a size that is not grown.
     """
+    optimizer = record_of(optimizer).name
     base = dict(base or {})
     for each in sizes:
         base |= each[0]

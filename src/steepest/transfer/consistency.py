@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from steepest.curvature import NTK, Hessian, Stability, ntk_drift, preconditioned_sharpness
+from steepest.optim.family import record_of
 from steepest.parametrize.dimensions import Build
 from steepest.parametrize.parametrization import Parametrized, parametrize
-from steepest.parametrize.rules import OptimizerName, Rule
+from steepest.parametrize.rules import Rule
 from steepest.results import Column, Result, ResultTable
 from steepest.statistics import Interval, difference_interval, jackknife, log_slope
 from steepest.transfer.coordinates import BlownUp, Loss, axis_of
@@ -167,7 +169,7 @@ def super_consistency(
     *,
     lr: float,
     rule: Rule = "mup",
-    optimizer: OptimizerName = "adam",
+    optimizer: str | type[Optimizer] = "adamw",
     steps: int = 120,
     every: int | None = None,
     seeds: int = 2,
@@ -211,6 +213,7 @@ def super_consistency(
     >>> found.rows[0].steps[:3], found.measure
     ((0, 1, 2), 'preconditioned Hessian')
     """
+    optimizer = record_of(optimizer).name
     against, values = axis_of(sizes)
     base = dict(base or sizes[0])
     every = max(1, steps // 12) if every is None else every
@@ -315,7 +318,7 @@ def _followed(
     found: dict[str, Any] = {"steps": [], "ratios": [], "losses": []}
     taken = 0
     for taken, (_, optimizer) in enumerate(training(made, lr, batches, loss, steps + 1)):
-        if taken % every or (not taken and made.optimizer_name != "sgd"):
+        if taken % every or (not taken and made.has_memory):
             continue  # before its first step a preconditioner is none
         H = Hessian(made.model, loss, batches(0))
         rows = preconditioned_sharpness(H, optimizer, start=rows, tolerance=0.01)

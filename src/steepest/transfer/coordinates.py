@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from steepest.curvature.loss_function import checked
+from steepest.optim.family import record_of
 from steepest.parametrize.dimensions import Build, growing_lists, pattern_of
 from steepest.parametrize.parametrization import Parametrized, parametrize
-from steepest.parametrize.rules import OptimizerName, Rule
+from steepest.parametrize.rules import Rule
 from steepest.results import Column, Result, ResultTable
 from steepest.statistics import Interval, log_slope, slope_interval
 from steepest.transfer.outcomes import Outcome, together, within
@@ -167,7 +169,7 @@ def coordinate_check(
     *,
     lr: float,
     rule: Rule = "mup",
-    optimizer: OptimizerName = "adam",
+    optimizer: str | type[Optimizer] = "adamw",
     base: Mapping[str, Any] | None = None,
     steps: Sequence[int] = (5, 20),
     seeds: int = 3,
@@ -208,6 +210,7 @@ def coordinate_check(
         ValueError: for fewer than two sizes, none that grows, outputs that are not finite, and
             a model in which nothing moves.
     """
+    optimizer = record_of(optimizer).name
     base = dict(sizes[0] if base is None else base)
     against, values = axis_of(sizes)
     found: dict[tuple[str, int], list[list[float]]] = defaultdict(list)  # of a seed, of a size

@@ -9,9 +9,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from torch.optim import Optimizer
+
+from steepest.optim.family import record_of
 from steepest.parametrize.dimensions import Build, blueprint
 from steepest.parametrize.parametrization import parametrize
-from steepest.parametrize.rules import OptimizerName, Rule
+from steepest.parametrize.rules import Rule
 from steepest.statistics import fit
 from steepest.transfer.coordinates import Loss, axis_of
 from steepest.transfer.optima import RateTransfer, SizeOptimum, horizon, optimum
@@ -30,7 +33,7 @@ def rate_transfer(
     *,
     lr: float,
     rule: Rule = "mup",
-    optimizer: OptimizerName = "adam",
+    optimizer: str | type[Optimizer] = "adamw",
     steps: int = 60,
     seeds: int = 2,
     base: Mapping[str, Any] | None = None,
@@ -87,6 +90,7 @@ def rate_transfer(
     >>> [each.steps for each in found.horizons], len(found.rows), abs(found.horizons[-1].drift) < 3
     ([10, 20], 2, True)
     """
+    optimizer = record_of(optimizer).name
     if len(sizes) < 2:
         raise ValueError(f"got {len(sizes)} sizes, expected at least 2 to compare")
     if steps < 2 or seeds < 1:

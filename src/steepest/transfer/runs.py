@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from steepest.curvature.loss_function import checked
 from steepest.files import json_line, read_bytes, read_lines, write_atomically
+from steepest.optim.adamw import RECORD as ADAMW
 from steepest.parametrize.parametrization import Parametrized
 
 LAST = 10
@@ -101,9 +102,14 @@ def _existing(path: str, flags: int) -> int:
 def _result(row: Any) -> tuple[str, Any] | None:
     """The name and the result of a line; None for a line of something else."""
     if isinstance(row, dict) and row.keys() == {"name", "result"}:
-        return row["name"], row["result"]
+        return _renamed(row["name"]), row["result"]
     is_old = isinstance(row, list) and len(row) == 2 and str(row[0]).startswith("[")
-    return (row[0], row[1]) if is_old else None
+    return (_renamed(row[0]), row[1]) if is_old else None
+
+
+def _renamed(name: str) -> str:
+    """The name of a run as this version gives it: AdamW was "adam" before."""
+    return name.replace(', "adam", ', f', "{ADAMW.name}", ', 1)
 
 
 def named(kind: str, *what: Any) -> str:

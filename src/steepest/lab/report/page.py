@@ -245,4 +245,6 @@ def _value(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return ", ".join(_value(item) for item in value) or "none"
+    if isinstance(value, int) and value >= 10_000:
+        return f"{value:,}"
     return f"{value:.6g}".replace("e-0", "e-") if isinstance(value, float) else str(value)

@@ -159,7 +159,7 @@ def sign_of_gap(optimizer: dict[str, Any]) -> int | None:
 
 
 def headline(summary: dict[str, Any]) -> str:
-    """One sentence: the best tuned optimizer against the baseline, with interval and doubts."""
+    """A few sentences: the best tuned optimizer against the baseline, with interval and doubts."""
     base = baseline_label(summary)
     optimizers = summary.get("optimizers") or []
     others = [o for o in optimizers if not is_baseline(summary, o)]
@@ -169,17 +169,19 @@ def headline(summary: dict[str, Any]) -> str:
         o for o in others if finite((o.get("gap_to_baseline") or {}).get("mean")) is not None
     ]
     tuned = [o for o in measured if o.get("verdict") == "tuned"]
-    sentence = _comparison(summary, tuned, base)
+    sentences = [_comparison(summary, tuned, base)]
     for own in (o for o in optimizers if is_baseline(summary, o) and o.get("verdict") != "tuned"):
         doubt = f"The learning rate of {base} itself is inconclusive{_reason(own)}"
-        sentence = f"{doubt}, so no comparison with it stands yet; as measured: {sentence}"
-    open_ones = [label(o) + _reason(o) for o in others if o.get("verdict") != "tuned"]
-    if open_ones:
-        sentence += f"; inconclusive, and not counted here: {_listed(open_ones)}"
+        stands = "So no comparison with it stands yet; this is only what was measured"
+        sentences = [doubt, stands, *sentences]
+    if open_ones := [label(o) + _reason(o) for o in others if o.get("verdict") != "tuned"]:
+        are = "is" if len(open_ones) == 1 else "are"
+        sentences.append(f"{_listed(open_ones)} {are} inconclusive, and not counted here")
     missing = [label(o) for o in others if o.get("verdict") == "tuned" and o not in measured]
     if missing:
-        sentence += f"; without a measured difference: {_listed(missing)}"
-    return sentence + "."
+        have = "has" if len(missing) == 1 else "have"
+        sentences.append(f"{_listed(missing)} {have} no measured difference")
+    return ". ".join(sentences) + "."
 
 
 def _comparison(summary: dict[str, Any], tuned: list[dict[str, Any]], base: str) -> str:
@@ -217,7 +219,7 @@ def _comparison(summary: dict[str, Any], tuned: list[dict[str, Any]], base: str)
     lower = [label(o) for o in ranked[: ranked.index(best)]]
     if lower:
         doubt = "its interval includes zero" if len(lower) == 1 else "their intervals include zero"
-        sentence += f"; {_listed(lower)} had a lower mean, but {doubt} or is missing"
+        sentence += f". {_listed(lower)} had a lower mean, but {doubt} or is missing"
     return sentence
 
 

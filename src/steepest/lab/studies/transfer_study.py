@@ -16,7 +16,7 @@ from steepest.lab.files import write_json
 from steepest.lab.memory import bytes_of, check_fits
 from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
 from steepest.lab.user_code import sentences_for_errors
-from steepest.parametrize.rules import OptimizerName, Rule
+from steepest.parametrize.rules import Rule
 from steepest.random_numbers import seeded
 from steepest.transfer import TransferCheck, check_transfer
 
@@ -36,7 +36,7 @@ def transfer_study(
     target: str | None,
     lr: float,
     rule: Rule,
-    optimizer: OptimizerName,
+    optimizer: str,
     options: Sequence[str],
     branches: Sequence[str],
     seeds: int,

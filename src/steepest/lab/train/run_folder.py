@@ -29,6 +29,8 @@ from steepest.files import json_line, read_lines, remove_leftovers, write_lines
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_json
 from steepest.lab.user_code import user_code_error
+from steepest.optim.family import modern_name
+from steepest.optim.settings import modern
 
 
 @contextmanager
@@ -58,7 +60,7 @@ def opened(path: Path, config: dict[str, Any]) -> Iterator[Callable[[], None]]:
         if not _measured(path):  # a start that came to nothing binds nobody
             write_json(place, environment())
             write_json(known, wanted)
-        elif (before := read_json(known)) != wanted:
+        elif (before := _renamed(read_json(known))) != wanted:
             difference = _difference(before, wanted)
             raise InputError(f"{path} holds a run with other settings: {difference}")
         elif place.exists():  # a study reads it at its end
@@ -81,6 +83,15 @@ def opened(path: Path, config: dict[str, Any]) -> Iterator[Callable[[], None]]:
             check_folder()
             raise
         check_folder()
+
+
+def _renamed(settings: Any) -> Any:
+    """Settings of a folder with the names of this version."""
+    if isinstance(settings, dict) and isinstance(settings.get("optimizer"), str):
+        settings["optimizer"] = modern_name(settings["optimizer"], warn=False)
+    if isinstance(settings, dict) and isinstance(settings.get("settings"), dict):
+        settings["settings"] = modern(settings["settings"], warn=False)
+    return settings
 
 
 def removed(path: Path) -> InputError:
