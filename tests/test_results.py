@@ -19,9 +19,10 @@ import steepest
 from steepest import curvature, diagnosis, model, parametrize, transfer
 from steepest.curvature import muon_conditions, preconditioned_sharpness
 from steepest.curvature.block_diagonal import BlockwiseDiagonal, DiagonalShare
+from steepest.curvature.directional import DirectionalCurvature
 from steepest.curvature.muon_theory import MuonCondition
 from steepest.curvature.ntk import NTKDrift, NTKSpectrum
-from steepest.curvature.spectra import DirectionalCurvature, GaussNewtonSplit, Sharpness, Spectrum
+from steepest.curvature.spectra import GaussNewtonSplit, Sharpness, Spectrum
 from steepest.curvature.teon_theory import StackCondition
 from steepest.diagnosis import LayerConditions, Plan
 from steepest.files import read_json

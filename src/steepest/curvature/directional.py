@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from steepest.curvature.forms import of_argument
 from steepest.curvature.jacobian import flat
 from steepest.curvature.operators import Hessian
-from steepest.results import Result
+from steepest.results import Result, ResultTable
 
 
 @dataclass(frozen=True, repr=False)
