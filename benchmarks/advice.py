@@ -37,6 +37,7 @@ from scipy import stats
 from measure import save, table
 from networks import KINDS, Problem, problem
 from peers import Peer
+from steepest.curvature.loss_function import LossFunction
 from steepest.diagnosis import diagnose
 from steepest.diagnosis.evidence import gather
 from steepest.diagnosis.intervals import WORTH_IT, worth_it
@@ -88,8 +89,9 @@ def raced(name: str, stage: int, size: int) -> dict[str, Truth]:
     given = trained(name, stage, size)
     judged = [given.fresh(i) for i in range(JUDGED)]
     batches = [given.fresh(JUDGED + i) for i in range(RACED)]
-    found = gather(given.model, given.loss, judged, None, curvature=True)
-    results = race(given.model, given.loss, batches, found)
+    function = LossFunction(given.model, given.loss)
+    found = gather(function, judged, None, curvature=True)
+    results = race(function, batches, found)
     return {
         name: truth({each.geometry: list(each.decreases) for each in mine})
         for name, mine in results.items()

@@ -34,6 +34,7 @@ import steepest
 from measure import save, table
 from networks import HUGGING_FACE, KINDS, problem
 from peers import Peer
+from steepest.curvature.loss_function import LossFunction
 from steepest.diagnosis.warmup import LEARNED, learned
 
 STAGES = (0, 30, 60, 300)
@@ -67,7 +68,7 @@ def measured(name: str, size: int, optimizer: str) -> dict[int, float]:
     answers = {}
     for step in range(max(STAGES) + 1):
         if step in STAGES:
-            answers[step] = learned(task.model, task.loss, batches)
+            answers[step] = learned(LossFunction(task.model, task.loss), batches)
         made.zero_grad()
         task.loss(task.model, task.train(step)).backward()
         made.step()

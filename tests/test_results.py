@@ -19,9 +19,10 @@ import steepest
 from steepest import curvature, diagnosis, model, parametrize, transfer
 from steepest.curvature import muon_conditions, preconditioned_sharpness
 from steepest.curvature.block_diagonal import BlockwiseDiagonal, DiagonalShare
+from steepest.curvature.directional import DirectionalCurvature
 from steepest.curvature.muon_theory import MuonCondition
 from steepest.curvature.ntk import NTKDrift, NTKSpectrum
-from steepest.curvature.spectra import DirectionalCurvature, GaussNewtonSplit, Sharpness, Spectrum
+from steepest.curvature.spectra import GaussNewtonSplit, Sharpness, Spectrum
 from steepest.curvature.teon_theory import StackCondition
 from steepest.diagnosis import LayerConditions, Plan
 from steepest.files import read_json
@@ -149,7 +150,7 @@ def test_roles_conditions_and_plans_show_at_a_prompt() -> None:
 
 def test_the_spectrum_of_a_hessian_of_zero_shows_itself() -> None:
     line = nn.Linear(3, 1, bias=False)
-    flat = curvature.hessian_spectrum(line, lambda m, x: m(x).mean(), torch.randn(4, 3), count=1)
+    flat = curvature.spectrum(line, lambda m, x: m(x).mean(), torch.randn(4, 3), count=1)
     assert "trace" in repr(flat)
     assert "effective rank" not in repr(flat)
     assert not any(math.isnan(row["value"]) for row in flat.records)

@@ -26,11 +26,11 @@ from steepest.curvature import (
     directional_curvature,
     effective_rank,
     gauss_newton_split,
-    hessian_spectrum,
     muon_conditions,
     ntk_spectrum,
     preconditioned_sharpness,
     sharpness,
+    spectrum,
     stack_conditions,
 )
 from steepest.curvature.loss_function import Batches, LossFunction
@@ -429,7 +429,7 @@ def _adam(model: nn.Module, loss: Loss, x: Tensor) -> torch.optim.Optimizer:
 
 EVERYTHING: dict[str, Callable[[Any, Any, Any], Any]] = {
     "sharpness": sharpness,
-    "spectrum": lambda *given: hessian_spectrum(*given, probes=2, steps=3, count=1),
+    "spectrum": lambda *given: spectrum(*given, probes=2, steps=3, count=1),
     "effective rank": lambda *given: effective_rank(*given, probes=2, steps=3),
     "split": gauss_newton_split,
     "ntk": ntk_spectrum,
@@ -506,7 +506,7 @@ def test_descents_and_audits_compare_what_one_draw_gives() -> None:
         return _denoise(model, x) + 10 * torch.randn(())
 
     batches = [torch.randn(6, 4) for _ in range(3)]
-    [place, *_] = gather(model, loss, batches, None, curvature=True)
+    [place, *_] = gather(LossFunction(model, loss), batches, None, curvature=True)
     walk = Walk(LossFunction(model, loss), [place], lambda: None)
     D = place.gradients[:1]
     [fall] = walk.falls(1e-3, 1, lambda _: D, batches[:1])

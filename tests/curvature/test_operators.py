@@ -579,11 +579,14 @@ def test_the_block_of_some_parameters(name: str, operator: Any) -> None:
         for k, D in zip(chosen, steps.values(), strict=True):
             v.split(pieces)[k].copy_(D.flatten())
         expected = (H @ v).split(pieces)
-        for k, found in zip(chosen, H.block(steps).values(), strict=True):
-            wanted = expected[k].view_as(found)
-            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=kind.tolerance)
-    with pytest.raises(ValueError, match="expected one of"):
-        H.block({"none": D})
+        block = H.block(list(steps))
+        assert list(block.parameters) == list(steps)
+        images = block @ torch.cat([D.flatten() for D in steps.values()])
+        wanted = torch.cat([expected[k] for k in chosen])
+        torch.testing.assert_close(images, wanted, rtol=1e-9, atol=kind.tolerance)
+        assert (block.products, block.shape) == (1, (len(images), len(images)))
+    with pytest.raises(ValueError, match="'none', which no parameter is called"):
+        H.block(["none"])
 
 
 def test_grouped_products_of_experts() -> None:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from steepest.curvature import GaussNewton, Hessian
-from steepest.curvature.spectra import (
+from steepest.curvature import (
+    GaussNewton,
+    Hessian,
     directional_curvature,
     effective_rank,
     gauss_newton_split,
-    hessian_spectrum,
     sharpness,
+    spectrum,
 )
 
 DOUBLE = torch.float64
@@ -56,7 +57,7 @@ def test_sharpness_is_the_largest_eigenvalue(model: nn.Module, batch: Any) -> No
 def test_a_spectrum_from_a_single_probe(model: nn.Module, batch: Any) -> None:
     """Whose products are too few for a trace to any accuracy, and enough for one with its error."""
     H = _dense(model, batch)
-    found = hessian_spectrum(model, _loss, batch, count=1, probes=1, steps=3)
+    found = spectrum(model, _loss, batch, count=1, probes=1, steps=3)
     assert 2 <= found.trace.products <= 5
     assert abs(found.trace.value - H.trace().item()) <= 4 * found.trace.error
 
@@ -77,7 +78,7 @@ def test_sharpness_is_not_the_largest_magnitude() -> None:
 
     x = torch.ones(1, dtype=DOUBLE)
     assert sharpness(model, loss, x).value == pytest.approx(1)
-    both = hessian_spectrum(model, loss, x, count=1).extremes.values
+    both = spectrum(model, loss, x, count=1).extremes.values
     torch.testing.assert_close(both, torch.tensor([1.0, -10.0], dtype=DOUBLE))
 
 
@@ -110,7 +111,7 @@ def test_a_start_of_another_model(model: nn.Module, batch: Any) -> None:
 
 def test_spectrum(model: nn.Module, batch: Any) -> None:
     values = torch.linalg.eigvalsh(_dense(model, batch))
-    found = hessian_spectrum(
+    found = spectrum(
         model, _loss, batch, count=3, probes=40, generator=torch.Generator().manual_seed(0)
     )
     assert found.size == len(values)

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steepest.curvature import Hessian
+from steepest.curvature.loss_function import LossFunction
 from steepest.diagnosis.descent import Descent, descents
 from steepest.diagnosis.diagnosis import Diagnosis, Prediction
 from steepest.diagnosis.evidence import GEOMETRIES, gather, unit
 from steepest.diagnosis.race import race
 from steepest.diagnosis.verdicts import _verdict, answer, diagnose, single_layer
+from steepest.diagnosis.warmup import LEARNING_RATES, SHUFFLES
 from steepest.lab.models import GPT, GPTConfig
 from steepest.linalg import nuclear_rank, polar, stable_rank
 from steepest.model.inputs import Inputs
@@ -91,7 +93,7 @@ def _directions(G: list[Tensor]) -> dict[str, Callable[[Tensor, int], Tensor]]:
 def test_gains_and_curvature_against_dense_matrices() -> None:
     """Gains are between batches, and curvature is that of the next batch."""
     model, batches = _mlp().double(), [(x.double(), y) for x, y in _batches(3)]
-    found = gather(model, _loss, batches, None, curvature=True)
+    found = gather(LossFunction(model, _loss), batches, None, curvature=True)
     assert [each.label for each in found] == ["0.weight", "2.weight", "4.weight"]
     name, place = "2.weight", found[1]
     G = [_gradient(model, batch, name) for batch in batches]
@@ -116,8 +118,8 @@ def test_the_descent_against_steps_by_hand(geometry: Any) -> None:
     """Steps on a copy of the model, directions in turn from all batches but the one that judges."""
     count, name = 4, "2.weight"
     model, batches = _mlp().double(), [(x.double(), y) for x, y in _batches(count)]
-    [place] = gather(model, _loss, batches, [name], curvature=True)
-    [found] = descents(model, _loss, batches, [single_layer(place)])
+    [place] = gather(LossFunction(model, _loss), batches, [name], curvature=True)
+    [found] = descents(LossFunction(model, _loss), batches, [single_layer(place)])
     mine = found[geometry]
     step = _directions([_gradient(model, batch, name) for batch in batches])[geometry]
     assert mine.falls.shape == (count, len(mine.sizes))
@@ -139,12 +141,12 @@ def test_the_descent_against_steps_by_hand(geometry: Any) -> None:
 def test_the_best_size_lies_inside_of_those_that_were_tried(geometry: Any) -> None:
     """Also from a guess that is far off, and then it decreases the loss as much."""
     model, batches = _mlp().double(), [(x.double(), y) for x, y in _batches(4)]
-    [place] = gather(model, _loss, batches, ["2.weight"], curvature=True)
+    [place] = gather(LossFunction(model, _loss), batches, ["2.weight"], curvature=True)
     layer = single_layer(place)
     decreases = []
     for far in (1.0, 2.0**8, 2.0**-8):
         guesses = {name: guess * far for name, guess in layer.guesses.items()}
-        [found] = descents(model, _loss, batches, [replace(layer, guesses=guesses)])
+        [found] = descents(LossFunction(model, _loss), batches, [replace(layer, guesses=guesses)])
         sizes = torch.tensor(found[geometry].sizes)
         best = sizes[found[geometry].falls.mean(0).argmax()]
         assert sizes.min() < best < sizes.max()
@@ -162,7 +164,7 @@ def test_the_decrease_is_that_of_the_best_size() -> None:
 
 def test_curvature_that_is_not_positive_starts_from_a_small_step() -> None:
     model = _mlp()
-    [place] = gather(model, _loss, _batches(3), ["2.weight"], curvature=True)
+    [place] = gather(LossFunction(model, _loss), _batches(3), ["2.weight"], curvature=True)
     W = model.get_parameter("2.weight")
     for geometry in GEOMETRIES:
         gain = fmean(
@@ -348,8 +350,9 @@ def test_a_race_finds_the_better_geometry() -> None:
         return 0.5 * (model(given[0]) - given[1]).square().sum(1).mean()
 
     batches = [batch() for _ in range(4)]
-    [place] = gather(model, loss, batches, None, curvature=True)
-    results = {each.geometry: each for each in race(model, loss, batches, [place])["weight"]}
+    function = LossFunction(model, loss)
+    [place] = gather(function, batches, None, curvature=True)
+    results = {row.geometry: row for row in race(function, batches, [place])["weight"]}
     spectral = results["spectral"]
     assert spectral.log_ratio is not None
     assert spectral.log_ratio.low > 0
@@ -389,7 +392,7 @@ def test_other_networks() -> None:
     assert lost
     assert all(row.verdict == "cannot tell" and "not known" in row.reason for row in lost)
     patches = F.unfold(batches[0][0][:, :2], 3).mT.reshape(-1, 18)
-    [first] = gather(model, _loss, batches, ["conv.weight"], curvature=False)[:1]
+    [first] = gather(LossFunction(model, _loss), batches, ["conv.weight"], curvature=False)[:1]
     assert first.inputs[0].entering == pytest.approx(float(stable_rank(patches)), rel=0.03)
 
 
@@ -472,8 +475,10 @@ def test_fused_parts_are_named_query_key_and_value() -> None:
     assert [row.matrix for row in found] == ["experts[0]", "experts[1]", *names, "out.weight"]
     assert all(f"qkv[{part}]" in str(found) for part in ("query", "key", "value"))
     stacked = gather(
-        GPT(GPTConfig(width=8, depth=1, heads=2, context=4), 5),
-        lambda m, b: _loss(lambda x: m(x).flatten(0, 1), (b, b.flatten())),
+        LossFunction(
+            GPT(GPTConfig(width=8, depth=1, heads=2, context=4), 5),
+            lambda m, b: _loss(lambda x: m(x).flatten(0, 1), (b, b.flatten())),
+        ),
         [torch.randint(5, (3, 4)) for _ in range(3)], ["*query*"], curvature=False,
     )  # fmt: skip
     assert [place.label for place in stacked] == ["blocks.0.attention.query.weight"]
@@ -482,7 +487,7 @@ def test_fused_parts_are_named_query_key_and_value() -> None:
 @pytest.mark.parametrize("name", ["0.weight", "2.weight", "4.weight"])
 def test_no_rank_is_above_the_sides_of_its_matrix(name: str) -> None:
     """Noise takes the ratio of gains between batches beyond them; the prediction moves with it."""
-    [place] = gather(_mlp(), _loss, _batches(4), [name], curvature=False)
+    [place] = gather(LossFunction(_mlp(), _loss), _batches(4), [name], curvature=False)
     before = answer(place, {}, ())
     place.gains["spectral"] *= 10
     after, most = answer(place, {}, ()), min(place.shape)
@@ -564,3 +569,34 @@ def test_layers_of_one_input_share_its_ranks_until_it_is_written_to() -> None:
         centred = float(stable_rank(given - given.mean(0)))
         assert found.centred == pytest.approx(centred, rel=1e-4)
     assert seen.ranks["0.weight", 0].leaving != seen.ranks["1.weight", 0].leaving
+
+
+@pytest.mark.parametrize("level", ["quick", "standard", "thorough"])
+def test_the_model_and_its_loss_are_packed_once(
+    level: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the loss is evaluated twice, to see whether it stays the same, for the first batch."""
+    packed = []
+    pack, evaluate = LossFunction.__init__, LossFunction._evaluated
+    evaluated: list[int] = []
+
+    def counted(function: LossFunction, *arguments: Any, **options: Any) -> None:
+        packed.append(function)
+        pack(function, *arguments, **options)
+
+    def counted_evaluation(function: LossFunction, batch: Any) -> Tensor:
+        evaluated.append(id(batch))
+        return evaluate(function, batch)
+
+    monkeypatch.setattr(LossFunction, "__init__", counted)
+    monkeypatch.setattr(LossFunction, "_evaluated", counted_evaluation)
+    model, batches = _mlp(), _batches(8)
+    weights = [p.detach().clone() for p in model.parameters()]
+    diagnose(model, _loss, batches, level=level, parameters=["0.weight"], warmup_steps=0)
+    assert len(packed) == 1
+    assert all(map(torch.equal, weights, model.parameters()))
+    if level == "quick":  # once for each batch, and shuffled weights and the check on the first
+        assert len(evaluated) == 8 + 1 + 1 + SHUFFLES
+    packed.clear()
+    diagnose(model, _loss, batches, level="quick", warmup_steps=2)
+    assert len(packed) <= 1 + len(LEARNING_RATES)  # a copy for each rate that was tried

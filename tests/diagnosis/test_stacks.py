@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from steepest.curvature.loss_function import LossFunction
 from steepest.diagnosis import Diagnosis, diagnose
 from steepest.diagnosis.descent import Descent, Layer, descents
 from steepest.diagnosis.evidence import gather
@@ -46,10 +47,10 @@ def test_a_stack_descends_in_its_own_norm() -> None:
     """Both ways against steps by hand, with exact polar factors."""
     model, batches = _gpt(), _batches(4)
     names = [f"blocks.{i}.attention.value.weight" for i in range(2)]
-    found = gather(model, _loss, batches, names, curvature=False)
+    found = gather(LossFunction(model, _loss), batches, names, curvature=False)
     [layer] = stack_layers(all_roles(model), found, 2)
     assert [place.label for place in layer.places] == names
-    [descended] = descents(model, _loss, batches, [layer])
+    [descended] = descents(LossFunction(model, _loss), batches, [layer])
     for name, geometry in {
         "stacked": StackedSpectral(1, Spectral("svd")),
         "spectral": LayerwiseSpectral(Spectral("svd")),
@@ -118,9 +119,9 @@ def test_two_layers_whose_descents_are_known(added: bool) -> None:
 
     model, goals = _Pair(added), [1.0, 1.0] if added else [1.0, 0.1]
     batches = [batch() for _ in range(4)]
-    found = gather(model, loss, batches, None, curvature=True)
+    found = gather(LossFunction(model, loss), batches, None, curvature=True)
     layers = stack_layers(all_roles(model), found, 2)
-    [descended] = descents(model, loss, batches, layers)
+    [descended] = descents(LossFunction(model, loss), batches, layers)
     whole = 1.0 if added else 1.01
     for name, mine in descended.items():
         for size, falls in zip(mine.sizes, mine.falls.T, strict=True):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import steepest
+from steepest.curvature.loss_function import LossFunction
 from steepest.diagnosis import Diagnosis, Plan, diagnose
 from steepest.diagnosis.warmup import (
     LEARNED,
@@ -95,7 +96,7 @@ def test_untrained_weights_look_fresh_and_trained_ones_do_not(
     """Steps of Muon have no direction that stands out of the weights, and are seen as well."""
     torch.manual_seed(0)
     model, examples = build(), batches(8)
-    assert looks_fresh(model, _loss, examples)
+    assert looks_fresh(LossFunction(model, _loss), examples)
     made: Any = steepest.Muon(model)
     if optimizer == "adamw":
         made = torch.optim.AdamW(model.parameters(), 3e-3)
@@ -103,7 +104,7 @@ def test_untrained_weights_look_fresh_and_trained_ones_do_not(
         made.zero_grad()
         _loss(model, batches(1 + step % 8)[-1]).backward()
         made.step()
-    assert not looks_fresh(model, _loss, examples)
+    assert not looks_fresh(LossFunction(model, _loss), examples)
 
 
 def test_a_fresh_adapter_of_a_trained_model_looks_fresh() -> None:
@@ -123,8 +124,8 @@ def test_a_fresh_adapter_of_a_trained_model_looks_fresh() -> None:
     base = nn.Linear(8, 4)
     with torch.no_grad():
         base.weight.copy_(10 * torch.eye(4, 8))
-    assert learned(base, _loss, _classes(2)) > LEARNED
-    assert learned(Adapted(base), _loss, _classes(2)) == 0
+    assert learned(LossFunction(base, _loss), _classes(2)) > LEARNED
+    assert learned(LossFunction(Adapted(base), _loss), _classes(2)) == 0
 
 
 def test_a_loss_that_is_not_positive_is_compared_as_it_is() -> None:
@@ -134,9 +135,9 @@ def test_a_loss_that_is_not_positive_is_compared_as_it_is() -> None:
     def loss(model: Any, batch: Batch) -> Tensor:
         return _loss(model, batch) - 5
 
-    assert looks_fresh(model, loss, _classes(2))
-    copy, _ = warmed_up(model, loss, _classes(8), _classes(2), 60)
-    assert not looks_fresh(copy, loss, _classes(2))
+    assert looks_fresh(LossFunction(model, loss), _classes(2))
+    copy, _ = warmed_up(LossFunction(model, loss), _classes(8), _classes(2), 60)
+    assert not looks_fresh(copy, _classes(2))
 
 
 def test_a_fresh_model_is_judged_after_a_warm_up() -> None:
@@ -161,8 +162,8 @@ def test_a_fresh_model_is_judged_after_a_warm_up() -> None:
 
 def test_trained_weights_are_taken_as_they_are() -> None:
     torch.manual_seed(0)
-    copy, _ = warmed_up(_mlp(), _loss, _classes(8), _classes(2), 60)
-    result = diagnose(copy, _loss, _classes(20), level="quick")
+    copy, _ = warmed_up(LossFunction(_mlp(), _loss), _classes(8), _classes(2), 60)
+    result = diagnose(copy.model, _loss, _classes(20), level="quick")
     assert (result.warm_up, result.batches, result.notes) == (None, 20, ())
 
 
@@ -214,22 +215,22 @@ def test_the_caller_keeps_weights_gradients_modes_and_generators() -> None:
     before = [tuple(part.clone() for part in batch) for batch in batches]
 
     with torch.no_grad():
-        copy, _ = warmed_up(model, _loss, batches[8:], batches[:8], 20)
-        fresh = looks_fresh(model, _loss, batches)
+        copy, _ = warmed_up(LossFunction(model, _loss), batches[8:], batches[:8], 20)
+        fresh = looks_fresh(LossFunction(model, _loss), batches)
     assert fresh
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(model.first.weight.grad, torch.ones(16, 8))
     assert all(p.grad is None for name, p in model.named_parameters() if name != "first.weight")
     assert [module.training for module in model.modules()] == modes
-    assert [module.training for module in copy.modules()] == modes
-    assert all(p.grad is None for p in copy.parameters())
+    assert [module.training for module in copy.model.modules()] == modes
+    assert all(p.grad is None for p in copy.model.parameters())
     assert torch.equal(torch.get_rng_state(), generators[0])
     assert random.getstate() == generators[1]
     assert np.random.get_state()[1].tolist() == generators[2][1].tolist()  # noqa: NPY002
     for batch, kept in zip(batches, before, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(batch, kept, strict=True))
-    again, _ = warmed_up(model, _loss, batches[8:], batches[:8], 20)
-    for ours, theirs in zip(copy.parameters(), again.parameters(), strict=True):
+    again, _ = warmed_up(LossFunction(model, _loss), batches[8:], batches[:8], 20)
+    for ours, theirs in zip(copy.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)  # the same random numbers each time
 
 
@@ -303,8 +304,8 @@ def test_fresh_weights_taken_as_they_are_keep_muon(level: Any) -> None:
 
 def test_so_many_steps_are_taken_of_any_weights() -> None:
     torch.manual_seed(0)
-    copy, _ = warmed_up(_mlp(), _loss, _classes(8), _classes(2), 60)
-    result = diagnose(copy, _loss, _classes(8), level="quick", warmup_steps=5)
+    copy, _ = warmed_up(LossFunction(_mlp(), _loss), _classes(8), _classes(2), 60)
+    result = diagnose(copy.model, _loss, _classes(8), level="quick", warmup_steps=5)
     assert result.warm_up is not None
     assert (result.warm_up.steps, result.batches, result.warm_up.batches) == (5, 4, 4)
     for wrong in (-1, 2.5, True, "always", None):
@@ -322,12 +323,11 @@ def test_the_rate_falls_where_the_first_one_is_too_large() -> None:
         inside = (model[2].weight.norm() - start).abs() < 0.3
         return torch.where(inside, _loss(model, batch), torch.inf)
 
-    _, warm_up = warmed_up(model, loss, _classes(8), _classes(2), 60)
+    _, warm_up = warmed_up(LossFunction(model, loss), _classes(8), _classes(2), 60)
     assert warm_up.lr in (0.005, 0.00125)
+    flat = LossFunction(model, lambda m, b: -_loss(m, b).detach() + 0 * _loss(m, b))
     with pytest.raises(ValueError, match=r"5 steps of Muon do not lower \(rates 0.02, 0.005, 0.00"):
-        warmed_up(
-            model, lambda m, b: -_loss(m, b).detach() + 0 * _loss(m, b), _classes(8), _classes(1), 5
-        )
+        warmed_up(flat, _classes(8), _classes(1), 5)
 
 
 def test_what_cannot_be_warmed_up_is_judged_as_it_is_and_keeps_muon() -> None:

@@ -9,13 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from steepest.curvature.hessian_blocks import Place, matrices, parameter_hessians, places
-from steepest.curvature.loss_function import Loss
+from steepest.curvature.forms import of_parameters
+from steepest.curvature.hessian_blocks import (
+    Place,
+    hessian_of_matrices,
+    matrices,
+    parameter_hessians,
+    places,
+)
 from steepest.curvature.operators import Hessian
 from steepest.linalg.krylov import gaussian
 from steepest.linalg.probes import Estimate
@@ -82,50 +87,45 @@ class BlockwiseDiagonal(Result):
         return ResultTable(columns, rows, "share of diagonal blocks in the Hessian")
 
 
+@of_parameters(hessian_of_matrices)
 def blockwise_diagonal(
-    model: nn.Module,
-    loss: Loss,
-    batch: Any,
-    parameters: Sequence[str] | str | None = None,
+    H: Hessian,
     *,
     tolerance: float = 0.05,
     max_products: int = 100,
     generator: torch.Generator | None = None,
-    **how: Any,
 ) -> BlockwiseDiagonal:
     """Return how much of the Hessian is in diagonal blocks, of matrices and of their output rows.
 
     Args:
-        model, loss, batch, how: as for `Hessian`.
-        parameters: names or patterns; by default the matrices of `steepest.roles`.
+        H: the Hessian of parameters that are all matrices, such as `H.block("*.weight")`. Or in
+            its place `model, loss, batch, parameters` and settings, which make one; the parameters
+            are then by default the matrices of `steepest.roles`.
         tolerance: standard error of each share to stop at.
         max_products: where each estimate stops in any case; at least 32, or 64 for
-            eight blocks, which are the dearest.
+            eight blocks, which cost the most.
         generator: of the probes; by default a copy of torch's.
 
     Raises:
         ValueError: for what `Hessian` refuses, parameters that are no matrices, too few products,
             and a Hessian of zero.
 
-    >>> model = nn.Linear(3, 4, bias=False).double()
+    >>> model = torch.nn.Linear(3, 4, bias=False).double()
     >>> squares = lambda model, x: 0.5 * model(x).square().sum()  # H = I ⊗ x xᵀ: no row sees others
-    >>> found = blockwise_diagonal(model, squares, torch.eye(3).double(), "weight")
-    >>> found.across_rows["weight"].even
+    >>> measured = blockwise_diagonal(Hessian(model, squares, torch.eye(3).double()))
+    >>> measured.across_rows["weight"].even
     0.25
-    >>> abs(found.across_rows["weight"].share.value - 1) < 1e-9
+    >>> abs(measured.across_rows["weight"].share.value - 1) < 1e-9
     True
     """
     if not 0 < tolerance < 1:
         raise ValueError(f"got tolerance={tolerance}, expected a standard error between 0 and 1")
     generator = generator or copied_generator()
-    members = places(model, parameters)
-    H = Hessian(model, loss, batch, list(dict.fromkeys(each.name for each in members)), **how)
-    across = _share(H, members, False, tolerance, max_products, generator)
-    del H  # its graph
+    across = _share(H, places(H.model, H.rows), False, tolerance, max_products, generator)
     rows = {
-        each.label: _share(H, [each], True, tolerance, max_products, generator)
-        for H, own in parameter_hessians(model, loss, batch, members, how)
-        for each in own
+        place.label: _share(part, [place], True, tolerance, max_products, generator)
+        for part, members in parameter_hessians(H)
+        for place in members
     }
     return BlockwiseDiagonal(across, rows)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from steepest.curvature.evaluation import BatchNorm
 from steepest.curvature.jacobian import split
 from steepest.curvature.loss_function import Loss, chosen_parameters
 from steepest.curvature.operators import Hessian
@@ -48,12 +49,12 @@ def places(model: nn.Module, parameters: Sequence[str] | str | None = None) -> l
             )
     else:
         names = chosen_parameters(model, parameters)
-    found = []
+    members = []
     for row in (table[name] for name in names):
         if row.view is None:
             raise ValueError(f"got {row.name} ({row.reason}), expected matrices; leave it out")
-        found += [Place(row.name, row.view, i) for i in range(len(row.view.sizes()))]
-    return found
+        members += [Place(row.name, row.view, i) for i in range(len(row.view.sizes()))]
+    return members
 
 
 class HessianBlock:
@@ -80,17 +81,40 @@ class HessianBlock:
 def matrices(H: Hessian, v: Tensor, members: Sequence[Place]) -> list[Tensor]:
     """Return these matrices in a vector of the Hessian; writing to them writes to the vector."""
     pieces = dict(zip(H.parameters, split(v, list(H.parameters.values())), strict=True))
-    return [each.view.matrices(pieces[each.name])[each.index] for each in members]
+    return [place.view.matrices(pieces[place.name])[place.index] for place in members]
 
 
-def parameter_hessians(
-    model: nn.Module, loss: Loss, batch: Any, members: Sequence[Place], how: Mapping[str, Any]
-) -> Iterator[tuple[Hessian, list[Place]]]:
-    """Yield the Hessian of each parameter, and its matrices; of those with any gradient."""
-    H = Hessian(model, loss, batch, list(dict.fromkeys(each.name for each in members)), **how)
+def hessian_of_matrices(
+    model: nn.Module,
+    loss: Loss,
+    batch: Any,
+    parameters: Sequence[str] | str | None = None,
+    *,
+    batch_norm: BatchNorm = "eval",
+    dtype: torch.dtype | None = None,
+    keep_graphs: bool | None = None,
+) -> Hessian:
+    """Return the Hessian of parameters that are matrices, by default of all hidden ones.
+
+    Args:
+        model, loss, batch, batch_norm, dtype, keep_graphs: as for `Hessian`.
+        parameters: names or patterns; by default the matrices of `steepest.roles`.
+    """
+    names = parameter_names(places(model, parameters))
+    return Hessian(
+        model, loss, batch, names, batch_norm=batch_norm, dtype=dtype, keep_graphs=keep_graphs
+    )
+
+
+def parameter_names(members: Sequence[Place]) -> list[str]:
+    """Return the parameters that matrices are in."""
+    return list(dict.fromkeys(place.name for place in members))
+
+
+def parameter_hessians(H: Hessian) -> Iterator[tuple[Hessian, list[Place]]]:
+    """Yield the block of each parameter, and its matrices; of those with any gradient."""
     gradient = H.gradient()
-    used = [each for each in members if matrices(H, gradient, [each])[0].any()]
-    del H  # its graph
-    for name in dict.fromkeys(each.name for each in used):
-        own = [each for each in used if each.name == name]
-        yield Hessian(model, loss, batch, [name], **how), own
+    members = places(H.model, H.rows)
+    used = [place for place in members if matrices(H, gradient, [place])[0].any()]
+    for name in parameter_names(used):
+        yield H.block([name]), [place for place in used if place.name == name]

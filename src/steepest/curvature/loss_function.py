@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from fnmatch import fnmatchcase
 from functools import reduce
 from typing import Any
@@ -46,10 +47,11 @@ class Batches:
         self.batches = listed(batches)
         if not self.batches:
             raise ValueError("got no batches, expected at least one; a generator can be read once")
-        sizes = [float((size or _size)(batch)) for batch in self.batches]
-        if not all(0 < each < math.inf for each in sizes):
+        weigh = size or _size
+        sizes = [float(weigh(batch)) for batch in self.batches]
+        if not all(0 < size < math.inf for size in sizes):
             raise ValueError(f"got batches of sizes {sizes}, expected positive ones")
-        self.weights = [each / sum(sizes) for each in sizes]
+        self.weights = [size / sum(sizes) for size in sizes]
 
     def __iter__(self) -> Iterator[tuple[Any, float]]:
         return zip(self.batches, self.weights, strict=True)
@@ -114,26 +116,28 @@ class LossFunction:
         self,
         model: nn.Module,
         loss: Loss,
-        parameters: Sequence[str] | None = None,
+        parameters: Sequence[str] | str | None = None,
         batch_norm: BatchNorm = "eval",
         dtype: torch.dtype | None = None,
     ):
         if batch_norm not in ("eval", "batch"):
             raise ValueError(f'got batch_norm={batch_norm!r}, expected "eval" or "batch"')
         self.model = unwrapped(model)
-        self._loss = loss
+        self.loss = loss
         self._batch_norm = batch_norm
         names = chosen_parameters(self.model, parameters)
-        given = dict(self.model.named_parameters())
-        if found := [name for name in names if given[name].is_complex()]:
+        weights = dict(self.model.named_parameters())
+        if complex_ones := [name for name in names if weights[name].is_complex()]:
             raise ValueError(
-                f"got the complex parameter {found[0]}, expected real ones; keep real and "
+                f"got the complex parameter {complex_ones[0]}, expected real ones; keep real and "
                 "imaginary parts in parameters of their own"
             )
-        self._dtype = dtype or _full_precision([given[name] for name in names])
+        self.chosen_dtype = dtype
+        """What `dtype` was; None for the parameters' own."""
+        self._dtype = dtype or _full_precision([weights[name] for name in names])
         copies = {
             name: self._cast(p.detach()).clone(memory_format=torch.contiguous_format)
-            for name, p in given.items()
+            for name, p in weights.items()
         }
         self.parameters = {name: copies[name].requires_grad_() for name in names}
         buffers = self.model.named_buffers()
@@ -141,6 +145,23 @@ class LossFunction:
         self._buffers = {f"model.{name}": self._cast(b).clone() for name, b in buffers}
         self._called = _Called(self.model, loss)
         self._repeats = False  # whether two evaluations were held against each other
+
+    def of(self, names: Sequence[str]) -> LossFunction:
+        """Return the loss as a function of some of these parameters, on the same memory.
+
+        The other weights are held fixed, and no graph is kept for them.
+        """
+        names = matching(names, list(self.parameters))
+        part = copy(self)
+        leaves = {name: W.detach() for name, W in self.parameters.items()}
+        part.parameters = {name: leaves[name].requires_grad_() for name in names}
+        part._weights = self._weights | {f"model.{name}": W for name, W in leaves.items()}
+        return part
+
+    def of_model(self, model: nn.Module) -> LossFunction:
+        """Return the same loss, with the same settings, of a copy of the model."""
+        names = list(self.parameters)
+        return LossFunction(model, self.loss, names, self._batch_norm, self.chosen_dtype)
 
     def _cast(self, value: Any) -> Any:
         floating = isinstance(value, Tensor) and value.is_floating_point()
@@ -211,8 +232,8 @@ class LossFunction:
             raise ValueError("got a model that returns no tensor with a graph, expected one")
         if len(outputs) == 1:
             return outputs[0], loss
-        found = torch.autograd.grad(loss, aliases, retain_graph=True, allow_unused=True)
-        taken = [t for t, g in zip(outputs, found, strict=True) if g is not None]
+        pulled = torch.autograd.grad(loss, aliases, retain_graph=True, allow_unused=True)
+        taken = [t for t, g in zip(outputs, pulled, strict=True) if g is not None]
         if len(taken) > 1:
             raise ValueError(
                 f"got a loss that takes {len(taken)} of the tensors that the model returns, "
@@ -264,25 +285,32 @@ def chosen_parameters(model: nn.Module, wanted: Sequence[str] | str | None) -> l
                 "call requires_grad_() on those to look at"
             )
         return names
-    if isinstance(wanted, str):
-        wanted = [wanted]
-    names = []
-    for pattern in wanted:
-        found = [name for name in trained if name == pattern or fnmatchcase(name, pattern)]
-        if not found:
-            some = ", ".join(list(trained)[:5])
-            raise ValueError(
-                f"got {pattern!r}, which no parameter is called; there are {some}, ... "
-                "(a tied parameter goes by its first name)"
-            )
-        names += [name for name in found if name not in names]
-    if not names:
-        raise ValueError("got an empty list of parameters, expected names or patterns; None is all")
+    names = matching(wanted, list(trained))
     if frozen := [name for name in names if not trained[name]]:
         raise ValueError(
             f"got the frozen parameter {frozen[0]}, expected one that is trained; call "
             "requires_grad_() on it, or leave it out"
         )
+    return names
+
+
+def matching(wanted: Sequence[str] | str, known: Sequence[str]) -> list[str]:
+    """Return those of the known names that are asked for, by name or pattern, in that order.
+
+    Raises:
+        ValueError: for a name or pattern that fits none of them, and for an empty list.
+    """
+    names: list[str] = []
+    for pattern in [wanted] if isinstance(wanted, str) else wanted:
+        fitting = [name for name in known if name == pattern or fnmatchcase(name, pattern)]
+        if not fitting:
+            raise ValueError(
+                f"got {pattern!r}, which no parameter is called; there are "
+                f"{', '.join(known[:5])}, ... (a tied parameter goes by its first name)"
+            )
+        names += [name for name in fitting if name not in names]
+    if not names:
+        raise ValueError("got an empty list of parameters, expected names or patterns; None is all")
     return names
 
 
@@ -296,8 +324,8 @@ def _tensors_of(output: Any) -> list[Tensor]:
     if isinstance(getattr(output, "logits", None), Tensor):
         return [output.logits]
     leaves = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
-    found = [leaf for leaf in leaves if leaf.requires_grad]
-    return [leaf for leaf in found if leaf.ndim] or found  # beside others, a scalar is the loss
+    live = [leaf for leaf in leaves if leaf.requires_grad]
+    return [leaf for leaf in live if leaf.ndim] or live  # beside others, a scalar is the loss
 
 
 def _alias(leaf: Any) -> Any:
@@ -350,8 +378,8 @@ def _custom_functions(value: Tensor | None) -> Iterator[Any]:
 def _refuse_cut(node: Any) -> Callable[[Any, Any], None]:
     name = type(node).__name__
 
-    def check(computed: Sequence[Tensor | None], given: Sequence[Tensor | None]) -> None:
-        if not any(g is not None and g.requires_grad for g in given):
+    def check(computed: Sequence[Tensor | None], incoming: Sequence[Tensor | None]) -> None:
+        if not any(g is not None and g.requires_grad for g in incoming):
             return  # no second derivative is asked for
         for g in computed:
             if g is None or (g.grad_fn is None and (g.requires_grad or not g.any())):

@@ -8,15 +8,18 @@ smallest constant with ‖H[E]‖_* <= L_* ‖E‖_op. All are measured here at 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from steepest.curvature.hessian_blocks import HessianBlock, parameter_hessians, places
-from steepest.curvature.loss_function import Loss
+from steepest.curvature.forms import of_parameters
+from steepest.curvature.hessian_blocks import (
+    HessianBlock,
+    hessian_of_matrices,
+    parameter_hessians,
+)
+from steepest.curvature.operators import Hessian
 from steepest.geometry import Geometry, LayerwiseSpectral, Spectral
 from steepest.linalg.krylov import eigenpairs, start_near
 from steepest.random_numbers import copied_generator
@@ -105,16 +108,13 @@ class MuonCondition(Result):
         return decrease(self.frobenius_norm, self.gradient_curvature)
 
 
+@of_parameters(hessian_of_matrices)
 def muon_conditions(
-    model: nn.Module,
-    loss: Loss,
-    batch: Any,
-    parameters: Sequence[str] | str | None = None,
+    H: Hessian,
     *,
     tolerance: float = 1e-2,
     max_products: int = 100,
     generator: torch.Generator | None = None,
-    **how: Any,
 ) -> Results[MuonCondition]:
     """Return the constants of Muon's theory for every matrix of a model.
 
@@ -123,9 +123,10 @@ def muon_conditions(
     the matrix each. Matrices without any gradient, as of idle experts, have no row.
 
     Args:
-        model, loss, batch, how: as for `Hessian`.
-        parameters: names or patterns; by default the matrices of `steepest.roles`. Fused
+        H: the Hessian of parameters that are all matrices, such as `H.block("*.weight")`. Fused
             projections, grouped convolutions and experts give a row for each of their matrices.
+            Or in its place `model, loss, batch, parameters` and settings, which make one; the
+            parameters are then by default the matrices of `steepest.roles`.
         tolerance: relative error of L, and the relative gain at which the search for L_* ends.
         max_products: where the search for L, and each of the two for L_*, stops in any case.
         generator: of the start of the search for L; by default a copy of torch's.
@@ -134,10 +135,10 @@ def muon_conditions(
         ValueError: for what `Hessian` refuses, parameters that are no matrices, models without.
         FloatingPointError: for a loss or products that are not finite.
 
-    >>> model = nn.Linear(2, 2, bias=False).double()
+    >>> model = torch.nn.Linear(2, 2, bias=False).double()
     >>> x = torch.tensor([[3.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     >>> squares = lambda model, x: 0.5 * model(x).square().sum()  # H[E] = E xᵀ x
-    >>> [row] = muon_conditions(model, squares, x, "weight", tolerance=1e-6)
+    >>> [row] = muon_conditions(Hessian(model, squares, x), tolerance=1e-6)
     >>> round(row.smoothness, 3), round(row.polar_curvature, 3), round(row.ratio, 3)
     (9.0, 10.0, 1.111)
     """
@@ -145,11 +146,10 @@ def muon_conditions(
     generator = generator or copied_generator()
     rows = []
     geometry = LayerwiseSpectral(EXACT)
-    members = places(model, parameters)
-    for H, own in parameter_hessians(model, loss, batch, members, how):
-        for place in own:
-            before = H.products
-            block = HessianBlock(H, [place])
+    for part, members in parameter_hessians(H):
+        for place in members:
+            before = part.products
+            block = HessianBlock(part, [place])
             G = block.gradient
             E = geometry.direction(G)
             start = start_near(G.flatten(), generator)
@@ -167,7 +167,7 @@ def muon_conditions(
                     smoothness=top.values[0].abs().item(),
                     smoothness_error=top.errors[0].item(),
                     spectral_smoothness_at_least=max(value for value, _ in searches),
-                    products=H.products - before,
+                    products=part.products - before,
                     converged=top.converged,
                 )
             )

@@ -59,8 +59,8 @@ class NormBall:
 
     def norm(self, D: Tensor) -> float:
         """Return the norm of D: (Σ ‖D_b‖² / s_b)^1/2."""
-        each = (g.norm(X).item() ** 2 / s for X, g, s in self._matrices(D) if s)
-        return sum(each) ** 0.5
+        squares = (g.norm(X).item() ** 2 / s for X, g, s in self._matrices(D) if s)
+        return sum(squares) ** 0.5
 
     def furthest(self, M: Tensor) -> Tensor:
         """Return the D of norm 1 with the largest ⟨M, D⟩; zero if M is."""

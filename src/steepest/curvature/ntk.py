@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from steepest.curvature.loss_function import Loss
+from steepest.curvature.forms import of_parameters
 from steepest.curvature.operators import NTK
 from steepest.linalg.krylov import Eigenpairs, eigenpairs, gaussian
 from steepest.linalg.probes import Estimate, trace
@@ -53,17 +51,14 @@ class NTKSpectrum(Result):
         return self.trace.value / top
 
 
+@of_parameters(NTK)
 def ntk_spectrum(
-    model: nn.Module,
-    loss: Loss,
-    batch: Any,
-    parameters: Sequence[str] | str | None = None,
+    kernel: NTK,
     *,
     count: int = 5,
     tolerance: float = 1e-3,
     max_products: int | None = None,
     generator: torch.Generator | None = None,
-    **how: Any,
 ) -> NTKSpectrum:
     """Return the largest eigenvalues of the neural tangent kernel Θ = J Jᵀ, and its trace.
 
@@ -77,8 +72,8 @@ def ntk_spectrum(
     about three gradients.
 
     Args:
-        model, loss, batch, parameters, how: as for `NTK`; of the loss only the call of the model
-            matters.
+        kernel: Θ. Or in its place `model, loss, batch, parameters` and settings, which make one; of
+            the loss only the call of the model matters.
         count: how many eigenvalues; all where there are fewer.
         tolerance: relative error of each eigenvalue. That of the trace is 0.05.
         max_products: where both stop in any case; by default as `eigenpairs`.
@@ -87,16 +82,16 @@ def ntk_spectrum(
     Raises:
         ValueError: for what `NTK` refuses, and counts below 1.
 
-    >>> model = nn.Linear(2, 1, bias=False)
+    >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> x = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
-    >>> found = ntk_spectrum(model, lambda model, x: model(x).mean(), x)
-    >>> found.largest.values.tolist(), found.trace.value
+    >>> kernel = NTK(model, lambda model, x: model(x).mean(), x)
+    >>> spectrum = ntk_spectrum(kernel)
+    >>> spectrum.largest.values.tolist(), spectrum.trace.value
     ([9.0, 1.0], 10.0)
     """
     if count < 1:
         raise ValueError(f"got count={count}, expected 1 or more eigenvalues")
     generator = generator or copied_generator()
-    kernel = NTK(model, loss, batch, parameters, **how)
     size = kernel.shape[0]
     count = min(count, size)
     entries = size * sum(p.numel() for p in kernel.parameters.values())
@@ -160,10 +155,10 @@ def ntk_drift(reference: NTK | Tensor, current: NTK | Tensor) -> NTKDrift:
         ValueError: for kernels of different shapes, or of zero.
         FloatingPointError: for kernels with NaN or infinite entries.
 
-    >>> model = nn.Linear(2, 1, bias=False)
+    >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> loss = lambda model, x: model(x).square().mean()
     >>> before = NTK(model, loss, torch.eye(2))
-    >>> _ = nn.init.zeros_(model.weight)  # linear in its weights: the kernel stays
+    >>> _ = torch.nn.init.zeros_(model.weight)  # linear in its weights: the kernel stays
     >>> ntk_drift(before, NTK(model, loss, torch.eye(2))).distance
     0.0
     """

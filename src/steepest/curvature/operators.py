@@ -6,24 +6,30 @@ measured, near the floor of twice the cost of a gradient (`benchmarks/results`).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from steepest.curvature.evaluation import BatchNorm
 from steepest.curvature.jacobian import Jacobian, flat, gradients, pulled_back, split
-from steepest.curvature.loss_function import Batches, Loss, LossFunction, chosen_parameters
+from steepest.curvature.linear_map import CurvatureOperator, check_symmetric
+from steepest.curvature.loss_function import (
+    Batches,
+    Loss,
+    LossFunction,
+    chosen_parameters,
+    matching,
+)
+from steepest.linalg.krylov import start_near
 from steepest.model.unwrapping import unwrapped
 
-if TYPE_CHECKING:
-    from scipy.sparse.linalg import LinearOperator
 
-
-class CurvatureOperator(ABC):
-    """A linear map that is known by its products: `operator @ v`, v of shape `(n,)` or `(n, k)`.
+class LossOperator(CurvatureOperator):
+    """A map made of the derivatives of a loss.
 
     The map is that of the weights at the time of construction, in their precision, half precision
     raised to float32 (`dtype` chooses another one). Over several batches (`Batches` or a
@@ -52,97 +58,94 @@ class CurvatureOperator(ABC):
         model: nn.Module,
         loss: Loss,
         batch: Any,
-        parameters: Sequence[str] | None = None,
+        parameters: Sequence[str] | str | None = None,
         *,
         batch_norm: BatchNorm = "eval",
         dtype: torch.dtype | None = None,
         keep_graphs: bool | None = None,
     ):
+        self._set(LossFunction(model, loss, parameters, batch_norm, dtype), batch, keep_graphs)
+
+    @classmethod
+    def of(cls, function: LossFunction, batch: Any, keep_graphs: bool | None = None) -> Self:
+        """Return the map of a loss function, in all of its parameters, on the same memory."""
+        operator = cls.__new__(cls)
+        operator._set(function, batch, keep_graphs)
+        return operator
+
+    def _set(self, function: LossFunction, batch: Any, keep_graphs: bool | None) -> None:
+        self._function = function
         self._batches = Batches.of(batch)
-        self._function = LossFunction(model, loss, parameters, batch_norm, dtype)
         self._keep = len(self._batches) == 1 if keep_graphs is None else keep_graphs
         self._kept: dict[int, Any] = {}
-        self.products = 0
-        """How many products were taken."""
+        self.rows = self.columns = self._graphed = list(function.parameters)
+        self._places: Sequence[int] = range(len(self.rows))  # of the parameters in the graph
+        one = next(iter(function.parameters.values()))
+        self.dtype, self.device = one.dtype, one.device
+
+    @property
+    def model(self) -> nn.Module:
+        """The module, without wrappers."""
+        return self._function.model
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         """The copies of the parameters that the map is about, by name."""
-        return self._function.parameters
+        names = dict.fromkeys([*self.rows, *self.columns])
+        return {name: self._function.parameters[name] for name in names}
 
     @property
-    @abstractmethod
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Number of entries of the parameters: rows and columns."""
+        return _entries(self._weights(self.rows)), _entries(self._weights(self.columns))
 
-    @property
-    def is_symmetric(self) -> bool:
-        """Whether the map is its own transpose."""
-        return True
+    def block(self, names: Sequence[str] | str) -> Self:
+        """Return the diagonal block of some of the parameters, in the order of the names.
 
-    @abstractmethod
-    def _product(self, v: Tensor) -> Tensor:
-        """The product with `(n,)`."""
+        It takes graphs from the whole, if those are kept, and counts its own products.
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of products."""
-        return next(iter(self.parameters.values())).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of products."""
-        return next(iter(self.parameters.values())).device
-
-    def __call__(self, v: Tensor) -> Tensor:
-        """Return the product with one vector `(n,)`."""
-        if v.shape != self.shape[1:]:
-            raise ValueError(f"got a vector of shape {tuple(v.shape)}, expected {self.shape[1:]}")
-        self.products += 1
-        return self._product(v.to(self.device, self.dtype))
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """Return the product with a vector `(n,)`, or with each column of `(n, k)`."""
-        if v.ndim == 2:
-            return torch.stack([self(column) for column in v.T], dim=1)
-        return self(v)
-
-    def vector(self) -> Tensor:
-        """Return zeros `(n,)` of the device and precision that products have."""
-        return torch.zeros(self.shape[1], dtype=self.dtype, device=self.device)
-
-    def to_dense(self) -> Tensor:
-        """Return the matrix, a product for each column: for small ones."""
-        columns = [self(e) for e in torch.eye(self.shape[1], dtype=self.dtype, device=self.device)]
-        return torch.stack(columns, dim=1)
-
-    def to_scipy(self) -> LinearOperator:
-        """Return a `scipy.sparse.linalg.LinearOperator`, for `eigsh` and its kind.
+        Args:
+            names: or patterns.
 
         Raises:
-            ModuleNotFoundError: without SciPy.
+            ValueError: for a name that is not in the map, and for a cross block.
         """
-        from scipy.sparse.linalg import LinearOperator
+        check_symmetric(self)
+        part = copy(self)
+        part.products = 0
+        part.rows = part.columns = matching(names, self.rows)
+        if not self._keep:
+            part._graphed = part.rows
+            part._function = self._function.of(part.rows)
+        part._places = [part._graphed.index(name) for name in part.rows]
+        return part
 
-        def matvec(v: Any) -> Any:
-            return self(torch.from_numpy(v).reshape(-1)).cpu().numpy()
+    def _weights(self, names: Sequence[str]) -> list[Tensor]:
+        return [self._function.parameters[name] for name in names]
 
-        kind = torch.zeros((), dtype=self.dtype).numpy().dtype
-        transposed = matvec if self.is_symmetric else None
-        return LinearOperator(self.shape, matvec=matvec, rmatvec=transposed, dtype=kind)
-
-    def _graphs(self, build: Callable[[Any], Any]) -> Iterator[tuple[Any, float]]:
-        """What `build` makes of each batch, and the weight of the batch."""
+    def _graphs(self) -> Iterator[tuple[Any, float]]:
+        """The graph of each batch, and the weight of the batch."""
         for i, (batch, weight) in enumerate(self._batches):
             graph = self._kept.get(i)
             if graph is None:
-                graph = build(batch)
+                graph = self._graph(batch)
                 if self._keep:
                     self._kept[i] = graph
             yield graph, weight
 
+    @abstractmethod
+    def _graph(self, batch: Any) -> Any:
+        """What products of one batch go through, for the parameters in `_graphed`."""
 
-class Hessian(CurvatureOperator):
+
+class Gradient(NamedTuple):
+    """A loss, and its gradient in each parameter with the graph that products go through."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+
+
+class Hessian(LossOperator):
     """The Hessian of the loss, or a block of it.
 
     `Hessian(..., parameters=["fc.weight"])` is a diagonal block; `columns` makes a cross block,
@@ -160,76 +163,73 @@ class Hessian(CurvatureOperator):
         model: nn.Module,
         loss: Loss,
         batch: Any,
-        parameters: Sequence[str] | None = None,
+        parameters: Sequence[str] | str | None = None,
         *,
-        columns: Sequence[str] | None = None,
-        **how: Any,
+        columns: Sequence[str] | str | None = None,
+        batch_norm: BatchNorm = "eval",
+        dtype: torch.dtype | None = None,
+        keep_graphs: bool | None = None,
     ):
-        if columns is None:
-            super().__init__(model, loss, batch, parameters, **how)
-            self._rows = self._columns = list(self.parameters)
-            return
-        self._rows, self._columns = (
-            chosen_parameters(unwrapped(model), each) for each in (parameters, columns)
+        names = parameters
+        if columns is not None:
+            rows = chosen_parameters(unwrapped(model), parameters)
+            columns = chosen_parameters(unwrapped(model), columns)
+            names = [*rows, *columns]
+        super().__init__(
+            model, loss, batch, names, batch_norm=batch_norm, dtype=dtype, keep_graphs=keep_graphs
         )
-        super().__init__(model, loss, batch, [*self._rows, *self._columns], **how)
-
-    @property
-    def is_symmetric(self) -> bool:
-        """Whether this is no cross block."""
-        return self._rows == self._columns
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of entries of the parameters: rows and columns."""
-        return _entries(self._of(self._rows)), _entries(self._of(self._columns))
-
-    def _of(self, names: list[str]) -> list[Tensor]:
-        return [self.parameters[name] for name in names]
+        if columns is not None:
+            self.rows, self.columns = rows, columns
+            self._graphed = columns
 
     def _product(self, v: Tensor) -> Tensor:
-        columns = self._of(self._columns)
-        pieces = split(v, columns)
-        total = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
-        for G, weight in self._graphs(self._gradient):
-            rows = self._of(self._rows)
-            total += weight * flat(pulled_back(G, rows, pieces), rows)
+        rows = self._weights(self.rows)
+        pieces = split(v, self._weights(self.columns))
+        total = torch.zeros(*v.shape[:-1], self.shape[0], dtype=self.dtype, device=self.device)
+        for graph, weight in self._graphs():
+            G = [graph.parts[name] for name in self.columns]
+            total += weight * flat(pulled_back(G, rows, pieces), rows, v.shape[:-1])
         return total
 
-    def _gradient(self, batch: Any) -> list[Tensor]:
-        return gradients(self._function(batch), self._of(self._columns))
-
-    def block(self, steps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the product with steps of some parameters, in those parameters, by name.
-
-        Only the part of the graph between the loss and them is gone through.
-        """
-        places = _places(steps, self._columns)
-        self.products += 1
-        weights = [self.parameters[name] for name in steps]
-        given = [D.to(W) for D, W in zip(steps.values(), weights, strict=True)]
-        total = {name: torch.zeros_like(W) for name, W in zip(steps, weights, strict=True)}
-        for G, weight in self._graphs(self._gradient):
-            found = pulled_back([G[place] for place in places], weights, given)
-            for name, HD in zip(steps, found, strict=True):
-                total[name] += 0 if HD is None else weight * HD
-        return total
+    def _graph(self, batch: Any) -> Gradient:
+        loss = self._function(batch)
+        parts = gradients(loss, self._weights(self._graphed))
+        return Gradient(loss.detach(), dict(zip(self._graphed, parts, strict=True)))
 
     def gradient(self) -> Tensor:
         """Return the gradient of the loss `(n,)`."""
-        columns = self._of(self._columns)
+        columns = self._weights(self.columns)
         total = self.vector()
-        for G, weight in self._graphs(self._gradient):
-            total += weight * flat([g.detach() for g in G], columns)
+        for graph, weight in self._graphs():
+            total += weight * flat([graph.parts[name].detach() for name in self.columns], columns)
         return total
+
+    def start(self, generator: torch.Generator | None = None) -> Tensor:
+        """Return where a search for large eigenvalues begins: near the gradient.
+
+        That lies mostly along the largest eigenvalues.
+        """
+        return start_near(self.gradient(), generator)
 
     def loss(self) -> float:
         """Return the loss."""
-        with_weights = ((self._function(batch).item(), weight) for batch, weight in self._batches)
-        return sum(value * weight for value, weight in with_weights)
+        total = 0.0
+        for i, (batch, weight) in enumerate(self._batches):
+            value = self._kept[i].loss if i in self._kept else self._function(batch)
+            total += weight * value.item()
+        return total
+
+    def gauss_newton(self) -> GaussNewton:
+        """Return the Gauss-Newton matrix of the same loss and parameters, on the same memory.
+
+        Raises:
+            ValueError: for a cross block, and as `GaussNewton`.
+        """
+        check_symmetric(self)
+        return GaussNewton.of(self._function.of(self.rows), self._batches, self._keep)
 
 
-class GaussNewton(CurvatureOperator):
+class GaussNewton(LossOperator):
     """The generalized Gauss-Newton matrix: the mean of Jᵀ (∇² of the loss in the outputs) J.
 
     J is the Jacobian of the model's outputs, which are what the model returns where `loss` calls it
@@ -238,43 +238,38 @@ class GaussNewton(CurvatureOperator):
 
     Raises:
         ValueError: also if the loss calls the model more than once, or not at all.
+
+    >>> model = nn.Linear(3, 1, bias=False)
+    >>> x = torch.tensor([[1.0, 2.0, 3.0]])
+    >>> squares = lambda model, x: 0.5 * model(x).square().mean()
+    >>> H, G = Hessian(model, squares, x), GaussNewton(model, squares, x)
+    >>> (H - G).to_dense().norm()  # of a linear model they are the same
+    tensor(0.)
     """
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of entries of the parameters, twice."""
-        n = _entries(self.parameters.values())
-        return n, n
-
     def _product(self, v: Tensor) -> Tensor:
-        total = self.vector()
-        for (network, G), weight in self._graphs(self._graph):
-            image = network.jvp(v).view(G.shape)
-            curved = flat(pulled_back([G], [network.outputs], [image]), [G])
-            total += weight * network.vjp(curved)
-        return total
-
-    def block(self, steps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the product with steps of some parameters, in those parameters, by name."""
-        places = _places(steps, list(self.parameters))
-        self.products += 1
-        weights = [self.parameters[name] for name in steps]
-        given = [D.to(W) for D, W in zip(steps.values(), weights, strict=True)]
-        total = {name: torch.zeros_like(W) for name, W in zip(steps, weights, strict=True)}
-        for (network, G), weight in self._graphs(self._graph):
-            image = network.jvp_of(places, given).view(G.shape)
-            curved = flat(pulled_back([G], [network.outputs], [image]), [G])
-            for name, BD in zip(steps, network.vjp_of(places, curved), strict=True):
-                total[name] += weight * BD
+        rows = v.shape[:-1]
+        total = torch.zeros_like(v)
+        for (network, G), weight in self._graphs():
+            image = network.jvp(v, self._places).view(*rows, *G.shape)
+            curved = pulled_back([G], [network.outputs], [image])
+            total += weight * network.vjp(flat(curved, [G], rows), self._places)
         return total
 
     def _graph(self, batch: Any) -> tuple[Jacobian, Tensor]:
         outputs, loss = self._function.with_outputs(batch)
-        network = Jacobian(outputs, list(self.parameters.values()))
+        network = Jacobian(outputs, self._weights(self._graphed))
         return network, gradients(loss, [outputs])[0]
 
+    def start(self, generator: torch.Generator | None = None) -> Tensor:
+        """Return where a search for large eigenvalues begins: near the gradient."""
+        total = self.vector()
+        for (network, G), weight in self._graphs():
+            total += weight * network.vjp(G.detach().flatten(), self._places)
+        return start_near(total, generator)
 
-class NTK(CurvatureOperator):
+
+class NTK(LossOperator):
     """The empirical neural tangent kernel Θ = J Jᵀ, over all outputs of all examples.
 
     A row for every output of every example, `(examples * outputs,)`, in the order in which the
@@ -287,21 +282,38 @@ class NTK(CurvatureOperator):
             [ 0., 14.]])
     """
 
-    def __init__(self, *given: Any, **how: Any):
-        super().__init__(*given, **how)
-        self._sizes = [network.outputs.numel() for network, _ in self._graphs(self._graph)]
+    def _set(self, function: LossFunction, batch: Any, keep_graphs: bool | None) -> None:
+        super()._set(function, batch, keep_graphs)
+        self._sizes = [network.outputs.numel() for network, _ in self._graphs()]
+        self.rows = self.columns = ["all outputs"]
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The copies of the parameters that the Jacobian is about, by name."""
+        return self._function.parameters
 
     @property
     def shape(self) -> tuple[int, int]:
         """Number of outputs of all examples, twice."""
         return sum(self._sizes), sum(self._sizes)
 
+    def block(self, names: Sequence[str] | str) -> Self:
+        """Refuse: the rows of a kernel are outputs.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"got the parameters {names} for a block of an NTK, whose rows are outputs; make the "
+            "kernel of these parameters: NTK(model, loss, batch, parameters)"
+        )
+
     def _product(self, v: Tensor) -> Tensor:
+        pieces = v.split(self._sizes, dim=-1)
         weights: Any = 0
-        pieces = v.split(self._sizes)
-        for (network, _), piece in zip(self._graphs(self._graph), pieces, strict=True):
-            weights = weights + network.vjp(piece)
-        return torch.cat([network.jvp(weights) for network, _ in self._graphs(self._graph)])
+        for (network, _), piece in zip(self._graphs(), pieces, strict=True):
+            weights = weights + network.vjp(piece, self._places)
+        return torch.cat([network.jvp(weights, self._places) for network, _ in self._graphs()], -1)
 
     def to_dense(self, rows: Tensor | None = None) -> Tensor:
         """Return the matrix, or these rows and columns of it.
@@ -313,7 +325,7 @@ class NTK(CurvatureOperator):
             rows: positions `(r,)`, ascending; all by default.
 
         Raises:
-            ValueError: for positions that do not ascend, or that there are not.
+            ValueError: for positions that do not ascend, or lie outside the matrix.
         """
         size = self.shape[0]
         chosen = torch.arange(size) if rows is None else rows.cpu()
@@ -324,7 +336,7 @@ class NTK(CurvatureOperator):
         n = _entries(self.parameters.values())
         J = torch.empty(len(chosen), n, dtype=self.dtype, device=self.device)
         before = done = 0
-        for (network, _), outputs in zip(self._graphs(self._graph), self._sizes, strict=True):
+        for (network, _), outputs in zip(self._graphs(), self._sizes, strict=True):
             here = chosen[(chosen >= before) & (chosen < before + outputs)] - before
             if len(here):
                 network.rows(here, J[done : done + len(here)])
@@ -334,14 +346,7 @@ class NTK(CurvatureOperator):
 
     def _graph(self, batch: Any) -> Jacobian:
         outputs, _ = self._function.with_outputs(batch)
-        return Jacobian(outputs, list(self.parameters.values()))
-
-
-def _places(steps: Mapping[str, Tensor], names: Sequence[str]) -> list[int]:
-    for name in steps:
-        if name not in names:
-            raise ValueError(f"got {name!r}, expected one of {', '.join(names[:5])}, ...")
-    return [names.index(name) for name in steps]
+        return Jacobian(outputs, self._weights(self._graphed))
 
 
 def _entries(tensors: Iterable[Tensor]) -> int:

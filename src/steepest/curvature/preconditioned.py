@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from steepest.curvature.loss_function import Loss
+from steepest.curvature.forms import of_argument
 from steepest.curvature.next_step import next_step
 from steepest.curvature.norm_ball import NormBall, largest_curvature
 from steepest.curvature.operators import Hessian
@@ -27,7 +27,7 @@ from steepest.model.unwrapping import unwrapped
 from steepest.results import Result, Results, ResultTable
 
 Measure = Literal["preconditioned Hessian", "norm ball", "one step"]
-Found = tuple[float, float, float, Tensor | None]  # value, threshold, error, vector
+Measured = tuple[float, float, float, Tensor | None]  # value, threshold, error, vector
 _RANDOM_STARTS = 3  # beside one guess: 0.94 to 1 of the best of 100, on random Hessians
 
 
@@ -69,16 +69,27 @@ class Stability(Result):
         return self.value / self.threshold
 
 
-def preconditioned_sharpness(
+def _parameters(
     model: nn.Module,
-    loss: Loss,
-    batch: Any,
+    optimizer: Optimizer,
+    *,
+    tolerance: float = 0,
+    start: Sequence[Stability] = (),
+    generator: torch.Generator | None = None,
+) -> list[str]:
+    """The parameters that the optimizer trains."""
+    measures = _by_measure(model, _unwrapped(optimizer))
+    return [name for groups in measures.values() for name in _names(model, groups)]
+
+
+@of_argument(_parameters)
+def preconditioned_sharpness(
+    H: Hessian,
     optimizer: Optimizer,
     *,
     tolerance: float = 1e-3,
     start: Sequence[Stability] = (),
     generator: torch.Generator | None = None,
-    **how: Any,
 ) -> Results[Stability]:
     """Return how close the steps of an optimizer are to instability.
 
@@ -112,7 +123,9 @@ def preconditioned_sharpness(
     2505.23737, section 4); with momentum D is that of the momentum.
 
     Args:
-        model, loss, batch, how: as for `Hessian`. Nothing of model and optimizer is changed.
+        H: the Hessian of the parameters that the optimizer trains, or of more. Or in its place
+            `model, loss, batch`, and settings, which make one. Nothing of model and optimizer is
+            changed.
         optimizer: one of this package or of `torch.optim`, or any that steps without a closure,
             which holds the model's parameters.
         tolerance: relative error to stop at.
@@ -133,36 +146,39 @@ def preconditioned_sharpness(
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
     >>> x = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     >>> loss = lambda model, x: 0.5 * model(x).square().sum()
-    >>> [row] = preconditioned_sharpness(model, loss, x, optimizer)
+    >>> [row] = preconditioned_sharpness(Hessian(model, loss, x), optimizer)
     >>> round(row.value, 3), round(row.threshold, 3), round(row.ratio, 3)
     (9.0, 19.0, 0.474)
     """
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner  # behind a wrapper of accelerate or Lightning
+    optimizer = _unwrapped(optimizer)
     generator = generator or torch.Generator().manual_seed(0)
-    given = {row.measure: row for row in start}
+    earlier = {(row.measure, row.parameters): row.vector for row in start}
     rows = []
-    for measure, groups in _by_measure(model, optimizer).items():
-        names = _names(model, groups)
-        H = Hessian(model, loss, batch, names, **how)
-        before = None
-        if measure in given and list(given[measure].parameters) == names:
-            before = given[measure].vector
+    for measure, groups in _by_measure(H.model, optimizer).items():
+        names = tuple(_names(H.model, groups))
+        part = H.block(names)
+        before = earlier.get((measure, names))
         if measure == "preconditioned Hessian":
-            found = _eigenvalue(optimizer, groups, H, before, tolerance, generator)
+            measured = _eigenvalue(optimizer, groups, part, before, tolerance, generator)
         elif measure == "norm ball":
-            found = _ball(groups, H, before, tolerance, generator)
+            measured = _ball(groups, part, before, tolerance, generator)
         else:
-            found = _one_step(optimizer, groups, H)
-        value, threshold, error, vector = found
-        rows.append(Stability(tuple(names), measure, value, threshold, error, H.products, vector))
+            measured = _one_step(optimizer, groups, part)
+        value, threshold, error, vector = measured
+        rows.append(Stability(names, measure, value, threshold, error, part.products, vector))
     return Results(rows)
+
+
+def _unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer behind a wrapper of accelerate or Lightning."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _unwrapped(inner) if isinstance(inner, Optimizer) else optimizer
 
 
 def _by_measure(model: nn.Module, optimizer: Optimizer) -> dict[Measure, list[Group]]:
     """The groups with trained parameters, by how their stability is measured."""
     known = {id(p) for p in unwrapped(model).parameters()}
-    found: dict[Measure, list[Group]] = {}
+    measures: dict[Measure, list[Group]] = {}
     for group in optimizer.param_groups:
         trained = [p for p in group["params"] if p.requires_grad]
         if strange := [p for p in trained if id(p) not in known]:
@@ -172,10 +188,10 @@ def _by_measure(model: nn.Module, optimizer: Optimizer) -> dict[Measure, list[Gr
                 "whatever replaces parameters"
             )
         if trained:
-            found.setdefault(_measure(optimizer, group), []).append(group)
-    if not found:
+            measures.setdefault(_measure(optimizer, group), []).append(group)
+    if not measures:
         raise ValueError("got an optimizer without a trained parameter, expected some")
-    return found
+    return measures
 
 
 def _measure(optimizer: Optimizer, group: Group) -> Measure:
@@ -197,7 +213,7 @@ def _eigenvalue(
     before: Tensor | None,
     tolerance: float,
     generator: torch.Generator,
-) -> Found:
+) -> Measured:
     P = Preconditioner(optimizer, groups, H)
     guess = P.root(P.gradient) if before is None else before.to(P.gradient)
     x = start_near(guess, generator)
@@ -211,7 +227,7 @@ def _ball(
     before: Tensor | None,
     tolerance: float,
     generator: torch.Generator,
-) -> Found:
+) -> Measured:
     weights, threshold = shares(groups)
     sign = -1 if ascends(groups) else 1
     guess = H.gradient() if before is None else before.to(H.vector())
@@ -221,7 +237,7 @@ def _ball(
     return value, threshold, math.nan, vector
 
 
-def _one_step(optimizer: Optimizer, groups: Sequence[Group], H: Hessian) -> Found:
+def _one_step(optimizer: Optimizer, groups: Sequence[Group], H: Hessian) -> Measured:
     sign = -1 if ascends(groups) else 1
     G = H.gradient()
     step = next_step(optimizer, groups, H, G)

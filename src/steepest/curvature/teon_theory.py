@@ -6,12 +6,13 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import chain
+from typing import Literal
 
 from torch import nn
 
-from steepest.curvature.hessian_blocks import HessianBlock, Place, places
-from steepest.curvature.loss_function import Loss
+from steepest.curvature.forms import of_argument
+from steepest.curvature.hessian_blocks import HessianBlock, Place, parameter_names, places
 from steepest.curvature.muon_theory import EXACT, check, climb, decrease, inner
 from steepest.curvature.operators import Hessian
 from steepest.geometry import Geometry, LayerwiseSpectral, StackedSpectral
@@ -20,6 +21,7 @@ from steepest.model.stacks import find_stacks
 from steepest.model.unwrapping import unwrapped
 from steepest.results import Result, Results, ResultTable
 
+Stacks = Sequence[Sequence[str]] | None
 Norm = Literal["layerwise", "mode 1", "mode 2"]
 
 
@@ -66,16 +68,19 @@ class StackCondition(Result):
         return decrease(self.dual_norm, self.smoothness_at_least)
 
 
+def _parameters(model: nn.Module, stacks: Stacks = None, *, size: int = 2, **_: float) -> list[str]:
+    """The parameters of all stacks."""
+    return parameter_names(list(chain(*_stacks(model, stacks, size))))
+
+
+@of_argument(_parameters)
 def stack_conditions(
-    model: nn.Module,
-    loss: Loss,
-    batch: Any,
-    stacks: Sequence[Sequence[str]] | None = None,
+    H: Hessian,
+    stacks: Stacks = None,
     *,
     size: int = 2,
     tolerance: float = 1e-2,
     max_products: int = 30,
-    **how: Any,
 ) -> Results[StackCondition]:
     """Return three rows for each stack: curvature and smoothness in the norms of Muon and TEON.
 
@@ -85,7 +90,8 @@ def stack_conditions(
     Hessian over the whole stack, so with the blocks between its members.
 
     Args:
-        model, loss, batch, how: as for `Hessian`.
+        H: the Hessian of the parameters that hold the stacks. Or in its place `model, loss, batch`,
+            and settings, which make one.
         stacks: names of the members of each, as `TEON.stacks` gives them, `name[i]` for the matrix
             i of a parameter of several; by default queries, keys and values of `size` layers each.
         size: K, of the default stacks.
@@ -99,7 +105,8 @@ def stack_conditions(
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     >>> loss = lambda model, x: 0.5 * (model[0].weight + model[1].weight - x).square().sum()
-    >>> rows = stack_conditions(model, loss, torch.eye(2), [("0.weight", "1.weight")])
+    >>> H = Hessian(model, loss, torch.eye(2))
+    >>> rows = stack_conditions(H, [("0.weight", "1.weight")])
     >>> [(row.norm, round(row.curvature, 3)) for row in rows]  # 2 for each of K, but K stacked
     [('layerwise', 8.0), ('mode 1', 4.0), ('mode 2', 4.0)]
     """
@@ -110,51 +117,48 @@ def stack_conditions(
         "layerwise": LayerwiseSpectral(EXACT),
     }
     rows = []
-    for members in _stacks(model, stacks, size):
-        names = list(dict.fromkeys(each.name for each in members))
-        H = Hessian(model, loss, batch, names, **how)
-        block = HessianBlock(H, members)
+    for members in _stacks(H.model, stacks, size):
+        part = H.block(parameter_names(members))
+        block = HessianBlock(part, members)
         G = block.gradient
         if not G.any():
             continue
-        found: dict[Norm, StackCondition] = {}
+        conditions: dict[Norm, StackCondition] = {}
         starts = [G]  # what is best in one norm is a good start in the next
         for norm, geometry in norms.items():
-            before = H.products
+            before = part.products
             D = geometry.direction(G)
             searches = [climb(block, geometry, X, tolerance, max_products) for X in starts]
             value, E = max(searches, key=lambda search: search[0])
             starts.append(E)
-            found[norm] = StackCondition(
-                matrices=tuple(each.label for each in members),
+            conditions[norm] = StackCondition(
+                matrices=tuple(place.label for place in members),
                 shape=(G.shape[0], G.shape[1], G.shape[2]),
                 norm=norm,
                 dual_norm=inner(D, G),
                 curvature=inner(D, block(D)),
                 smoothness_at_least=value,
-                products=H.products - before,
+                products=part.products - before,
             )
-        rows += [found[norm] for norm in ("layerwise", "mode 1", "mode 2")]
+        rows += [conditions[norm] for norm in ("layerwise", "mode 1", "mode 2")]
     return Results(rows)
 
 
-def _stacks(
-    model: nn.Module, stacks: Sequence[Sequence[str]] | None, size: int
-) -> list[list[Place]]:
+def _stacks(model: nn.Module, stacks: Stacks, size: int) -> list[list[Place]]:
     """The members of each stack, checked."""
     if stacks is None:
         return _default_stacks(model, size)
-    found = []
+    checked = []
     for stack in stacks:
         members = [_place(model, label) for label in stack]
-        shapes = {each.view.sizes()[each.index] for each in members}
+        shapes = {place.view.sizes()[place.index] for place in members}
         if len(shapes) != 1 or len(set(members)) != len(members):
             raise ValueError(
                 f"got the stack {tuple(stack)} of shapes {sorted(shapes)}, expected different "
                 "matrices of one shape"
             )
-        found.append(members)
-    return found
+        checked.append(members)
+    return checked
 
 
 def _place(model: nn.Module, label: str) -> Place:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from steepest.curvature.evaluation import BatchNorm
 from steepest.curvature.loss_function import Loss
 from steepest.curvature.operators import Hessian
 from steepest.curvature.preconditioned import Stability, preconditioned_sharpness
@@ -27,7 +29,8 @@ class SharpnessTracker(Result):
     Model, optimizer, gradients and the global random generator stay as they are, bit for bit.
 
     Args:
-        model, loss, batch, how: as for `Hessian`; the same batch every time, so keep it small.
+        model, loss, batch, parameters, batch_norm, dtype, keep_graphs: as for `Hessian`; the same
+            batch every time, so keep it small.
         optimizer: of the model; with it `preconditioned_sharpness` is measured too.
         every: steps between two measurements.
         tolerance: relative error of eigenvalues.
@@ -69,12 +72,24 @@ class SharpnessTracker(Result):
         every: int = 10,
         tolerance: float = 0.01,
         path: str | Path | None = None,
-        **how: Any,
+        parameters: Sequence[str] | str | None = None,
+        batch_norm: BatchNorm = "eval",
+        dtype: torch.dtype | None = None,
+        keep_graphs: bool | None = None,
     ):
         if every < 1:
             raise ValueError(f"got every={every}, expected at least 1")
         self._records = Records(path)
-        self._model, self._loss, self._batch, self._how = model, loss, batch, how
+        self._hessian = partial(
+            Hessian,
+            model,
+            loss,
+            batch,
+            parameters,
+            batch_norm=batch_norm,
+            dtype=dtype,
+            keep_graphs=keep_graphs,
+        )
         self._optimizer = optimizer
         self._every, self._tolerance = every, tolerance
         self._steps = 0
@@ -104,21 +119,24 @@ class SharpnessTracker(Result):
     def measure(self) -> dict[str, Any]:
         """Measure now, and return the record; before the first step without `stability`."""
         began = time.perf_counter()
-        given = (self._model, self._loss, self._batch)
         generator = torch.Generator().manual_seed(self._steps)
-        settings: Any = {"tolerance": self._tolerance, "generator": generator, **self._how}
-        top = sharpness(*given, start=self._top, **settings)
+        H = self._hessian()
+        top = sharpness(H, start=self._top, tolerance=self._tolerance, generator=generator)
         self._top, products = top.vector, top.products
         record: dict[str, Any] = {
             "kind": "sharpness",
             "step": self._steps,
-            "loss": Hessian(*given, **self._how).loss(),
+            "loss": H.loss(),
             "sharpness": top.value,
             "error": top.error,
         }
         if self._optimizer is not None and self._steps:
             self._rows = preconditioned_sharpness(
-                *given, self._optimizer, start=self._rows, **settings
+                H,
+                self._optimizer,
+                start=self._rows,
+                tolerance=self._tolerance,
+                generator=generator,
             )
             products += sum(row.products for row in self._rows)
             shown = ("parameters", "measure", "value", "threshold", "ratio")

@@ -15,9 +15,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from steepest.curvature.loss_function import Loss, LossFunction
+from steepest.curvature.loss_function import LossFunction
 from steepest.diagnosis.evidence import Evidence, matrices_of
 
 STEPS = 4
@@ -121,23 +121,21 @@ class Walk:
 
 
 def descents(
-    model: nn.Module,
-    loss: Loss,
+    function: LossFunction,
     batches: Sequence[Any],
     layers: Sequence[Layer],
     tick: Callable[[], None] = lambda: None,
-    **how: Any,
 ) -> list[dict[str, Descent]]:
     """Return for each layer the descent in each of its geometries.
 
     Args:
-        model, loss, how: as for `diagnose`.
+        function: the loss of a model.
         batches: at least two, those of the layers' gradients.
         layers: which.
         tick: called after each gradient.
     """
     names = list(dict.fromkeys(place.row.name for layer in layers for place in layer.places))
-    function = LossFunction(model, loss, names, **how)
+    function = function.of(names)
     found = []
     for layer in layers:
         walk = Walk(function, layer.places, tick)

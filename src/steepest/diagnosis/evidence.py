@@ -13,16 +13,15 @@ from statistics import fmean
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from steepest.curvature.loss_function import Loss, LossFunction
+from steepest.curvature.loss_function import LossFunction, chosen_parameters
 from steepest.curvature.operators import Hessian
 from steepest.geometry import Euclidean, Sign
 from steepest.linalg import gram_singular_values, leading_singular_values, polar
 from steepest.model.inputs import InputRanks, Inputs
 from steepest.model.matrix_view import matrix_label
 from steepest.model.parameter_roles import ParameterRole, roles_in_loss
-from steepest.model.unwrapping import unwrapped
 
 GeometryName = Literal["euclidean", "sign", "spectral", "adaptive"]
 EXACT = 128
@@ -102,21 +101,19 @@ class Evidence:
 
 
 def gather(
-    model: nn.Module,
-    loss: Loss,
+    function: LossFunction,
     batches: Sequence[Any],
     parameters: Sequence[str] | None,
     curvature: bool,
     tick: Callable[[], None] = lambda: None,
-    **how: Any,
 ) -> list[Evidence]:
     """Return the evidence for each matrix that every batch has a gradient for.
 
     `tick` is called after each gradient, and after each Hessian-vector product.
     """
-    model = unwrapped(model)
-    table = roles_in_loss(model, loss, batches[0])
-    function = LossFunction(model, loss, parameters, **how)
+    model = function.model
+    table = roles_in_loss(model, function.loss, batches[0])
+    function = function.of(chosen_parameters(model, parameters))
     rows = [
         row
         for row in table
@@ -147,7 +144,7 @@ def gather(
         if _measure(place, inputs, GEOMETRIES if curvature else BOUNDED):
             kept.append(place)
     if curvature and kept:
-        _curvatures(model, loss, batches, kept, tick, how)
+        _curvatures(function, batches, kept, tick)
     return kept
 
 
@@ -242,28 +239,27 @@ def second_moment(G: Tensor, without: int) -> Tensor:
 
 
 def _curvatures(
-    model: nn.Module,
-    loss: Loss,
+    function: LossFunction,
     batches: Sequence[Any],
     kept: list[Evidence],
     tick: Callable[[], None],
-    how: dict[str, Any],
 ) -> None:
     """Fill in the curvature of batch i + 1 along the directions of batch i."""
-    names = list(dict.fromkeys(place.row.name for place in kept))
+    function = function.of(list(dict.fromkeys(place.row.name for place in kept)))
     for place in kept:
         empty = torch.full((len(batches),), math.nan, dtype=torch.float64)
         place.curvatures = {name: empty.clone() for name in GEOMETRIES}
     for i in range(len(batches)):
         j = (i + 1) % len(batches)
-        H = Hessian(model, loss, batches[j], names, **how)
+        H = Hessian.of(function, batches[j])
         for place in kept:
+            block = H.block([place.row.name])
             V = second_moment(place.gradients, j)
             for name in GEOMETRIES:
                 D = unit(name, place.gradients[i], V)
                 whole = torch.zeros_like(H.parameters[place.row.name])
                 matrices_of(place.row, whole)[place.index].copy_(D)
-                [HD] = H.block({place.row.name: whole}).values()
+                HD = block(whole.flatten()).view(whole.shape)
                 place.curvatures[name][i] = torch.sum(HD * whole).double()
                 tick()
 

@@ -14,9 +14,9 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from steepest.curvature.loss_function import Loss, LossFunction
+from steepest.curvature.loss_function import LossFunction
 from steepest.diagnosis.descent import Walk, best_octave
 from steepest.diagnosis.evidence import GEOMETRIES, Evidence, GeometryName, direction
 from steepest.statistics import Interval, jackknife
@@ -47,23 +47,20 @@ class RaceResult:
 
 
 def race(
-    model: nn.Module,
-    loss: Loss,
+    function: LossFunction,
     batches: Sequence[Any],
     matrices: Sequence[Evidence],
     tick: Callable[[], None] = lambda: None,
-    **how: Any,
 ) -> dict[str, tuple[RaceResult, ...]]:
     """Return the results of each geometry, by matrix; the model itself does not move.
 
     Args:
-        model, loss, how: as for `diagnose`.
+        function: the loss of a model.
         batches: at least 3: one to tune, one to score, the rest for directions, in turns.
         matrices: which; where they tell a best step, the search for a step size starts there.
         tick: called after each gradient.
     """
-    names = list(dict.fromkeys(each.row.name for each in matrices))
-    function = LossFunction(model, loss, names, **how)
+    function = function.of(list(dict.fromkeys(place.row.name for place in matrices)))
     results = {}
     for place in matrices:
         track = _Track(function, place, tick)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import torch
 from torch import nn
 
-from steepest.curvature.loss_function import Loss, chosen_parameters, listed
+from steepest.curvature.evaluation import BatchNorm
+from steepest.curvature.loss_function import Loss, LossFunction, chosen_parameters, listed
 from steepest.diagnosis.descent import Descent, Layer, Step, descents, log_ratio
 from steepest.diagnosis.diagnosis import Diagnosis, Level, MatrixDiagnosis, Prediction, Verdict
 from steepest.diagnosis.evidence import (
@@ -58,7 +60,8 @@ def diagnose(
     parameters: Sequence[str] | None = None,
     warmup_steps: Steps = "auto",
     on_progress: OnProgress = lambda done, total, message: None,
-    **how: Any,
+    batch_norm: BatchNorm = "eval",
+    dtype: torch.dtype | None = None,
 ) -> Diagnosis:
     """Say for each matrix of a model which norm it wants to descend in, with the evidence.
 
@@ -98,7 +101,7 @@ def diagnose(
             fresh and there are batches for it, 0 takes the weights as they are.
         on_progress: called as `on_progress(done, total, message)`: gradients and products so far,
             an estimate of all, and what they are for.
-        how: as for `steepest.curvature.Hessian`: `batch_norm`, `dtype`.
+        batch_norm, dtype: as for `steepest.curvature.Hessian`.
 
     Raises:
         ValueError: for too few batches, models without matrices, losses that cannot be used,
@@ -115,9 +118,9 @@ def diagnose(
     (['0.weight', '2.weight'], True)
     """
     checked(model, batches := listed(batches), level, parameters)
-    work = Work(on_progress)
-    start = started(model, loss, batches, level, parameters, warmup_steps, work, **how)
-    return judged(start, loss, level, parameters, **how)
+    function = LossFunction(model, loss, batch_norm=batch_norm, dtype=dtype)
+    start = started(function, batches, level, parameters, warmup_steps, Work(on_progress))
+    return judged(start, level, parameters)
 
 
 def checked(
@@ -143,7 +146,7 @@ class Start:
     """What is judged: the model or a copy that was trained a little.
 
     Attributes:
-        model: which.
+        function: its loss.
         batches: those that judge.
         warm_up: how the copy was trained; None if the model itself is judged.
         fresh: whether the weights look fresh.
@@ -151,7 +154,7 @@ class Start:
         work: counts gradients.
     """
 
-    model: nn.Module
+    function: LossFunction
     batches: list[Any]
     warm_up: WarmUp | None
     fresh: bool
@@ -160,83 +163,80 @@ class Start:
 
 
 def started(
-    model: nn.Module,
-    loss: Loss,
+    function: LossFunction,
     batches: list[Any],
     level: Level,
     parameters: Sequence[str] | None,
     warmup_steps: Steps,
     work: Work,
     others: Iterable[Any] = (),
-    **how: Any,
 ) -> Start:
     """Return what is judged, after a warm-up if one is asked for and possible.
 
     Args:
-        model, loss, batches, level, parameters, warmup_steps, how: as for `diagnose`.
+        function: the loss of the model, as a function of all trained parameters.
+        batches, level, parameters, warmup_steps: as for `diagnose`.
         work: counts gradients.
         others: more batches, for a warm-up alone; too few of them are divided with `batches`.
     """
     asked = checked_steps(warmup_steps)
-    fresh = looks_fresh(model, loss, batches, **how)
+    fresh = looks_fresh(function, batches)
     steps = (STEPS if fresh else 0) if asked == "auto" else asked
-    table = roles_in_loss(unwrapped(model), loss, batches[0])
-    places = _places(table, unwrapped(model), parameters)
+    table = roles_in_loss(function.model, function.loss, batches[0])
+    places = _places(table, function.model, parameters)
     if not steps:
         _expect(work, places, level, len(batches))
         kept = ("the weights look fresh and were taken as they are",) if fresh else ()
-        return Start(model, batches, None, fresh, kept, work)
+        return Start(function, batches, None, fresh, kept, work)
     try:
         judges, trained = divided(batches, list(others), FEWEST[level])
         work.expect("warm-up", "warm-up", steps)
         _expect(work, places, level, len(judges))
         work.begin("warm-up")
-        copy, done = warmed_up(model, loss, trained, judges, steps, work.tick, **how)
+        copy, done = warmed_up(function, trained, judges, steps, work.tick)
     except ValueError as error:
         if asked != "auto":
             raise
         _expect(work, places, level, len(batches))
         note = f"the weights look fresh and were not warmed up: {error}"
-        return Start(model, batches, None, True, (note,), work)
+        return Start(function, batches, None, True, (note,), work)
     before = "the weights looked fresh, so a" if fresh else "a"
     note = f"{before} copy was trained before it was judged: {done}"
-    fresh = looks_fresh(copy, loss, judges, **how)
+    fresh = looks_fresh(copy, judges)
     still = ("the copy looks fresh as well",) if fresh else ()
     return Start(copy, judges, done, fresh, (note, *still), work)
 
 
 def judged(
     start: Start,
-    loss: Loss,
     level: Level,
     parameters: Sequence[str] | None,
     kept: Kept = lambda name, compute: compute(),
-    **how: Any,
 ) -> Diagnosis:
     """Return the diagnosis of what a start gave.
 
     Args:
-        loss, level, parameters, how: as for `diagnose`.
+        level, parameters: as for `diagnose`.
         kept: gets the name of a part ("race" or "descent" and a label) and a function without
             arguments that computes it; returns what that returns, or returned before.
     """
-    model, batches, work = start.model, start.batches, start.work
-    table = roles_in_loss(unwrapped(model), loss, batches[0])
+    function, batches, work = start.function, start.batches, start.work
+    table = roles_in_loss(function.model, function.loss, batches[0])
     # A verdict and the race that it may be held against share no batch.
     half = len(batches) if level != "thorough" else len(batches) // 2
     judges, racing = batches[:half], batches[half:]
-    places = _places(table, unwrapped(model), parameters)
+    places = _places(table, function.model, parameters)
     work.begin("gradients")
-    found = gather(model, loss, judges, parameters, level != "quick", work.tick, **how)
-    with_gradient = {place.label for place in found}
+    evidence = gather(function, judges, parameters, level != "quick", work.tick)
+    with_gradient = {place.label for place in evidence}
     for place in places:
         if place.label not in with_gradient:
             work.skip(f"descent {place.label}")
             work.skip(f"race {place.label}")
     layers: dict[str, Layer] = {}
     if level != "quick":
-        layers = {f"descent {place.label}": single_layer(place) for place in found}
-        for layer in stack_layers(table, found, STACK):
+        layers = {f"descent {place.label}": single_layer(place) for place in evidence}
+        for layer in stack_layers(table, evidence, STACK):
             name = f"descent {' and '.join(place.label for place in layer.places)}"
             layers[name] = layer
             work.expect(name, "stack", DESCENT * half / 2)
@@ -251,21 +251,21 @@ def judged(
         return result
 
     def descended(name: str, layer: Layer) -> dict[str, Descent]:
-        return computed(name, lambda: descents(model, loss, judges, [layer], work.tick, **how)[0])
+        return computed(name, lambda: descents(function, judges, [layer], work.tick)[0])
 
     def raced(place: Evidence) -> tuple[RaceResult, ...]:
         return computed(
             f"race {place.label}",
-            lambda: race(model, loss, racing, [place], work.tick, **how)[place.label],
+            lambda: race(function, racing, [place], work.tick)[place.label],
         )
 
-    races = {place.label: raced(place) for place in found} if racing else {}
+    races = {place.label: raced(place) for place in evidence} if racing else {}
     walks = {name: descended(name, layer) for name, layer in layers.items()}
     answers = {
         place.label: answer(
             place, walks.get(f"descent {place.label}", {}), races.get(place.label, ())
         )
-        for place in found
+        for place in evidence
     }
     return Diagnosis(
         [answers.get(place.label) or _idle(place) for place in places],

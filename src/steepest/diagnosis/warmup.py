@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_map
 
 from steepest.curvature.loss_function import Loss, LossFunction, checked
 from steepest.diagnosis.plan import Plan
-from steepest.model.unwrapping import unwrapped
 from steepest.random_numbers import seeded
 
 Steps = int | Literal["auto"]
@@ -81,18 +80,18 @@ def checked_steps(steps: Any) -> Steps:
     return cast(Steps, steps)
 
 
-def looks_fresh(model: nn.Module, loss: Loss, batches: Sequence[Any], **how: Any) -> bool:
+def looks_fresh(function: LossFunction, batches: Sequence[Any]) -> bool:
     """Return whether weights do no better than their own entries in random order.
 
     Weights look fresh if `learned` is below `LEARNED`, for normal losses 5.3 standard deviations.
 
     Args:
-        model, loss, batches, how: as for `learned`.
+        function, batches: as for `learned`.
     """
-    return not learned(model, loss, batches, **how) >= LEARNED
+    return not learned(function, batches) >= LEARNED
 
 
-def learned(model: nn.Module, loss: Loss, batches: Sequence[Any], **how: Any) -> float:
+def learned(function: LossFunction, batches: Sequence[Any]) -> float:
     """Return how far the loss lies below that of shuffled weights, over the spread of those.
 
     Independent entries of one distribution may as well be shuffled; what an optimizer has learned
@@ -101,29 +100,33 @@ def learned(model: nn.Module, loss: Loss, batches: Sequence[Any], **how: Any) ->
     positive. Chance alone keeps it near 1 or below; it is 0 where shuffling changes nothing.
 
     Args:
-        model, loss, how: as for `diagnose`; nothing is changed.
+        function: the loss of a model; its parameters move, and are put back.
         batches: losses are compared on the first one.
 
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Linear(8, 4)
     >>> x = torch.randn(100, 8)
     >>> loss = lambda model, batch: (model(batch) - batch[:, :4]).square().mean()
-    >>> learned(model, loss, [x]) < LEARNED
+    >>> learned(LossFunction(model, loss), [x]) < LEARNED
     True
     >>> with torch.no_grad():
     ...     _ = model.weight.copy_(torch.eye(4, 8))
-    >>> learned(model, loss, [x]) < LEARNED
+    >>> learned(LossFunction(model, loss), [x]) < LEARNED
     False
     """
     with seeded(0), torch.no_grad():
-        function = LossFunction(model, loss, **how)
         whole = _mean_loss(function, batches[:1])
         matrices = [p for p in function.parameters.values() if p.ndim > 1]
+        before = [W.clone() for W in matrices]
         losses = []
-        for _ in range(SHUFFLES):
-            for W in matrices:
-                W.copy_(W.flatten()[torch.randperm(W.numel(), device=W.device)].view_as(W))
-            losses.append(_mean_loss(function, batches[:1]))
+        try:
+            for _ in range(SHUFFLES):
+                for W in matrices:
+                    W.copy_(W.flatten()[torch.randperm(W.numel(), device=W.device)].view_as(W))
+                losses.append(_mean_loss(function, batches[:1]))
+        finally:
+            for W, start in zip(matrices, before, strict=True):
+                W.copy_(start)
     if min(whole, *losses) > 0:
         whole, losses = math.log(whole), [math.log(value) for value in losses]
     lowest, middle = min(losses), median(losses)
@@ -158,20 +161,18 @@ def divided(
 
 
 def warmed_up(
-    model: nn.Module,
-    loss: Loss,
+    function: LossFunction,
     batches: Sequence[Any],
     judges: Sequence[Any],
     steps: int,
     tick: Callable[[], None] = lambda: None,
-    **how: Any,
-) -> tuple[nn.Module, WarmUp]:
-    """Return a copy of the model that Muon has trained, and what was done.
+) -> tuple[LossFunction, WarmUp]:
+    """Return the loss of a copy of the model that Muon has trained, and what was done.
 
     The copy has float32 or more. It is trained in training mode, and has the model's modes then.
 
     Args:
-        model, loss, how: as for `diagnose`.
+        function: the loss of the model, as a function of all trained parameters.
         batches: to train on, in turns.
         judges: batches of which the loss is told.
         steps: how many.
@@ -181,20 +182,21 @@ def warmed_up(
         ValueError: for a model that cannot be copied. Also for a loss that does not use the model
             that it gets, or that does not fall at any rate.
     """
-    model = unwrapped(model)
-    dtype = how.get("dtype") or reduce(
+    model, loss = function.model, function.loss
+    dtype = function.chosen_dtype or reduce(
         torch.promote_types, (p.dtype for p in model.parameters()), torch.float32
     )
     with seeded(0):
-        before = _mean_loss(LossFunction(model, loss, **how), judges)
+        before = _mean_loss(function, judges)
         for lr in LEARNING_RATES:
             copy = _copied(model).to(dtype)
             if _train(copy, loss, [tree_map(_cast(dtype), b) for b in batches], lr, steps, tick):
-                after = _mean_loss(LossFunction(copy, loss, **how), judges)
+                trained = function.of_model(copy)
+                after = _mean_loss(trained, judges)
                 if after < before:
                     for ours, theirs in zip(copy.modules(), model.modules(), strict=True):
                         ours.training = theirs.training
-                    return copy, WarmUp("Muon", lr, steps, len(batches), before, after)
+                    return trained, WarmUp("Muon", lr, steps, len(batches), before, after)
     tried = ", ".join(f"{lr:g}" for lr in LEARNING_RATES)
     raise ValueError(
         f"got a loss of {before:.3g} that {steps} steps of Muon do not lower (rates {tried}), "

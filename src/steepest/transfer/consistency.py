@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from steepest.curvature import NTK, Stability, ntk_drift, preconditioned_sharpness
-from steepest.curvature.loss_function import LossFunction
+from steepest.curvature import NTK, Hessian, Stability, ntk_drift, preconditioned_sharpness
 from steepest.optim.family import record_of
 from steepest.parametrize.dimensions import Build
 from steepest.parametrize.parametrization import Parametrized, parametrize
@@ -321,15 +320,14 @@ def _followed(
     for taken, (_, optimizer) in enumerate(training(made, lr, batches, loss, steps + 1)):
         if taken % every or (not taken and made.has_memory):
             continue  # before its first step a preconditioner is none
-        rows = preconditioned_sharpness(
-            made.model, loss, batches(0), optimizer, start=rows, tolerance=0.01
-        )
+        H = Hessian(made.model, loss, batches(0))
+        rows = preconditioned_sharpness(H, optimizer, start=rows, tolerance=0.01)
         largest = max(rows, key=lambda row: _entries(made, row))
         group = optimizer.param_groups[0]
         found["steps"].append(taken)
         found["ratios"].append(largest.ratio * group["initial_lr"] / group["lr"])
         found["measure"] = largest.measure
-        found["losses"].append(LossFunction(made.model, loss)(batches(0)).item())
+        found["losses"].append(H.loss())
     if taken < steps:
         raise BlownUp(
             f"got a run at {written(made.target)} that blew up after {taken} steps at lr={lr:g}, "

@@ -21,7 +21,6 @@ from steepest.lab.files import read_json, write_json
 from steepest.lab.studies.finished import Finished, fingerprint
 from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
 from steepest.lab.user_code import sentences_for_errors
-from steepest.model.unwrapping import unwrapped
 from steepest.random_numbers import seeded
 
 
@@ -74,7 +73,8 @@ def diagnosis_study(
             if optimizer is not None:
                 audited = audit(model, optimizer(model), loss, batches[:1], clip_norm=clip)
             checked(model, batches, level, parameters)
-            judged_on = _fingerprint(model, loss, batches)
+            function = LossFunction(model, loss)
+            judged_on = _fingerprint(function, batches)
             stored = _stored(out / "diagnosis.json")
             if stored.get("fingerprint") == judged_on:
                 say(
@@ -93,9 +93,9 @@ def diagnosis_study(
                     say(f"goes on with {len(kept)} parts that are finished in {out}")
                 work = Work(progressed)
                 start = started(
-                    model, loss, list(batches), level, parameters, warmup_steps, work, others
+                    function, list(batches), level, parameters, warmup_steps, work, others
                 )
-                found = judged(start, loss, level, parameters, kept)
+                found = judged(start, level, parameters, kept)
                 stored = {
                     "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                     "environment": environment(),
@@ -117,11 +117,10 @@ def diagnosis_study(
     return found, audited, summary
 
 
-def _fingerprint(model: nn.Module, loss: Callable[[Any, Any], Any], batches: Sequence[Any]) -> str:
+def _fingerprint(function: LossFunction, batches: Sequence[Any]) -> str:
     with seeded(0):
-        function = LossFunction(model, loss)
         losses = [function(batch).item() for batch in batches[:2]]
-    return fingerprint(unwrapped(model), batches, losses)
+    return fingerprint(function.model, batches, losses)
 
 
 def _stored(path: Path) -> dict[str, Any]:
