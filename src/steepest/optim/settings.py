@@ -76,8 +76,8 @@ def checks_of(optimizer: type) -> Checks:
     hints = {**_hints(Momentum), **_hints(Settings)}
     for function in declared:
         hints |= _hints(function) if inspect.isfunction(function) else {}
-    checks = {**OF_GROUPS, **{key: check_of(kind) for key, kind in hints.items()}}
-    return {key: check for key, check in checks.items() if check}
+    declared_checks = {key: check for key, kind in hints.items() if (check := check_of(kind))}
+    return {**OF_GROUPS, **declared_checks}
 
 
 def _hints(declaration: Any) -> dict[str, Any]:
