@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,42 +12,17 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from steepest.curvature.jacobian import flat, split
 from steepest.curvature.operators import Hessian
-from steepest.linalg.krylov import Operator
-from steepest.linalg.matrix_norms import frobenius_norm
-from steepest.linalg.solvers import eigh, svdvals
-from steepest.model.matrix_view import MatrixView
-from steepest.optim.kronecker import NEVER, SECOND_MOMENT, sides_of
-from steepest.optim.momentum import MOMENTUM
-from steepest.optim.precision import adam_eps
-from steepest.optim.scales import update_scale
+from steepest.optim.linearization import Map, of_adam
+from steepest.optim.steepest_descent import SteepestDescent
 
 Group = Mapping[str, Any]
 
 
 def is_preconditioned(optimizer: Optimizer, group: Group) -> bool:
-    """Whether the steps of a group are lr P⁻¹ M, P linear: not where Shampoo begins as Muon."""
-    geometry = group.get("geometry")
-    if type(optimizer) in (SGD, Adam, AdamW) or geometry in ("adamw", "soap"):
-        return True
-    return geometry in ("shampoo", "kl-shampoo") and not (
-        group["length"] == "muon" and _begins(optimizer, group)
-    )
-
-
-def _begins(optimizer: Optimizer, group: Group) -> bool:
-    """Whether a matrix that takes steps has a side whose root was never renewed."""
-    for p, view in zip(group["params"], group["views"], strict=True):
-        shapes = MatrixView(*view).block_shapes(group["block"])
-        states = _matrix_states(optimizer.state.get(p, {}), len(shapes))
-        for shape, matrix in zip(shapes, states, strict=True):
-            if matrix and matrix["steps"] > 0 and not _is_ready(matrix, group, shape):
-                return True
-    return False
-
-
-def _is_ready(matrix: Mapping[str, Any], group: Group, shape: Sequence[int]) -> bool:
-    """Whether each side of a matrix of `shape` has had its root renewed."""
-    return all(int(matrix[f"{side}_renewed"]) != NEVER for side in sides_of(group, shape))
+    """Whether the steps of a group are lr P⁻¹ M with a linear P."""
+    if isinstance(optimizer, SteepestDescent):
+        return optimizer.is_linear(group)
+    return type(optimizer) in (SGD, Adam, AdamW)
 
 
 def inverse_threshold(group: Group) -> float:
@@ -133,7 +108,7 @@ class Preconditioner:
         self._like = list(H.parameters.values())
         self.gradient = H.gradient()
         gradients = iter(split(self.gradient, self._like))
-        self._roots: list[Operator] = []
+        self._roots: list[Map] = []
         decay: list[Tensor] = []
         stepped = False
         for group, share in zip(groups, weights, strict=True):
@@ -142,7 +117,7 @@ class Preconditioner:
                     continue
                 G, state = next(gradients), optimizer.state.get(p, {})
                 stepped = stepped or bool(state) or type(optimizer) is SGD
-                self._roots.append(_root(type(optimizer), group, i, state, G, share))
+                self._roots.append(_root(optimizer, group, i, G, share))
                 decay.append(torch.full_like(G, _coupled(group)))
         if not stepped:
             raise ValueError(
@@ -163,115 +138,10 @@ class Preconditioner:
         return self.root(self._sign * self._H(x) + self._decay * x)
 
 
-def _root(
-    kind: type[Optimizer], group: Group, i: int, state: Mapping[str, Any], G: Tensor, share: float
-) -> Operator:
+def _root(optimizer: Optimizer, group: Group, i: int, G: Tensor, share: float) -> Map:
     """X -> sqrt(share) P^-1/2 X for one parameter; G is its gradient."""
-    if kind is SGD:
+    if isinstance(optimizer, SteepestDescent):
+        return optimizer.linear_root(group, i, G, share)
+    if type(optimizer) is SGD:
         return lambda X: X * math.sqrt(share)
-    if not state or float(state.get("step", 1)) == 0:
-        return torch.zeros_like
-    if "betas" in group:
-        (beta, beta2), t = map(float, group["betas"]), float(state["step"])
-        V = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"].to(G)
-        P = (1 - beta**t) * ((V / (1 - beta2**t)).sqrt() + group["eps"])
-        return _entrywise(share / P)
-    view, block = MatrixView(*group["views"][i]), group.get("block")
-    maps = [_matrix_root(group, matrix, share) for matrix in _matrices(group, view, state, G)]
-
-    def apply(X: Tensor) -> Tensor:
-        X = X.clone()
-        for part, root in zip(view.matrices(X, block), maps, strict=True):
-            part.copy_(root(part))
-        return X
-
-    return apply
-
-
-def _matrix_states(state: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Return what is kept for each of `count` matrices as a whole, without their numbers."""
-    return [
-        {key.removesuffix(f".{i}"): x for key, x in state.items() if key.endswith(f".{i}")}
-        for i in range(count)
-    ]
-
-
-def _matrices(
-    group: Group, view: MatrixView, state: Mapping[str, Any], G: Tensor
-) -> Iterator[dict[str, Any]]:
-    """What is kept for each matrix or block of a parameter, its size, and what it is a part of."""
-    block = group.get("block")
-    entries = {MOMENTUM: G if MOMENTUM not in state else state[MOMENTUM].to(G)}
-    if SECOND_MOMENT in state:
-        entries[SECOND_MOMENT] = state[SECOND_MOMENT].to(G)
-    parts = {key: view.matrices(x.contiguous(), block) for key, x in entries.items()}
-    sizes = view.sizes(block)
-    for i, kept in enumerate(_matrix_states(state, len(sizes))):
-        kept = {key: x.to(G) if x.ndim else x for key, x in kept.items()}
-        yield {**kept, **{key: each[i] for key, each in parts.items()}, "size": sizes[i]}
-
-
-def _matrix_root(group: Group, matrix: Mapping[str, Any], share: float) -> Operator:
-    """X -> sqrt(share) P^-1/2 X for one matrix of Shampoo, KL-Shampoo or SOAP."""
-    t = float(matrix["steps"])
-    if t == 0:
-        return torch.zeros_like
-    correction = 1 - group["momentum"] ** t
-    factor = share * update_scale(group["scale"], *matrix["size"]) / correction
-    left, right, M = matrix.get("left_root"), matrix.get("right_root"), matrix[MOMENTUM]
-    M = M * (1 - group["momentum"]) if group["heavy_ball"] else M
-    length = factor * correction  # of a direction of length 1, whatever that of M
-    if group["geometry"] == "soap":
-        V = matrix[SECOND_MOMENT]
-        adam = (
-            factor
-            * math.sqrt(1 - group["beta2"] ** t)
-            / (V.sqrt() + adam_eps(group["eps"], V.dtype))
-        )
-        back, forth = (None if Q is None else Q.mT for Q in (left, right))
-        if group["length"] == "spectral":  # the momentum is in the basis, which changes no norm
-            M = M if group["momentum"] else _between(back, M, right)
-            adam = adam * _ratio(length, adam * M, 2)
-        middle = _entrywise(adam)
-        return lambda X: _between(left, middle(_between(back, X, right)), forth)
-    if group["length"] == "own":
-        return _two_sided(left, right, factor)
-    if group["length"] == "adam":
-        V = matrix[SECOND_MOMENT] / (1 - group["graft_beta2"] ** t)
-        adam = factor / (V.sqrt() + adam_eps(group["graft_eps"], V.dtype))
-        if not _is_ready(matrix, group, M.shape):
-            return _entrywise(adam)
-        length = frobenius_norm(adam * M).item()
-    else:
-        length *= math.sqrt(M.numel() / max(matrix["size"]))
-    return _two_sided(left, right, _ratio(length, _between(left, M, right), "fro"))
-
-
-def _ratio(length: float, D: Tensor, order: Any) -> float:
-    """The length over the norm of D, or zero for a zero D."""
-    norm = (svdvals(D)[0] if order == 2 else frobenius_norm(D)).item()
-    return length / norm if norm else 0.0
-
-
-def _entrywise(inverse: Tensor) -> Operator:
-    root = inverse.sqrt()
-    return lambda X: root * X
-
-
-def _two_sided(left: Tensor | None, right: Tensor | None, factor: float) -> Operator:
-    """X -> the root of factor L X R."""
-    half_left, half_right = _square_root(left), _square_root(right)
-    return lambda X: math.sqrt(factor) * _between(half_left, X, half_right)
-
-
-def _between(left: Tensor | None, X: Tensor, right: Tensor | None) -> Tensor:
-    """L X R, with the identity for None."""
-    X = X if left is None else left @ X
-    return X if right is None else X @ right
-
-
-def _square_root(A: Tensor | None) -> Tensor | None:
-    if A is None:
-        return None
-    values, Q = eigh(A.double())  # in float32 it would lose half of small ones
-    return (Q * values.clamp(min=0).sqrt() @ Q.mT).to(A)
+    return of_adam(group, optimizer.state.get(group["params"][i], {}), share, G)

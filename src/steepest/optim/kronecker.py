@@ -22,6 +22,18 @@ from steepest.linalg.newton_schulz import scaled
 from steepest.linalg.products import fast_products, product, symmetric_product
 from steepest.model.matrix_view import MatrixView
 from steepest.optim import adamw
+from steepest.optim.linearization import (
+    SECOND_MOMENT,
+    Map,
+    adam_entries,
+    between,
+    entrywise,
+    matrix_states,
+    momentum_of,
+    of_matrices,
+    ratio,
+    two_sided,
+)
 from steepest.optim.matrices import Batch, Matrices, MatrixState, stack
 from steepest.optim.precision import adam_eps, factor_dtype
 from steepest.optim.record import ENTRIES, SPECTRAL, Row, need
@@ -33,7 +45,6 @@ Side = Literal["left", "right"]
 Sides = Literal["both", "left", "right"]
 Length = Literal["adam", "muon", "own"]
 _Any = TypeVar("_Any")
-SECOND_MOMENT = "exp_avg_sq"
 _ENTRIES_RENEWED = 2**20  # at a time: small factors share the cost of a call, large ones need not
 NEVER = -1  # the step in which a side was renewed that never was
 
@@ -79,6 +90,67 @@ class KroneckerDescent(SteepestDescent):
         """Return the largest gradient entry whose products do not overflow."""
         return super().largest_entry(group | {"geometry": "adamw"}, dtype) / 2**10
 
+    def is_linear(self, group: Mapping[str, Any]) -> bool:
+        """Whether it is: not where a step is Muon's, as it is before the first renewal."""
+        if group["geometry"] in SteepestDescent.geometries:
+            return super().is_linear(group)
+        return group["length"] != "muon" or not self._begins(group)
+
+    def _begins(self, group: Mapping[str, Any]) -> bool:
+        """Whether a matrix that takes steps has a side whose root was never renewed."""
+        for p, view in zip(group["params"], group["views"], strict=True):
+            shapes = MatrixView(*view).block_shapes(group["block"])
+            states = matrix_states(self.state.get(p, {}), len(shapes))
+            for shape, matrix in zip(shapes, states, strict=True):
+                if matrix and matrix["steps"] > 0 and not _is_ready(matrix, group, shape):
+                    return True
+        return False
+
+    def linear_root(self, group: Mapping[str, Any], i: int, G: Tensor, share: float) -> Map:
+        """Return the map of a parameter, from those of its matrices."""
+        if group["geometry"] in SteepestDescent.geometries:
+            return super().linear_root(group, i, G, share)
+        state = self.state.get(group["params"][i], {})
+
+        def of_matrix(matrix: Mapping[str, Any]) -> Map:
+            if matrix["steps"] == 0:
+                return torch.zeros_like
+            return self.matrix_root(
+                group, matrix, share * update_scale(group["scale"], *matrix["size"])
+            )
+
+        return of_matrices(group, i, state, G, of_matrix)
+
+    def matrix_root(
+        self, group: Mapping[str, Any], matrix: Mapping[str, Any], factor: float
+    ) -> Map:
+        """Return X -> the root of factor a L^-p X R^-p for one matrix, as `preconditioned` has it.
+
+        Args:
+            group: of the matrix.
+            matrix: what is kept for it, its momentum and second moment, and its "size".
+            factor: of the map.
+        """
+        t = float(matrix["steps"])
+        correction = 1 - group["momentum"] ** t
+        left, right, M = (
+            matrix.get("left_root"),
+            matrix.get("right_root"),
+            momentum_of(group, matrix),
+        )
+        if group["length"] == "own":
+            return two_sided(left, right, factor / correction)
+        length = factor  # of a direction of length 1, whatever that of M
+        if group["length"] == "adam":
+            V = matrix[SECOND_MOMENT] / (1 - group["graft_beta2"] ** t)
+            adam = factor / correction * adam_entries(V, group["graft_eps"])
+            if not _is_ready(matrix, group, M.shape):
+                return entrywise(adam)
+            length = frobenius_norm(adam * M).item()
+        else:
+            length *= math.sqrt(M.numel() / max(matrix["size"]))
+        return two_sided(left, right, ratio(length, between(left, M, right), "fro"))
+
     def _take(self, group: dict[str, Any], batch: Batch, assign: Assignment) -> None:
         with fast_products():
             super()._take(group, batch, assign)
@@ -96,6 +168,11 @@ def row_of_length(settings: Mapping[str, Any], name: str, free: bool, source: st
     if length == "muon":
         return SPECTRAL._replace(source="derived here: grafting")
     return ENTRIES._replace(source=source) if length == "adam" else None
+
+
+def _is_ready(matrix: Mapping[str, Any], group: Mapping[str, Any], shape: Sequence[int]) -> bool:
+    """Whether each side of a matrix of `shape` has had its root renewed."""
+    return all(int(matrix[f"{side}_renewed"]) != NEVER for side in sides_of(group, shape))
 
 
 def sides_of(group: Mapping[str, Any], shape: Sequence[int]) -> list[Side]:
@@ -223,7 +300,7 @@ def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor, degree: in
     roots = {side: stacked(batch, f"{side}_root") for side in sides_of(group, N.shape[1:])}
     early = unready(group, batch)
     if group["length"] == "own":
-        D = between(roots, N)
+        D = rooted(roots, N)
         if early:
             power = 1 - group["exponent"] * degree * len(roots)  # of the gradients in D
             size = frobenius_norm(N[early], keepdim=True) / math.sqrt(min(N.shape[1:]))
@@ -252,16 +329,16 @@ def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor, degree: in
         D = _normalized(D)  # after a jump of the gradients' scale its square could overflow
         return D, torch.linalg.matrix_norm(D, keepdim=True)
 
-    D, norm = direction(between(roots, _normalized(N)))
+    D, norm = direction(rooted(roots, _normalized(N)))
     if not all(
         0.0 < x < math.inf for x in norm.flatten().tolist()
     ):  # beyond the range of a product
         roots = {side: scaled(root) for side, root in roots.items()}
-        D, norm = direction(between(roots, _normalized(N), scaled))
+        D, norm = direction(rooted(roots, _normalized(N), scaled))
     return D * torch.where(norm > 0, length / torch.where(norm > 0, norm, 1.0), 0.0)
 
 
-def between(
+def rooted(
     roots: Mapping[Side, Tensor], X: Tensor, then: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
     """The left root times X times the right root; `then` acts on the first product."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Unpack
@@ -16,7 +17,6 @@ from steepest.optim import adamw
 from steepest.optim.checks import Count, Fraction, Limit, Rate, Size
 from steepest.optim.kronecker import (
     NEVER,
-    SECOND_MOMENT,
     KroneckerDescent,
     Side,
     Sides,
@@ -28,6 +28,15 @@ from steepest.optim.kronecker import (
     sides_of,
     stacked,
     unbiased,
+)
+from steepest.optim.linearization import (
+    SECOND_MOMENT,
+    Map,
+    adam_entries,
+    between,
+    entrywise,
+    momentum_of,
+    ratio,
 )
 from steepest.optim.matrices import Batch, stack
 from steepest.optim.momentum import MOMENTUM, Momentum, remember
@@ -141,6 +150,25 @@ class SOAP(KroneckerDescent):
         if group["length"] == "spectral":
             return None
         return adamw.expected_rms(group, adam) * update_scale(group["scale"], outputs, inputs)
+
+    def matrix_root(
+        self, group: Mapping[str, Any], matrix: Mapping[str, Any], factor: float
+    ) -> Map:
+        """Return X -> the root of factor P⁻¹ X, with Adam's P between the bases."""
+        t = float(matrix["steps"])
+        left, right, M = (
+            matrix.get("left_root"),
+            matrix.get("right_root"),
+            momentum_of(group, matrix),
+        )
+        adam = factor / (1 - group["momentum"] ** t) * math.sqrt(1 - group["beta2"] ** t)
+        entries = adam * adam_entries(matrix[SECOND_MOMENT], group["eps"])
+        back, forth = (None if Q is None else Q.mT for Q in (left, right))
+        if group["length"] == "spectral":  # the momentum is in the basis, which changes no norm
+            M = M if group["momentum"] else between(back, M, right)
+            entries = entries * ratio(factor, entries * M, 2)
+        middle = entrywise(entries)
+        return lambda X: between(left, middle(between(back, X, right)), forth)
 
     def entry_memory(self, group: dict[str, Any]) -> tuple[str, ...]:
         """The momentum, and Adam's second moment in the rotated basis."""

@@ -23,6 +23,7 @@ from steepest.model.parameter_roles import RoleTable, roles
 from steepest.optim import adamw
 from steepest.optim.checks import Rate, check_setting
 from steepest.optim.fitting import Fit
+from steepest.optim.linearization import Map, of_adam
 from steepest.optim.loading import Loading
 from steepest.optim.matrices import Batch, Matrices
 from steepest.optim.memory import without_memory
@@ -251,6 +252,20 @@ class SteepestDescent(Optimizer):
     def entry_memory(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Names of the states that have an entry for each weight."""
         return (MOMENTUM,) if group.get("momentum") else ()
+
+    def is_linear(self, group: Mapping[str, Any]) -> bool:
+        """Whether the steps of a group are lr P⁻¹ M, with a P that is linear while it is fixed.
+
+        Those of AdamW are. A sign or a polar factor is not.
+        """
+        return bool(group["geometry"] == "adamw")
+
+    def linear_root(self, group: Mapping[str, Any], i: int, G: Tensor, share: float) -> Map:
+        """Return X -> sqrt(share) P^-1/2 X for parameter `i` of a linear group; G is its gradient.
+
+        See `steepest.optim.linearization`. A subclass whose steps are linear has its own.
+        """
+        return of_adam(group, self.state.get(group["params"][i], {}), share, G)
 
     def start(self, group: dict[str, Any], matrices: Matrices) -> None:
         """Make what is kept for matrices as a whole, where there is none."""
