@@ -27,7 +27,7 @@ from steepest import SOAP, TEON, KLShampoo, Muon, Shampoo, SignSGD, Signum, Spec
 from steepest.lab.models import GPT, GPTConfig
 from steepest.lab.train.config import TrainConfig
 from steepest.lab.train.loop import train
-from steepest.lab.train.optimizers import OPTIMIZERS as NAMES
+from steepest.optim.family import study_names
 
 STORED = Path(__file__).parent / "stored"
 SIZES = GPTConfig(width=8, depth=2, heads=2, context=8)
@@ -176,7 +176,7 @@ def write() -> None:
     losses = {}
 
     os.chdir(STORED)
-    for name in NAMES:
+    for name in study_names():
 
         def stop(step: int, values: dict[str, Any]) -> None:
             if step == 21:

@@ -42,7 +42,7 @@ TP5_TABLE_3 = [
 ]
 
 
-@pytest.mark.parametrize(("size", "variance", "sgd", "adamw"), TP5_TABLE_3)
+@pytest.mark.parametrize(("size", "variance", "sgd", "adam"), TP5_TABLE_3)
 def test_mup_is_table_3(size: Size, variance: float, sgd: float, adam: float) -> None:
     assert _numbers(factors_of("mup", SGD, size)) == pytest.approx((math.sqrt(variance), sgd))
     assert _numbers(factors_of("mup", ADAM, size)) == pytest.approx((math.sqrt(variance), adam))
@@ -184,7 +184,7 @@ def test_the_tied_readout_keeps_a_multiplier() -> None:
 @pytest.mark.parametrize(
     ("optimizer", "settings", "message"),
     [
-        ("lion", {}, "expected one of sgd, adam"),
+        ("lion", {}, "expected one of sgd, adamw"),
         ("muon", {"scale": "match-rms-adamw"}, "expected settings={'scale': 'spectral'}"),
         ("shampoo", {"length": "muon"}, "expected settings={'scale': 'spectral'}"),
         ("shampoo", {"relative_eps": False}, "relative_eps"),
@@ -207,7 +207,7 @@ def test_grafted_updates_are_as_long_as_the_derivations_say(kind: Any, width: in
     for graft in ("adam", "muon"):
         W = torch.nn.Parameter(torch.zeros(2 * width, width))
         V = torch.nn.Parameter(torch.zeros(2 * width, width))
-        ours = kind([W], lr=1.0, graft=graft, interval=1)
+        ours = kind([W], lr=1.0, length=graft, interval=1)
         adam = torch.optim.Adam([V], lr=1.0, betas=(0.9, 0.95))
         for _ in range(4):
             before = W.detach().clone(), V.detach().clone()

@@ -21,8 +21,9 @@ LARGEST_DECAY = 0.1  # of a weight, in a step
 LARGEST_STEP = 1.0  # in spectral norm, over that of the weight
 LARGEST_RATIO = 100.0  # between updates of matrices of one role and shape
 LARGE_ADAMW_RATE = 0.01
-_OURS: dict[str, AuditGeometry] = {"adamw": "adaptive", "sign": "sign", "euclidean": "euclidean"}
-_OURS |= dict.fromkeys(("spectral", "shampoo", "kl-shampoo", "soap"), "spectral")
+_OURS: dict[str, AuditGeometry] = {
+    "adamw": "adaptive", "sign": "sign", "euclidean": "euclidean", "spectral": "spectral",
+}  # fmt: skip
 _NAMES = ("Adam", "NAdam", "RAdam", "Adamax", "Adafactor", "Adagrad", "RMSprop")  # and subclasses
 _ADAPTIVE = tuple(getattr(torch.optim, name) for name in _NAMES)
 
@@ -116,7 +117,11 @@ class Place:
             labels = group.get("stacks") or [None] * len(group["params"])
             sizes = Counter(number for label in labels for number in label or ())
             own = [sizes[number] for number in labels[self.index] or () if number is not None]
-            return "stacked" if max(own, default=1) > 1 else _OURS[group["geometry"]]
+            return (
+                "stacked"
+                if max(own, default=1) > 1
+                else _OURS[optimizer.geometries[group["geometry"]]]
+            )
         if isinstance(optimizer, torch.optim.Muon):
             return "spectral"
         if isinstance(group.get("use_muon"), bool):  # as in K. Jordan's groups

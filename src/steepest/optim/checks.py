@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Rational, Real
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, cast, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -127,8 +127,12 @@ def check_of(kind: Any) -> Check | None:
     return choice(*get_args(kind)) if get_origin(kind) is Literal else None
 
 
+def _declared(kind: Any) -> Check:
+    return cast(Check, check_of(kind))
+
+
 Checks = Mapping[str, Check]
-OF_GROUPS: Mapping[str, Check | None] = {
+OF_GROUPS: Checks = {
     "base_lr": Check(_is_size, "a finite number of at least 0"),
     "betas": Check(_are_betas, "two numbers in [0, 1)"),
     "eps": Check(_is_size, "a finite number of at least 0"),
@@ -137,8 +141,10 @@ OF_GROUPS: Mapping[str, Check | None] = {
         lambda value: _is_whole(value) and value >= 0, "a whole number of at least 0"
     ),
     "method": _METHOD,
-    "steps": check_of(PolarSteps),
-    "dtype": check_of(Precision),
+    "steps": _declared(PolarSteps),
+    "dtype": _declared(Precision),
+    "exponent": _declared(Exponent),
+    "sides": choice("both", "left", "right"),
     "mode": choice(1, 2),
     "length": choice("own", "muon"),
 }

@@ -17,6 +17,7 @@ from steepest.optim.checks import (
     RateOrNone,
     Size,
     check_of,
+    choice,
 )
 from steepest.optim.momentum import Momentum
 from steepest.optim.rates import callers_level
@@ -75,8 +76,8 @@ def checks_of(optimizer: type) -> Checks:
     hints = {**_hints(Momentum), **_hints(Settings)}
     for function in declared:
         hints |= _hints(function) if inspect.isfunction(function) else {}
-    checks = {**OF_GROUPS, **{key: check_of(kind) for key, kind in hints.items()}}
-    return {key: check for key, check in checks.items() if check}
+    declared_checks = {key: check for key, kind in hints.items() if (check := check_of(kind))}
+    return {**OF_GROUPS, **declared_checks}
 
 
 def _hints(declaration: Any) -> dict[str, Any]:
@@ -112,8 +113,7 @@ def modern(settings: Mapping[str, Any], warn: bool = True) -> dict[str, Any]:
             continue
         value = modern.pop(old)
         if type(value) not in (str, bool) or value not in values:
-            expected = " or ".join(map(repr, values))
-            raise ValueError(f"got {old}={value!r}, expected {expected}")
+            raise ValueError(f"got {old}={value!r}, expected {choice(*values).expected}")
         modern["length"] = values[value]
         _warn(f"{old}={value!r}", modern["length"], warn)
     if modern.get("length") == "constant":

@@ -286,11 +286,12 @@ class SteepestDescent(Optimizer):
         return own | self._adamw_defaults.keys() if group.get("geometry") == "adamw" else own
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("nonfinite", "skipped_steps", "checks", "_adamw_defaults", "_rates")
+        own = ("nonfinite", "skipped_steps", "_adamw_defaults", "_rates")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.checks = checks_of(type(self))
         self.__dict__.setdefault("_fits", {})  # made anew for a copy
         self.__dict__.setdefault("_rates", Rates())
 

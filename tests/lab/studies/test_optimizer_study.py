@@ -15,7 +15,7 @@ from steepest.lab.studies import optimizer_study
 from steepest.lab.studies.optimizer_study import study
 from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.sweep import Run
-from steepest.lab.train import FAMILIES
+from steepest.lab.train import named_optimizer
 from steepest.lab.train.run_folder import read_metrics
 
 
@@ -133,7 +133,7 @@ def test_a_grid_grows_until_the_best_rate_lies_inside(
 def test_a_grid_that_diverges_everywhere_grows_without_a_hole(
     config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lowest = {name: min(FAMILIES[name].rates) for name in config.optimizers}
+    lowest = {name: min(named_optimizer(name).rates) for name in config.optimizers}
     _pretend(monkeypatch, lambda name, rate, seed: None if rate > lowest[name] / 3 else 2 - rate)
     summary = study(config, tmp_path / "study", Quiet())
     for entry in summary["optimizers"]:

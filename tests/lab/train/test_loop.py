@@ -19,8 +19,9 @@ from steepest.curvature import SharpnessTracker
 from steepest.lab.errors import Diverged, InputError
 from steepest.lab.interruption import Terminated
 from steepest.lab.models import GPTConfig
-from steepest.lab.train import OPTIMIZERS, TrainConfig, loop, train
+from steepest.lab.train import TrainConfig, loop, train
 from steepest.lab.train.run_folder import locked, read_metrics
+from steepest.optim.family import study_names
 
 MODEL = GPTConfig(width=16, depth=1, heads=2, context=16)
 
@@ -66,7 +67,7 @@ def _weights(out: Path) -> bytes:
     return (sorted((out / "checkpoints").glob("step-*"))[-1] / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", study_names())
 def test_a_run_stopped_anywhere_ends_bit_for_bit_like_one_that_was_not(
     tmp_path: Path, text: Path, optimizer: Any
 ) -> None:

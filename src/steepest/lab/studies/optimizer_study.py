@@ -24,7 +24,7 @@ from steepest.lab.models import GPTConfig
 from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.studies.summary import summarize
 from steepest.lab.sweep import Run, run_all
-from steepest.lab.train import FAMILIES, OptimizerName, TrainConfig
+from steepest.lab.train import TrainConfig, named_optimizer
 from steepest.lab.train.loop import check
 from steepest.lab.train.run_folder import opened, sentences_for_os_errors
 
@@ -90,7 +90,7 @@ class _Study:
                 f"with {self.config.minutes:g} minutes only the grids may grow further. For runs "
                 "of another length choose another --out"
             )
-        grids = {name: sorted(FAMILIES[name].rates) for name in self.config.optimizers}
+        grids = {name: sorted(named_optimizer(name).rates) for name in self.config.optimizers}
         self.tune(grids)
         best = {name: self.best(name, rates) for name, rates in grids.items()}
         fresh = {
@@ -123,7 +123,9 @@ class _Study:
 
     def plan(self) -> None:
         """Fix the number of steps, and the model, so that all runs fit into the budget."""
-        runs = {n: len(FAMILIES[n].rates) + 1 + self.config.seeds for n in self.config.optimizers}
+        runs = {
+            n: len(named_optimizer(n).rates) + 1 + self.config.seeds for n in self.config.optimizers
+        }
         model, steps = self.config.model, self.config.steps
         notes: list[str] = []
         while steps is None:
@@ -152,12 +154,12 @@ class _Study:
             f"3 learning rates each and one to spare, {self.config.seeds} fresh seeds at the best"
         )
 
-    def affordable(self, model: GPTConfig, runs: dict[OptimizerName, int]) -> int:
+    def affordable(self, model: GPTConfig, runs: dict[str, int]) -> int:
         """Measure what a step costs, and return the number of steps that fits."""
         name = f"calibration-{model.width}x{model.depth}"
         trials = {}
         for optimizer in runs:
-            rate = FAMILIES[optimizer].rates[0]
+            rate = named_optimizer(optimizer).rates[0]
             config = self.settings(optimizer, rate, 0, model, CALIBRATION_STEPS)
             config = replace(config, validate_every=CALIBRATION_STEPS)
             trials[optimizer] = Run(config, self.out / name / optimizer)
@@ -182,7 +184,7 @@ class _Study:
         return len(os.sched_getaffinity(0)) if on_cpu and hasattr(os, "sched_getaffinity") else 1
 
     def settings(
-        self, name: OptimizerName, rate: float, seed: int, model: GPTConfig, steps: int
+        self, name: str, rate: float, seed: int, model: GPTConfig, steps: int
     ) -> TrainConfig:
         every = max(1, steps // MEASUREMENTS)
         return replace(
@@ -198,14 +200,14 @@ class _Study:
             checkpoint_every=max(50, steps // 4),
         )
 
-    def run(self, name: OptimizerName, rate: float, seed: int) -> Run:
+    def run(self, name: str, rate: float, seed: int) -> Run:
         model = GPTConfig(**self.state["model"])
         settings = self.settings(name, rate, seed, model, self.state["steps"])
         return Run(settings, self.out / "runs" / f"{name}-lr{rate:g}-seed{seed}")
 
     # tuning
 
-    def tune(self, grids: dict[OptimizerName, list[float]]) -> None:
+    def tune(self, grids: dict[str, list[float]]) -> None:
         """Run every grid; while a best rate lies at an edge and time allows, go beyond it."""
         self.perform("tuning", [self.run(n, r, 0) for n, rates in grids.items() for r in rates])
         for _ in range(GROWTH):
@@ -220,32 +222,32 @@ class _Study:
                 return
             self.perform("growing grids", added)
 
-    def beyond(self, name: OptimizerName, rates: list[float]) -> float | None:
+    def beyond(self, name: str, rates: list[float]) -> float | None:
         """The next rate past the edge that the best one lies at, if it does."""
         best = self.best(name, rates)
         if best is None or best == rates[0]:  # None: all diverged
             return rates[0] / 2
         return rates[-1] * 2 if best == rates[-1] else None
 
-    def best(self, name: OptimizerName, rates: list[float]) -> float | None:
+    def best(self, name: str, rates: list[float]) -> float | None:
         losses = {r: self.run(name, r, 0).result["validation_loss"] for r in rates}
         finite = {r: loss for r, loss in losses.items() if loss is not None}
         return min(finite, key=finite.__getitem__) if finite else None
 
-    def verdict(self, name: OptimizerName, rates: list[float]) -> tuple[str, str]:
+    def verdict(self, name: str, rates: list[float]) -> tuple[str, str]:
         grid = f"{len(rates)} rates from {rates[0]:g} to {rates[-1]:g}"
         best = self.best(name, rates)
         if best is None:
             return "inconclusive", f"every one of {grid} diverged"
         if best in (rates[0], rates[-1]):
-            grown = len(rates) - len(FAMILIES[name].rates)
+            grown = len(rates) - len(named_optimizer(name).rates)
             why = "a grid grows no further" if grown >= GROWTH else "the time was spent"
             return "inconclusive", f"the best of {grid} lies at the edge, and {why}"
         return "tuned", f"the best of {grid} lies inside"
 
     # time
 
-    def time_for(self, name: OptimizerName, rate: float) -> bool:
+    def time_for(self, name: str, rate: float) -> bool:
         """Whether another tuning run still leaves time for the fresh seeds."""
         run = self.run(name, rate, 0)
         if self.config.steps is not None or run.finished:

@@ -8,7 +8,7 @@ from typing import Any
 
 from steepest.lab.errors import InputError
 from steepest.lab.models import GPTConfig
-from steepest.lab.train import OptimizerName, TrainConfig
+from steepest.lab.train import TrainConfig, named_optimizer
 
 MOST_SEEDS = 10_000
 
@@ -17,8 +17,9 @@ MOST_SEEDS = 10_000
 class StudyConfig:
     """Compare optimizers on one text, each at its own best learning rate."""
 
-    optimizers: tuple[OptimizerName, ...] = ("adamw", "signum", "spectral-descent", "muon")
-    """What to compare; the first is what the others are compared with."""
+    optimizers: tuple[str, ...] = ("adamw", "signum", "spectral-descent", "muon")
+    """What to compare; the first is what the others are compared with. The names of `train`, and
+    classes of your own by import path, such as my_package:MyOptimizer."""
     minutes: float = 4.0
     """Time for everything; the number of steps, and if need be the model, follow from it."""
     steps: int | None = None
@@ -56,6 +57,8 @@ class StudyConfig:
             raise InputError(f"got seeds={self.seeds}, expected at most {MOST_SEEDS}")
         if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
             raise InputError(f"got optimizers {self.optimizers}, expected each of them once")
+        for name in self.optimizers:
+            named_optimizer(name)
 
     @property
     def first_run(self) -> TrainConfig:

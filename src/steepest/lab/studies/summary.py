@@ -17,7 +17,7 @@ from steepest.lab.models import GPTConfig
 from steepest.lab.studies.statistics import first_reach, interval
 from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.sweep import Run
-from steepest.lab.train import FAMILIES, OptimizerName
+from steepest.lab.train import named_optimizer
 from steepest.lab.train.run_folder import read_metrics
 
 
@@ -28,9 +28,9 @@ def summarize(
     model: GPTConfig,
     corpus: Corpus,
     environment: dict[str, Any],
-    tuning: Mapping[OptimizerName, Mapping[float, Run]],
-    verdicts: Mapping[OptimizerName, tuple[str, str]],
-    fresh: Mapping[OptimizerName, list[Run]],
+    tuning: Mapping[str, Mapping[float, Run]],
+    verdicts: Mapping[str, tuple[str, str]],
+    fresh: Mapping[str, list[Run]],
     plan: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the summary; losses in nats per token, and in bits per byte where tokens are bytes."""
@@ -99,7 +99,7 @@ def _losses(runs: list[Run]) -> dict[int, float]:
 
 
 def _optimizer(
-    name: OptimizerName,
+    name: str,
     tuning: Mapping[float, Run],
     fresh: list[Run],
     verdict: tuple[str, str],
@@ -108,7 +108,7 @@ def _optimizer(
     level: float | None,
     to_bits: float | None,
 ) -> dict[str, Any]:
-    family = FAMILIES[name]
+    record = named_optimizer(name)
     unit = to_bits or 1.0
     gaps = [(losses[seed] - baseline[seed]) * unit for seed in losses if seed in baseline]
     values = list(losses.values())
@@ -127,9 +127,9 @@ def _optimizer(
 
     return {
         "name": name,
-        "label": family.label,
-        "geometry": family.geometry,
-        "memory": family.memory,
+        "label": record.label,
+        "geometry": record.geometry,
+        "memory": record.memory,
         "verdict": verdict[0],
         "reason": verdict[1],
         "rates": [

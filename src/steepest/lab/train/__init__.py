@@ -2,6 +2,6 @@
 
 from steepest.lab.train.config import TrainConfig
 from steepest.lab.train.loop import train
-from steepest.lab.train.optimizers import FAMILIES, OPTIMIZERS, OptimizerName
+from steepest.lab.train.optimizers import named_optimizer
 
-__all__ = ["FAMILIES", "OPTIMIZERS", "OptimizerName", "TrainConfig", "train"]
+__all__ = ["TrainConfig", "named_optimizer", "train"]

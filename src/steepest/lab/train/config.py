@@ -8,7 +8,7 @@ from typing import Literal
 
 from steepest.lab.errors import InputError
 from steepest.lab.models import GPTConfig
-from steepest.lab.train.optimizers import FAMILIES, OptimizerName
+from steepest.lab.train.optimizers import named_optimizer
 from steepest.lab.train.schedule import Schedule
 
 MOST_THREADS = 4096
@@ -18,8 +18,10 @@ MOST_THREADS = 4096
 class TrainConfig:
     """One training run; equal settings give equal results, bit for bit, on the same machine."""
 
-    optimizer: OptimizerName = "muon"
-    """What updates the matrices; everything else gets AdamW."""
+    optimizer: str = "muon"
+    """What updates the matrices; everything else gets AdamW. One of adamw, signsgd, signum,
+    spectral-descent, muon, teon, shampoo-quarter, shampoo, kl-shampoo, soap, or a class of your own
+    by import path, such as my_package:MyOptimizer."""
     lr: float | None = None
     """Learning rate of the matrices; by default the middle of the grid of `steepest study`."""
     momentum: float = 0.9
@@ -72,6 +74,7 @@ class TrainConfig:
     """Updates between two lines of metrics."""
 
     def __post_init__(self) -> None:
+        named_optimizer(self.optimizer)
         counts = ("steps", "batch", "accumulate", "validate_every", "validate_windows", "log_every")
         for name in (*counts, "threads"):
             value = getattr(self, name)
@@ -102,7 +105,7 @@ class TrainConfig:
     @property
     def rate(self) -> float:
         """The learning rate of the matrices."""
-        rates = FAMILIES[self.optimizer].rates
+        rates = named_optimizer(self.optimizer).rates
         return rates[len(rates) // 2] if self.lr is None else self.lr
 
     @property

@@ -2,83 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, get_args
+import inspect
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from steepest import (
-    SOAP,
-    TEON,
-    KLShampoo,
-    Muon,
-    Shampoo,
-    SignSGD,
-    Signum,
-    SpectralDescent,
-    roles,
-)
+from steepest.lab.arguments import did_you_mean
+from steepest.lab.errors import InputError
+from steepest.lab.imports import imported
+from steepest.model.parameter_roles import roles
 from steepest.optim import SteepestDescent
-
-OptimizerName = Literal[
-    "adamw",
-    "signsgd",
-    "signum",
-    "spectral-descent",
-    "muon",
-    "teon",
-    "shampoo-quarter",
-    "shampoo",
-    "kl-shampoo",
-    "soap",
-]
-OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
+from steepest.optim.family import FAMILY, record_of, study_names
+from steepest.optim.record import Record
 
 
-@dataclass(frozen=True)
-class Family:
-    """How an optimizer is called, what it is in the table of norms, and rates to start from."""
+def named_optimizer(name: str) -> Record:
+    """Return the record of an optimizer by its name, or of a user's class at its import path.
 
-    label: str
-    geometry: str
-    memory: str
-    rates: tuple[float, ...]
-    build: Callable[..., SteepestDescent] | None = None
-
-
-_ADAPTED = "momentum and second moment"
-FAMILIES: dict[OptimizerName, Family] = {
-    "adamw": Family("AdamW", "sign, adapted", _ADAPTED, (4e-3, 8e-3, 1.6e-2)),
-    "signsgd": Family("SignSGD", "sign", "none", (2.5e-4, 5e-4, 1e-3), SignSGD),
-    "signum": Family("Signum", "sign", "momentum", (5e-4, 1e-3, 2e-3), Signum),
-    "spectral-descent": Family(
-        "SpectralDescent", "spectral", "none", (0.04, 0.08, 0.16), SpectralDescent
-    ),
-    "muon": Family("Muon", "spectral", "momentum", (0.02, 0.04, 0.08), Muon),
-    "teon": Family("TEON", "spectral, stacked", "momentum", (0.01, 0.02, 0.04), TEON),
-    "shampoo-quarter": Family(
-        "Shampoo, p = 1/4",
-        "spectral, adapted",
-        _ADAPTED,
-        (4e-3, 8e-3, 1.6e-2),
-        partial(Shampoo, exponent=1 / 4),
-    ),
-    "shampoo": Family(
-        "Shampoo, p = 1/2", "spectral, adapted", _ADAPTED, (8e-3, 1.6e-2, 3.2e-2), Shampoo
-    ),
-    "kl-shampoo": Family(
-        "KL-Shampoo", "spectral, adapted", _ADAPTED, (8e-3, 1.6e-2, 3.2e-2), KLShampoo
-    ),
-    "soap": Family("SOAP", "spectral, adapted", _ADAPTED, (8e-3, 1.6e-2, 3.2e-2), SOAP),
-}
+    Raises:
+        InputError: for an unknown name, or a class without a record that has rates.
+    """
+    if ":" in name:
+        kind = inspect.unwrap(imported(name))
+        if not (isinstance(kind, type) and issubclass(kind, SteepestDescent)):
+            raise InputError(f"got {name!r}, expected a subclass of steepest.optim.SteepestDescent")
+        try:
+            record = record_of(kind)
+        except ValueError as error:
+            raise InputError(f"got {name!r}: {error}") from error
+        if not record.rates:
+            raise InputError(f"got {name!r}, whose record has no rates to start from")
+        return record
+    if name not in study_names():
+        raise InputError(
+            f"got {name!r}{did_you_mean(name, study_names())}, expected one of "
+            f"{', '.join(study_names())}, or an import path such as my_package:MyOptimizer"
+        )
+    return FAMILY[name]
 
 
 def build(
-    name: OptimizerName,
+    name: str,
     model: nn.Module,
     lr: float,
     *,
@@ -94,11 +60,13 @@ def build(
     of AdamW on matrices; optimizers without memory ignore it.
     """
     table = roles(model, example=example)
-    common: Any = {"weight_decay": weight_decay, "adamw_lr": adamw_lr}
-    family = FAMILIES[name]
-    if family.build is not None:
-        memory = {} if family.memory == "none" else {"momentum": momentum}
-        return family.build(table, lr, **memory, **common)
+    record = named_optimizer(name)
+    kind: Any = record.kind
+    if issubclass(kind, SteepestDescent):
+        own = dict(record.settings)
+        if "momentum" in inspect.signature(kind).parameters:
+            own["momentum"] = momentum
+        return kind(table, lr, **own, weight_decay=weight_decay, adamw_lr=adamw_lr)
     matrices = {
         "params": [row.parameter for row in table.matrices],
         "betas": (momentum, 0.95),
