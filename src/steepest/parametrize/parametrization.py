@@ -340,7 +340,8 @@ def _defaults(record: Record) -> dict[str, Any]:
     """Settings by which a rate for what is no matrix is chosen, as the class has them."""
     own = signature(record.kind).parameters
     defaults = {key: own[key].default for key in ("scale", "length") if key in own}
-    return {"length": "own", **defaults, "geometry": record.geometry.partition(",")[0]}
+    usual = {"scale": "spectral", "length": "own"}
+    return {**usual, **defaults, "geometry": record.geometry.partition(",")[0]}
 
 
 def _check_settings(record: Record, settings: Mapping[str, Any]) -> None:
