@@ -182,7 +182,7 @@ def test_independent_decay_is_the_same_at_every_size() -> None:
     assert {g["weight_decay"] for g in coupled} == {0.2}
     shrink = {round(g["lr"] * g["weight_decay"], 6) for g in coupled}
     assert shrink == {0.02, 0.005}
-    with pytest.raises(ValueError, match='got decay'):
+    with pytest.raises(ValueError, match="got decay"):
         parametrize(mlp, {"width": 16}, {"width": 64}).groups(0.1, decay="decoupled")  # type: ignore[arg-type]
 
 
