@@ -18,7 +18,7 @@ from steepest.lab.errors import InputError
 PATIENCE = 20.0  # seconds for a worker to save itself when it is stopped
 
 Task = TypeVar("Task")
-Work = Callable[[Task, Callable[[Any], None]], None]
+Job = Callable[[Task, Callable[[Any], None]], None]
 """`work(task, send)` does a task; it may send what the parent is to know meanwhile."""
 
 
@@ -30,7 +30,7 @@ class _Refusal:
 
 
 def in_processes(
-    work: Work[Task], tasks: Mapping[str, Task], workers: int
+    work: Job[Task], tasks: Mapping[str, Task], workers: int
 ) -> Iterator[tuple[str, Any]]:
     """Do every task in a process of its own; yield what each sends, and None when it is done.
 
@@ -102,7 +102,7 @@ def _context() -> Any:
     return context
 
 
-def _do(work: Work[Task], task: Task, sender: Connection) -> None:
+def _do(work: Job[Task], task: Task, sender: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
