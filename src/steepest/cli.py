@@ -310,7 +310,7 @@ def _diagnose(command: Diagnose) -> None:
     out = command.out or _folder("diagnosis", settings)
     steps = STEPS if command.warmup_steps == "auto" else command.warmup_steps
     with bars() as shown:
-        found, audited, summary = diagnosis_study(
+        diagnosis, audited, summary = diagnosis_study(
             model,
             imported_loss(command.loss),
             taken(command.batches, stream, command.count),
@@ -330,12 +330,12 @@ def _diagnose(command: Diagnose) -> None:
     if command.json:
         print(json.dumps(summary))
     else:
-        Console().print(found.table())
+        Console().print(diagnosis.table())
         for warning in () if audited is None else audited.warnings:
             print(f"audit: {warning}")
         print(f"plan: {out / 'plan.toml'}")
         print(f"report: {page.resolve().as_uri()}")
-    if all(row.verdict == "cannot tell" for row in found):
+    if all(row.verdict == "cannot tell" for row in diagnosis):
         sys.exit(3)
     if audited is not None and not audited.ok:
         sys.exit(4)
@@ -344,10 +344,10 @@ def _diagnose(command: Diagnose) -> None:
 def _transfer(command: Transfer) -> None:
     report = _report_room()
     build = imported_function(command.build, "build(width=...), which returns the model")
-    given = imported_batches(command.batches, command.steps)
-    if len(given) < command.steps:
+    batches = imported_batches(command.batches, command.steps)
+    if len(batches) < command.steps:
         raise InputError(
-            f"got {len(given)} batches, expected one for each of {command.steps} steps"
+            f"got {len(batches)} batches, expected one for each of {command.steps} steps"
         )
     loss = imported_loss(command.loss)
     settings = {key: value for key, value in asdict(command).items() if key not in ("out", "json")}
@@ -366,8 +366,8 @@ def _transfer(command: Transfer) -> None:
                     say(phase)
             shown.update(tasks[phase], completed=done, detail=said)
 
-        found, summary = transfer_study(
-            build, command.sizes, given, loss, target=command.target, lr=command.lr,
+        check, summary = transfer_study(
+            build, command.sizes, batches, loss, target=command.target, lr=command.lr,
             rule=command.rule, optimizer=command.optimizer, options=command.settings,
             branches=command.branches, seeds=command.seeds, grid_only=command.grid_only,
             out=out, settings=settings, on_run=on_run,
@@ -376,11 +376,11 @@ def _transfer(command: Transfer) -> None:
     if command.json:
         print(json.dumps(summary))
     else:
-        Console().print(found)
+        Console().print(check)
         print(f"report: {page.resolve().as_uri()}")
-    if found.passed is None:
+    if check.passed is None:
         sys.exit(3)
-    if not found.passed:
+    if not check.passed:
         sys.exit(4)
 
 
@@ -395,10 +395,10 @@ def _reproduce(command: Reproduce) -> None:
     with bars() as shown:
         bar = shown.add_task("runs", total=None, detail="")
 
-        def on_run(done: int, of: int, found: str) -> None:
-            shown.update(bar, completed=done, total=of, detail=found)
-            if found and not screen.is_terminal:
-                say(f"{done} of {of} runs  {found}")
+        def on_run(done: int, of: int, message: str) -> None:
+            shown.update(bar, completed=done, total=of, detail=message)
+            if message and not screen.is_terminal:
+                say(f"{done} of {of} runs  {message}")
 
         summary = edge_of_stability(config, out, on_run)
     page = _page(report, summary, out)

@@ -138,22 +138,22 @@ def test_a_context_beyond_the_data_is_said_before_the_model_is_made(
 
 
 def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = memory.memory_of()
+    machine = memory.device_memory()
     (tmp_path / "v2").write_text("max\n")
     (tmp_path / "v1").write_text("1000000\n")
     monkeypatch.setattr(memory, "_LIMITS", (tmp_path / "v2", tmp_path / "none"))
-    assert memory.memory_of() == machine
+    assert memory.device_memory() == machine
     monkeypatch.setattr(memory, "_LIMITS", (tmp_path / "v2", tmp_path / "v1"))
-    assert memory.memory_of() == 1_000_000
+    assert memory.device_memory() == 1_000_000
     config = TrainConfig(model=GPTConfig(width=128))
     with pytest.raises(InputError, match=r"853,120 parameters\); that takes at least 6.89 MB of m"):
         check_memory(config, 256, torch.device("cpu"))
-    monkeypatch.setattr(memory, "memory_of", lambda device: None)  # nobody says
+    monkeypatch.setattr(memory, "device_memory", lambda device: None)  # nobody says
     check_memory(config, 256, torch.device("cpu"))
 
 
 def test_batches_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "memory_of", lambda device: 1000)
+    monkeypatch.setattr(memory, "device_memory", lambda device: 1000)
     batch = torch.zeros(100)
     assert len(list(that_fit("m:batches", iter([batch] * 2), 2))) == 2
     assert len(list(that_fit("m:batches", iter([batch] * 2), 10**9))) == 2  # there are no more

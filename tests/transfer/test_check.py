@@ -138,3 +138,11 @@ def test_advice_needs_points_and_a_target() -> None:
     assert advise(few, {"width": 256}) is None
     with pytest.raises(ValueError, match="got a target without width"):
         advise(few, {"depth": 2})
+
+
+def test_the_transfers_have_their_old_name_for_one_version() -> None:
+    transfers = [_rates("width", {64: (-5.0, -5.5), 128: (-5.0, -5.0), 256: (-5.0, -6.0)})]
+    advice = advise(transfers, {"width": 512})
+    assert advise(transfers=transfers, target={"width": 512}) == advice is not None
+    with pytest.warns(DeprecationWarning, match="transfers"):
+        assert advise(found=transfers, target={"width": 512}) == advice  # type: ignore[call-arg]

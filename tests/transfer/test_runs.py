@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steepest.files import read_lines
 from steepest.transfer import parametrize
-from steepest.transfer.runs import Finished, fingerprint, named, seeded, training
+from steepest.transfer.runs import Finished, batch_fingerprint, named, torch_seeded, training
 
 
 @pytest.mark.parametrize(
@@ -48,14 +48,16 @@ def test_functions_with_arguments_are_told_apart() -> None:
 
 def test_batches_are_told_apart_by_all_that_is_in_them() -> None:
     x, y = torch.arange(4.0), torch.tensor([1, 2])
-    whole = fingerprint((x, {"labels": y}))
-    assert fingerprint((x.clone(), {"labels": y.clone()})) == whole
+    whole = batch_fingerprint((x, {"labels": y}))
+    assert batch_fingerprint((x.clone(), {"labels": y.clone()})) == whole
     others: list[Any] = [
         (x + 1e-6, {"labels": y}), (x, {"labels": y + 1}), (x.view(2, 2), {"labels": y}),
         (x.view(torch.int32), {"labels": y}), (x, {"labels": y}, 3),
     ]  # fmt: skip
-    assert len({fingerprint(each) for each in others} | {whole}) == 1 + len(others)
-    assert fingerprint(torch.ones((), dtype=torch.bfloat16)) != fingerprint(torch.ones(()))
+    assert len({batch_fingerprint(each) for each in others} | {whole}) == 1 + len(others)
+    assert batch_fingerprint(torch.ones((), dtype=torch.bfloat16)) != batch_fingerprint(
+        torch.ones(())
+    )
 
 
 def test_random_numbers_go_on_as_they_were() -> None:
@@ -65,7 +67,7 @@ def test_random_numbers_go_on_as_they_were() -> None:
     first = torch.rand(3)
     inside = []
     for seed in (0, 0, 1):
-        with seeded(seed):
+        with torch_seeded(seed):
             inside.append(torch.rand(3))
     assert torch.equal(first, expected[0])
     assert torch.equal(torch.rand(3), expected[1])

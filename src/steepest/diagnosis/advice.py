@@ -80,7 +80,7 @@ def _leaving(matrices: Sequence[MatrixDiagnosis]) -> tuple[Planned, str] | None:
     if count <= len(matrices) / 2:
         return None
     ratio = next(interval for name, interval in wanted if name == geometry)
-    value, low, high = (math.exp(each) for each in (ratio.value, ratio.low, ratio.high))
+    value, low, high = (math.exp(log) for log in (ratio.value, ratio.low, ratio.high))
     of = "" if len(matrices) == 1 else f"{count} of {len(matrices)}: "
     agrees = "" if worth_it(ratio) else f"; the theory agrees, with nr / st below 1/{AGREED:g}"
     return geometry, (
@@ -103,4 +103,4 @@ def _stacked(diagnosis: Diagnosis) -> dict[str, float]:
     for stack in diagnosis.stacks:
         for name in stack.matrices:
             verdicts[diagnosis[name].parameter].append(stack.verdict == "stacked")
-    return {name: sum(each) / len(each) for name, each in verdicts.items()}
+    return {name: sum(votes) / len(votes) for name, votes in verdicts.items()}

@@ -17,10 +17,10 @@ from torch.optim.optimizer import Optimizer
 
 from steepest.curvature.loss_function import Loss, LossFunction
 from steepest.diagnosis.audit_warnings import (
+    AuditedParameter,
     AuditRow,
     AuditWarning,
-    Part,
-    Place,
+    Membership,
     Setup,
     find_warnings,
 )
@@ -149,11 +149,11 @@ def audit(
 
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4))
-    >>> found = audit(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
-    >>> found.ok, round(found["0.weight"].rms, 6), round(found["0.weight"].against_adamw, 3)
+    >>> result = audit(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
+    >>> result.ok, round(result["0.weight"].rms, 6), round(result["0.weight"].against_adamw, 3)
     (True, 0.001, 1.0)
-    >>> found = audit(model, torch.optim.Muon([model[0].weight, model[2].weight]))
-    >>> [(each.kind, each.parameters) for each in found.warnings]
+    >>> result = audit(model, torch.optim.Muon([model[0].weight, model[2].weight]))
+    >>> [(warning.kind, warning.parameters) for warning in result.warnings]
     [('not trained', ('0.bias', '2.bias')), ('head', ('2.weight',))]
     """
     optimizers = _optimizers(optimizer, batches is not None)
@@ -177,60 +177,64 @@ def audit(
         halves = _updates(optimizers, gradients, scale=0.5)
         decayed = _updates(optimizers, gradients, decay=True)
 
-    places: dict[Tensor, list[Place]] = defaultdict(list)
-    for each in optimizers:
-        for group in each.param_groups:
+    places: dict[Tensor, list[Membership]] = defaultdict(list)
+    for member in optimizers:
+        for group in member.param_groups:
             for i, p in enumerate(group["params"]):
-                places[p].append(Place(each, group, i))
+                places[p].append(Membership(member, group, i))
     parts = []
-    for found in table:
-        p, mine = found.parameter, places.pop(found.parameter, [])
-        lr = mine[0].group.get("lr") if mine else None
+    for role in table:
+        p, memberships = role.parameter, places.pop(role.parameter, [])
+        lr = memberships[0].group.get("lr") if memberships else None
         row = AuditRow(
-            parameter=found.name,
+            parameter=role.name,
             shape=tuple(p.shape),
-            role=found.role,
-            matrices=len(found.view.sizes()) if found.view and found.is_matrix else 0,
-            geometry=mine[0].geometry if mine else "not trained",
+            role=role.role,
+            matrices=len(role.view.sizes()) if role.view and role.is_matrix else 0,
+            geometry=memberships[0].geometry if memberships else "not trained",
             lr=None if lr is None else float(lr),
             weight_rms=_rms(p),
         )
         if norm is not None and p.requires_grad:
             row = replace(row, gradient_rms=_rms(gradients[p]) if p in gradients else 0.0)
-        if mine and p.requires_grad:
-            row = _measured(row, found.view, p, updates[p], halves[p], decayed[p])
-        parts.append(Part(row, found, mine))
-    strangers = [found[0].name for found in places.values()]
+        if memberships and p.requires_grad:
+            row = _measured(row, role.view, p, updates[p], halves[p], decayed[p])
+        parts.append(AuditedParameter(row, role, memberships))
+    strangers = [uses[0].name for uses in places.values()]
     warnings = find_warnings(Setup(parts, strangers, norm, clip_norm))
     measured_on = "Gaussian gradients" if norm is None else "one batch"
-    return Audit(tuple(each.row for each in parts), warnings, measured_on, norm)
+    return Audit(tuple(part.row for part in parts), warnings, measured_on, norm)
 
 
-def _optimizers(given: Optimizer | Iterable[Optimizer], memory: bool) -> list[Optimizer]:
+def _optimizers(optimizers: Optimizer | Iterable[Optimizer], memory: bool) -> list[Optimizer]:
     """The optimizers as a list; `memory` is whether they may have made steps."""
-    found: list[Any] = [given]
-    if isinstance(given, Iterable) and not isinstance(given, Optimizer):
-        found = list(given)
-    found = [getattr(each, "optimizer", each) for each in found]  # behind that of Accelerate
-    for each in found:
-        if not isinstance(each, Optimizer):
+    members: list[Any] = [optimizers]
+    if isinstance(optimizers, Iterable) and not isinstance(optimizers, Optimizer):
+        members = list(optimizers)
+    # Accelerate has an optimizer around that of torch.
+    members = [getattr(member, "optimizer", member) for member in members]
+    for member in members:
+        if not isinstance(member, Optimizer):
             raise TypeError(
-                f"got an optimizer of type {type(each).__name__}, expected one of torch, or several"
+                f"got an optimizer of type {type(member).__name__}, expected one of torch, or "
+                "several"
             )
-        if isinstance(each, torch.optim.LBFGS):
+        if isinstance(member, torch.optim.LBFGS):
             raise ValueError(
                 "got LBFGS, which evaluates the loss many times in a step; expected an optimizer "
                 "whose step() takes gradients"
             )
-        kept = [v for state in each.state.values() for v in state.values() if isinstance(v, Tensor)]
+        kept = [
+            v for state in member.state.values() for v in state.values() if isinstance(v, Tensor)
+        ]
         if not memory and any(v.any() for v in kept):
             raise ValueError(
-                f"got a {type(each).__name__} that has made steps, and no batch; expected loss and "
-                "batches, as its update depends on how the gradient compares with those before"
+                f"got a {type(member).__name__} that has made steps, and no batch; expected loss "
+                "and batches, as its update depends on how the gradient compares with those before"
             )
-    if not found:
+    if not members:
         raise ValueError("got no optimizer, expected at least one")
-    return found
+    return members
 
 
 def _gradients(
@@ -243,9 +247,9 @@ def _gradients(
         return {p: torch.randn(p.shape, generator=seeded) for p in trained.values()}, None
     function = LossFunction(model, loss, batch_norm="batch" if model.training else "eval")
     copies = function.parameters
-    found = torch.autograd.grad(function(batches[0]), list(copies.values()), allow_unused=True)
-    given = zip(copies, found, strict=True)
-    gradients: _Tensors = {trained[name]: G for name, G in given if G is not None}
+    tensors = torch.autograd.grad(function(batches[0]), list(copies.values()), allow_unused=True)
+    pairs = zip(copies, tensors, strict=True)
+    gradients: _Tensors = {trained[name]: G for name, G in pairs if G is not None}
     return gradients, math.hypot(*(float(G.norm()) for G in gradients.values()))
 
 
@@ -260,12 +264,12 @@ def _updates(
             pairs.update(zip(group["params"], own["params"], strict=True))
             if not decay and "weight_decay" in own:
                 own["weight_decay"] = 0.0
-    for p, mine in pairs.items():
-        mine.grad = (gradients[p] * scale).to(mine) if p in gradients else None
+    for p, copy in pairs.items():
+        copy.grad = (gradients[p] * scale).to(copy) if p in gradients else None
     for copied in copies:
         with seeded(0):  # the same random numbers in each of the steps that are compared
             copied.step()
-    return {p: _wide(mine) - _wide(p) for p, mine in pairs.items()}
+    return {p: _wide(copy) - _wide(p) for p, copy in pairs.items()}
 
 
 def _measured(
@@ -282,7 +286,7 @@ def _measured(
     if row.gradient_rms is None and not row.scale_free:
         return row
     rms = _rms(U)
-    both = [[] if view is None else view.matrices(each.contiguous()) for each in (U, W)]
+    both = [[] if view is None else view.matrices(tensor.contiguous()) for tensor in (U, W)]
     norms = [(_norm(update), _norm(weight)) for update, weight in zip(*both, strict=True)]
     return replace(
         row,

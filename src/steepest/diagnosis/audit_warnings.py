@@ -96,7 +96,7 @@ class AuditWarning:
 
 
 @dataclass(frozen=True)
-class Place:
+class Membership:
     """Where an optimizer has a parameter."""
 
     optimizer: Optimizer
@@ -133,17 +133,17 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Part:
+class AuditedParameter:
     """A parameter of the model, with all that is known of it."""
 
     row: AuditRow
-    found: ParameterRole
-    places: Sequence[Place]
+    role: ParameterRole
+    memberships: Sequence[Membership]
 
     @property
     def trains(self) -> bool:
         """Whether steps are to move it."""
-        return self.found.parameter.requires_grad
+        return self.role.parameter.requires_grad
 
     @property
     def spectral(self) -> bool:
@@ -155,44 +155,44 @@ class Part:
 class Setup:
     """What the checks look at; strangers are parameters of optimizers alone."""
 
-    parts: Sequence[Part]
+    parts: Sequence[AuditedParameter]
     strangers: Sequence[str]
     gradient_norm: float | None
     clip_norm: float | None
 
 
-Found = Iterable[tuple[str, Iterable[Part | str], str]]
+Findings = Iterable[tuple[str, Iterable[AuditedParameter | str], str]]
 """Kind, parameters, and a message in which {} stands for their names; none without parameters."""
 
 
 def find_warnings(setup: Setup) -> tuple[AuditWarning, ...]:
     """Return what all checks find."""
-    found = []
+    warnings = []
     for check in (_members, _tables, _left_out, _as_one, _zeros, _clipping, _sizes, _apart, _rate):
         for kind, parts, message in check(setup):
             names = tuple(p if isinstance(p, str) else p.row.parameter for p in parts)
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             said = message.replace("{}", ", ".join(names[:3]) + more)
-            found += [AuditWarning(kind, names, said)] if names else []
-    return tuple(found)
+            warnings += [AuditWarning(kind, names, said)] if names else []
+    return tuple(warnings)
 
 
-def _members(setup: Setup) -> Found:
+def _members(setup: Setup) -> Findings:
     trained = [p for p in setup.parts if p.trains]
-    what = "no optimizer has {}; put it into a group, or freeze it with requires_grad_(False)"
-    yield "not trained", [p for p in trained if not p.places], what
-    what = "several groups or optimizers have {}, and each makes a step; leave it to one"
-    yield "trained twice", [p for p in trained if len(p.places) > 1], what
-    what = "an optimizer has {}, which the model does not have; build optimizers when the model "
-    what += "has its final parameters, after to_empty(), tying and adapters"
-    yield "not in the model", setup.strangers, what
-    frozen = [p for p in setup.parts if p.places and not p.trains]
-    left = [p for p in frozen if p.found.parameter.grad is not None]
-    what = "every step moves {} although frozen, as there is a gradient left; set .grad = None"
-    yield "frozen but moved", left, what
+    text = "no optimizer has {}; put it into a group, or freeze it with requires_grad_(False)"
+    yield "not trained", [p for p in trained if not p.memberships], text
+    text = "several groups or optimizers have {}, and each makes a step; leave it to one"
+    yield "trained twice", [p for p in trained if len(p.memberships) > 1], text
+    text = "an optimizer has {}, which the model does not have; build optimizers when the model "
+    text += "has its final parameters, after to_empty(), tying and adapters"
+    yield "not in the model", setup.strangers, text
+    frozen = [p for p in setup.parts if p.memberships and not p.trains]
+    left = [p for p in frozen if p.role.parameter.grad is not None]
+    text = "every step moves {} although frozen, as there is a gradient left; set .grad = None"
+    yield "frozen but moved", left, text
 
 
-def _tables(setup: Setup) -> Found:
+def _tables(setup: Setup) -> Findings:
     unfit = {
         "embedding": "embedding tables, of which a batch uses rows",
         "head": "output layers or routers, with a row for each class",
@@ -200,103 +200,103 @@ def _tables(setup: Setup) -> Found:
     }
     for role, why in unfit.items():
         parts = [p for p in setup.parts if p.spectral and p.row.role == role]
-        what = f"spectral updates go to {why} ({{}}); leave such to AdamW, as steepest.Muon does"
-        yield role, parts, what
+        text = f"spectral updates go to {why} ({{}}); leave such to AdamW, as steepest.Muon does"
+        yield role, parts, text
 
 
-def _left_out(setup: Setup) -> Found:
+def _left_out(setup: Setup) -> Findings:
     """Not of a plan, which has a reason for each matrix."""
-    matrices = [p for p in setup.parts if p.trains and p.found.is_matrix and p.places]
+    matrices = [p for p in setup.parts if p.trains and p.role.is_matrix and p.memberships]
     count = sum(p.spectral for p in matrices)
     left = [p for p in matrices if p.row.geometry in ("adaptive", "euclidean")]
-    left = [p for p in left if not p.places[0].group.get("planned")]
+    left = [p for p in left if not p.memberships[0].group.get("planned")]
     for name, conv in (("convolutions", True), ("hidden matrices", False)):
         parts = [p for p in left if (p.row.role == "conv") == conv] if count else []
-        what = f"{count} matrices get spectral updates, but not the {name} {{}}; "
-        yield "left out", parts, what + "steepest.Muon(model) gives them to every matrix"
+        text = f"{count} matrices get spectral updates, but not the {name} {{}}; "
+        yield "left out", parts, text + "steepest.Muon(model) gives them to every matrix"
 
 
-def _as_one(setup: Setup) -> Found:
-    alike: dict[tuple[int, int, str], list[Part]] = defaultdict(list)
+def _as_one(setup: Setup) -> Findings:
+    alike: dict[tuple[int, int, str], list[AuditedParameter]] = defaultdict(list)
     for p in setup.parts:
-        taken = _taken(p.places[0]) if p.spectral and p.found.is_matrix else 0
+        taken = _taken(p.memberships[0]) if p.spectral and p.role.is_matrix else 0
         if 0 < taken < p.row.matrices:
             alike[p.row.matrices, taken, p.row.role].append(p)
     for (count, taken, role), parts in alike.items():
-        what = f"spectral updates take {{}} ({role}) as {taken} where there are {count} matrices; "
-        yield "several as one", parts, what + 'use steepest.Muon(model), or groups with "views"'
+        text = f"spectral updates take {{}} ({role}) as {taken} where there are {count} matrices; "
+        yield "several as one", parts, text + 'use steepest.Muon(model), or groups with "views"'
 
 
-def _taken(place: Place) -> int:
+def _taken(membership: Membership) -> int:
     """As how many matrices an optimizer with spectral updates takes a parameter; 0 if unknown."""
-    if isinstance(place.optimizer, SteepestDescent):
-        return len(MatrixView(*place.group["views"][place.index]).sizes())
-    return 1 if place.group["params"][place.index].ndim == 2 else 0
+    if isinstance(membership.optimizer, SteepestDescent):
+        return len(MatrixView(*membership.group["views"][membership.index]).sizes())
+    return 1 if membership.group["params"][membership.index].ndim == 2 else 0
 
 
-def _zeros(setup: Setup) -> Found:
+def _zeros(setup: Setup) -> Findings:
     """Not of adapters (LoRA), which start from a zero matrix on purpose, nor of tables."""
-    matrices = [p for p in setup.parts if p.trains and (p.found.is_matrix or p.row.role == "head")]
+    matrices = [p for p in setup.parts if p.trains and (p.role.is_matrix or p.row.role == "head")]
     matrices = [p for p in matrices if "lora_" not in p.row.parameter]
     zero = [p for p in matrices if p.row.weight_rms == 0]
-    what = "all of {} is zero, so a relative rate is undefined, and what comes before may get no "
-    what += "gradient until it has moved; initialize it, unless that is meant"
-    yield "zero weight", zero, what
+    text = "all of {} is zero, so a relative rate is undefined, and what comes before may get no "
+    text += "gradient until it has moved; initialize it, unless that is meant"
+    yield "zero weight", zero, text
     cause = f", perhaps since {zero[0].row.parameter} is all zero" if zero else ""
-    what = f"the gradient of {{}} is exactly zero on this batch{cause}, so only weight decay can "
-    what += "move it; see whether the loss depends on it"
-    yield "zero gradient", [p for p in matrices if p.row.gradient_rms == 0], what
+    text = f"the gradient of {{}} is exactly zero on this batch{cause}, so only weight decay can "
+    text += "move it; see whether the loss depends on it"
+    yield "zero gradient", [p for p in matrices if p.row.gradient_rms == 0], text
 
 
-def _clipping(setup: Setup) -> Found:
+def _clipping(setup: Setup) -> Findings:
     clip, norm = setup.clip_norm, setup.gradient_norm
     if clip is None:
         return
     numbers = "" if norm is None else f" (on this batch their norm is {norm:.3g})"
     spectral = [p.row for p in setup.parts if p.spectral]  # their length together, at a rate of 1:
     total = math.hypot(*((r.against_adamw or 0.0) * math.prod(r.shape) ** 0.5 for r in spectral))
-    what = f"clipping gradients to {clip:g}{numbers} does not shorten the updates of {{}}, which "
+    text = f"clipping gradients to {clip:g}{numbers} does not shorten the updates of {{}}, which "
     after = f"; clipping what the spectral step gives would shrink it {total / clip:.3g} times"
-    what += "are as long for any gradient; to bound them lower the rate" + after * (total > clip)
-    yield "clipping", [p for p in setup.parts if p.row.scale_free and p.row.rms], what
+    text += "are as long for any gradient; to bound them lower the rate" + after * (total > clip)
+    yield "clipping", [p for p in setup.parts if p.row.scale_free and p.row.rms], text
 
 
-def _sizes(setup: Setup) -> Found:
+def _sizes(setup: Setup) -> Findings:
     decays = [(p, p.row.decay or 0.0) for p in setup.parts]
     large = [p for p, decay in decays if decay > LARGEST_DECAY]
-    what = f"weight decay takes up to {max(decay for _, decay in decays):.0%} off {{}} in a step, "
-    yield "decay", large, what + "the rate times the decay; lower one of them"
+    text = f"weight decay takes up to {max(decay for _, decay in decays):.0%} off {{}} in a step, "
+    yield "decay", large, text + "the rate times the decay; lower one of them"
     norms = [(p, p.row.relative_spectral_norm or 0.0) for p in setup.parts]
     huge = [p for p, norm in norms if norm > LARGEST_STEP]
     worst = max(norm for _, norm in norms)
-    what = f"one step overwrites {{}}: the update has up to {worst:.3g} times the spectral norm of "
-    yield "overwritten", huge, what + "the weight; lower the rate"
+    text = f"one step overwrites {{}}: the update has up to {worst:.3g} times the spectral norm of "
+    yield "overwritten", huge, text + "the weight; lower the rate"
 
 
-def _apart(setup: Setup) -> Found:
-    alike: dict[tuple[Role, tuple[int, int]], list[Part]] = defaultdict(list)
+def _apart(setup: Setup) -> Findings:
+    alike: dict[tuple[Role, tuple[int, int]], list[AuditedParameter]] = defaultdict(list)
     for p in setup.parts:
-        if p.found.is_matrix and p.found.view is not None and p.row.scale_free and p.row.rms:
-            alike[p.row.role, p.found.view.sizes()[0]].append(p)
+        if p.role.is_matrix and p.role.view is not None and p.row.scale_free and p.row.rms:
+            alike[p.row.role, p.role.view.sizes()[0]].append(p)
     for (role, (m, n)), parts in alike.items():
         parts.sort(key=lambda p: p.row.rms or 0.0)
         ratio = (parts[-1].row.rms or 0.0) / (parts[0].row.rms or 1.0)
         pair = [parts[0], parts[-1]] if ratio > LARGEST_RATIO else []
-        what = f"the updates of {{}}, each a {m} x {n} matrix ({role}), differ {ratio:.3g} times in"
-        yield "rates apart", pair, what + " size; look for a forgotten rate or scale"
+        text = f"the updates of {{}}, each a {m} x {n} matrix ({role}), differ {ratio:.3g} times in"
+        yield "rates apart", pair, text + " size; look for a forgotten rate or scale"
 
 
-def _rate(setup: Setup) -> Found:
+def _rate(setup: Setup) -> Findings:
     """Of spectral updates whose scale is known not to be that of AdamW."""
-    rates = {p.row.lr for p in setup.parts if p.spectral and _large_rates(p.places[0])}
+    rates = {p.row.lr for p in setup.parts if p.spectral and _large_rates(p.memberships[0])}
     adaptive = [p for p in setup.parts if p.trains and p.row.geometry == "adaptive"]
     same = [p for p in adaptive if p.row.lr in rates and (p.row.lr or 0.0) >= LARGE_ADAMW_RATE]
-    what = "AdamW moves {} at the rate of the spectral updates, whose entries are far smaller; "
-    yield "one rate", same, what + 'give it about 0.15 of that, or them the scale "match-rms-adamw"'
+    text = "AdamW moves {} at the rate of the spectral updates, whose entries are far smaller; "
+    yield "one rate", same, text + 'give it about 0.15 of that, or them the scale "match-rms-adamw"'
 
 
-def _large_rates(place: Place) -> bool:
-    if isinstance(place.optimizer, torch.optim.Muon):
-        return place.group["adjust_lr_fn"] != "match_rms_adamw"
-    spectral = place.group.get("geometry") == "spectral"
-    return spectral and place.group["scale"] != "match-rms-adamw"
+def _large_rates(membership: Membership) -> bool:
+    if isinstance(membership.optimizer, torch.optim.Muon):
+        return membership.group["adjust_lr_fn"] != "match_rms_adamw"
+    spectral = membership.group.get("geometry") == "spectral"
+    return spectral and membership.group["scale"] != "match-rms-adamw"

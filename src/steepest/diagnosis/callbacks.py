@@ -21,10 +21,10 @@ def hf_callback(every: int = 100, path: str | Path | None = None) -> Any:
     class MonitorCallback(TrainerCallback):
         monitor: Monitor | None = None
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            self.monitor = Monitor(given["model"], given["optimizer"], every=every, path=path)
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.monitor = Monitor(kwargs["model"], kwargs["optimizer"], every=every, path=path)
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if self.monitor is not None:
                 self.monitor.close()
 

@@ -84,9 +84,9 @@ class Walk:
     def gradient(self, batch: Any) -> Tensor:
         """Return the gradients where the walk is, `(K, m, n)`."""
         weights = list(self._weights.values())
-        found = torch.autograd.grad(self._function(batch), weights, materialize_grads=True)
+        gradients = torch.autograd.grad(self._function(batch), weights, materialize_grads=True)
         self._tick()
-        return torch.stack(self._matrices(dict(zip(self._weights, found, strict=True))))
+        return torch.stack(self._matrices(dict(zip(self._weights, gradients, strict=True))))
 
     def falls(
         self, size: float, steps: int, direction: Callable[[int], Tensor], judges: Sequence[Any]
@@ -106,8 +106,8 @@ class Walk:
             for k in range(steps):
                 D = direction(k)
                 with torch.no_grad():
-                    for W, mine in zip(self._matrices(self._weights), D, strict=True):
-                        W.sub_(mine, alpha=size * (1 - k / steps))
+                    for W, update in zip(self._matrices(self._weights), D, strict=True):
+                        W.sub_(update, alpha=size * (1 - k / steps))
             return [self._losses[id(judge)] - self._function(judge).item() for judge in judges]
         except FloatingPointError:
             return [-math.inf] * len(judges)
@@ -136,11 +136,11 @@ def descents(
     """
     names = list(dict.fromkeys(place.row.name for layer in layers for place in layer.places))
     function = function.of(names)
-    found = []
+    results = []
     for layer in layers:
         walk = Walk(function, layer.places, tick)
-        found.append({name: _descent(layer, name, walk, batches) for name in layer.steps})
-    return found
+        results.append({name: _descent(layer, name, walk, batches) for name in layer.steps})
+    return results
 
 
 def _descent(layer: Layer, geometry: str, walk: Walk, batches: Sequence[Any]) -> Descent:
@@ -189,6 +189,6 @@ def best_octave(value: Callable[[int], float], start: int, strides: Sequence[int
     return best
 
 
-def log_ratio(mine: Descent, other: Descent) -> Callable[[Sequence[int]], float]:
+def log_ratio(descent: Descent, other: Descent) -> Callable[[Sequence[int]], float]:
     """Return the log ratio of two decreases as a function of the turns that are kept."""
-    return lambda turns: mine.log_decrease(turns) - other.log_decrease(turns)
+    return lambda turns: descent.log_decrease(turns) - other.log_decrease(turns)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from steepest.diagnosis.advice import planned
-from steepest.diagnosis.evidence import GeometryName, Spectrum
+from steepest.diagnosis.evidence import GeometryName, SingularSpectrum
 from steepest.diagnosis.plan import Plan, PlanRow
 from steepest.diagnosis.race import RaceResult
 from steepest.diagnosis.stacks import StackDiagnosis
@@ -94,8 +94,8 @@ class MatrixDiagnosis(Result):
     stable_rank_output: float | None
     nuclear_rank: float | None
     nuclear_rank_across: float | None
-    gradient: Spectrum | None
-    momentum: Spectrum | None
+    gradient: SingularSpectrum | None
+    momentum: SingularSpectrum | None
     predictions: tuple[Prediction, ...]
     race: tuple[RaceResult, ...]
     verdict: Verdict
@@ -128,17 +128,21 @@ class MatrixDiagnosis(Result):
             Column("high", "to", ".2g"),
         )
         rows = []
-        for each in self.predictions:
-            ends = each.log_ratio
+        for prediction in self.predictions:
+            ends = prediction.log_ratio
             ratios = (None,) * 3 if ends is None else (ends.value, ends.low, ends.high)
-            rows.append((each.geometry, *(None if x is None else math.exp(x) for x in ratios)))
+            rows.append(
+                (prediction.geometry, *(None if x is None else math.exp(x) for x in ratios))
+            )
         title = f"{self.matrix}, {self.role} {self.shape[0]} x {self.shape[1]}"
         caption = sentence(f"{self.verdict}: {self.reason}")
         return ResultTable(columns, tuple(rows), title, caption)
 
     def prediction(self, geometry: GeometryName) -> Prediction | None:
         """Return the prediction for a geometry, if there is one."""
-        return next((each for each in self.predictions if each.geometry == geometry), None)
+        return next(
+            (prediction for prediction in self.predictions if prediction.geometry == geometry), None
+        )
 
 
 class Diagnosis(Result, Sequence[MatrixDiagnosis]):
@@ -251,12 +255,12 @@ class Diagnosis(Result, Sequence[MatrixDiagnosis]):
             record = {f.name: getattr(row, f.name) for f in fields(row)}
             del record["predictions"], record["race"]
             for name in ("gradient", "momentum"):
-                spectrum = record.pop(name) or Spectrum(math.nan, math.nan, ())
+                spectrum = record.pop(name) or SingularSpectrum(math.nan, math.nan, ())
                 for key, value in asdict(spectrum).items():
                     record[f"{name}_{key}"] = value
-            for each in row.predictions:
-                if each.log_ratio is not None:
-                    record[f"{each.geometry}_log_ratio"] = each.log_ratio.value
+            for prediction in row.predictions:
+                if prediction.log_ratio is not None:
+                    record[f"{prediction.geometry}_log_ratio"] = prediction.log_ratio.value
             records.append(record)
         return records
 
@@ -286,7 +290,7 @@ class Diagnosis(Result, Sequence[MatrixDiagnosis]):
         """
         try:
             content = read_json(path)
-            rows = [_row(each) for each in content["rows"]]
+            rows = [_row(row) for row in content["rows"]]
             default = [PlanRow(**{**r, "shape": tuple(r["shape"])}) for r in content["default"]]
             return cls(
                 rows,
@@ -295,9 +299,9 @@ class Diagnosis(Result, Sequence[MatrixDiagnosis]):
                 Plan(default),
                 [
                     StackDiagnosis(
-                        tuple(each["matrices"]), _loaded(each["log_ratio"]), each["verdict"]
+                        tuple(stack["matrices"]), _loaded(stack["log_ratio"]), stack["verdict"]
                     )
-                    for each in content["stacks"]
+                    for stack in content["stacks"]
                 ],
                 warm_up=WarmUp(**warm_up) if (warm_up := content.get("warm_up")) else None,
                 fresh=content.get("fresh", False),
@@ -309,33 +313,33 @@ class Diagnosis(Result, Sequence[MatrixDiagnosis]):
             ) from error
 
 
-def _loaded(given: Any) -> Interval | None:
-    return None if given is None else Interval(**given)
+def _loaded(content: Any) -> Interval | None:
+    return None if content is None else Interval(**content)
 
 
 def _row(content: dict[str, Any]) -> MatrixDiagnosis:
     predictions = tuple(
         Prediction(
             **{
-                **each,
-                "log_ratio": _loaded(each["log_ratio"]),
-                "over_spectral": _loaded(each.get("over_spectral")),
+                **prediction,
+                "log_ratio": _loaded(prediction["log_ratio"]),
+                "over_spectral": _loaded(prediction.get("over_spectral")),
             }
         )
-        for each in content["predictions"]
+        for prediction in content["predictions"]
     )
     raced = tuple(
         RaceResult(
             **{
-                **each,
-                "decreases": tuple(each["decreases"]),
-                "log_ratio": _loaded(each["log_ratio"]),
+                **result,
+                "decreases": tuple(result["decreases"]),
+                "log_ratio": _loaded(result["log_ratio"]),
             }
         )
-        for each in content["race"]
+        for result in content["race"]
     )
     spectra = {
-        name: Spectrum(**{**content[name], "leading": tuple(content[name]["leading"])})
+        name: SingularSpectrum(**{**content[name], "leading": tuple(content[name]["leading"])})
         for name in ("gradient", "momentum")
         if content[name] is not None
     }
@@ -361,10 +365,10 @@ def _interval(row: MatrixDiagnosis) -> str:
         return " (zero gradient)"
     if row.verdict == "cannot tell" or row.verdict == "euclidean":
         return ""
-    found = row.prediction(row.verdict)
-    if found is None or found.log_ratio is None:
+    chosen = row.prediction(row.verdict)
+    if chosen is None or chosen.log_ratio is None:
         return ""
-    return f" ({math.exp(found.log_ratio.low):.2g} to {math.exp(found.log_ratio.high):.2g})"
+    return f" ({math.exp(chosen.log_ratio.low):.2g} to {math.exp(chosen.log_ratio.high):.2g})"
 
 
 def _number(value: float | None) -> str:

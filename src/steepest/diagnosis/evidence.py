@@ -35,7 +35,7 @@ BOUNDED: tuple[GeometryName, ...] = ("euclidean", "spectral")
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class SingularSpectrum:
     """Of one matrix: soft ranks, and its largest singular values over its Frobenius norm."""
 
     nuclear_rank: float
@@ -65,8 +65,8 @@ class Evidence:
     gains: dict[GeometryName, Tensor] = field(default_factory=dict)
     curvatures: dict[GeometryName, Tensor] = field(default_factory=dict)
     nuclear_ranks: Tensor = field(default_factory=lambda: torch.empty(0))
-    gradient: Spectrum = field(default_factory=lambda: Spectrum(0.0, 0.0, ()))
-    momentum: Spectrum = field(default_factory=lambda: Spectrum(0.0, 0.0, ()))
+    gradient: SingularSpectrum = field(default_factory=lambda: SingularSpectrum(0.0, 0.0, ()))
+    momentum: SingularSpectrum = field(default_factory=lambda: SingularSpectrum(0.0, 0.0, ()))
     inputs: list[InputRanks] = field(default_factory=list)
 
     @property
@@ -131,16 +131,18 @@ def gather(
         with Inputs(model, table, entering_only=bool(inputs)) as seen:
             value = function(batch)
         weights = [function.parameters[name] for name in names]
-        found = torch.autograd.grad(value, weights, materialize_grads=True)
+        derivatives = torch.autograd.grad(value, weights, materialize_grads=True)
         inputs.append(seen.ranks)
-        matrices = [G for row, g in zip(rows, found, strict=True) for G in matrices_of(row, g)]
-        for mine, G in zip(gradients, matrices, strict=True):
-            mine.append(G)
+        matrices = [
+            G for row, g in zip(rows, derivatives, strict=True) for G in matrices_of(row, g)
+        ]
+        for collected, G in zip(gradients, matrices, strict=True):
+            collected.append(G)
         tick()
     kept = []
-    for place, mine in zip(places, gradients, strict=True):
-        place.gradients = torch.stack(mine)
-        mine.clear()
+    for place, collected in zip(places, gradients, strict=True):
+        place.gradients = torch.stack(collected)
+        collected.clear()
         if _measure(place, inputs, GEOMETRIES if curvature else BOUNDED):
             kept.append(place)
     if curvature and kept:
@@ -197,8 +199,8 @@ def _measure(
     view = place.row.view
     assert view is not None
     group = place.index // max(1, len(view.splits))
-    found = [each.get((place.row.name, group)) for each in inputs]
-    place.inputs = [each for each in found if each is not None]
+    ranks = [batch.get((place.row.name, group)) for batch in inputs]
+    place.inputs = [rank for rank in ranks if rank is not None]
     return True
 
 
@@ -219,7 +221,7 @@ def _polar_factors(G: Tensor) -> Tensor:
     return polar(G, "you", dtype=torch.bfloat16, nonfinite="nan")
 
 
-def _spectrum(G: Tensor, nuclear_rank: float | None = None) -> Spectrum:
+def _spectrum(G: Tensor, nuclear_rank: float | None = None) -> SingularSpectrum:
     """With all singular values where the nuclear rank is not known; polar factors cost as much."""
     norm = float(torch.linalg.matrix_norm(G)) or 1.0
     if nuclear_rank is None:
@@ -229,7 +231,7 @@ def _spectrum(G: Tensor, nuclear_rank: float | None = None) -> Spectrum:
         values = leading_singular_values(G, SKETCH) / norm
     leading = values[:SKETCH].tolist()
     stable = leading[0] ** -2 if leading[0] else 0.0
-    return Spectrum(nuclear_rank, stable, tuple(leading))
+    return SingularSpectrum(nuclear_rank, stable, tuple(leading))
 
 
 def second_moment(G: Tensor, without: int) -> Tensor:

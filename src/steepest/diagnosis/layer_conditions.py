@@ -108,12 +108,12 @@ class LayerConditions:
         self._grams.clear()
 
     def _seen(self, module: nn.Module, entering: _Gram, leaving: _Gram) -> Seen:
-        def seen(found: Activations) -> None:
+        def seen(activations: Activations) -> None:
             if isinstance(module, nn.Embedding):
-                entering.add_indices(found.entering, module.num_embeddings)
+                entering.add_indices(activations.entering, module.num_embeddings)
             else:
-                entering.add(found.entering)
-            leaving.add(found.leaving)
+                entering.add(activations.entering)
+            leaving.add(activations.leaving)
 
         return seen
 

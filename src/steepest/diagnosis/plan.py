@@ -194,9 +194,9 @@ class Plan(Result, Sequence[PlanRow]):
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"got {path}, which is no TOML: {error}") from error
         _known(content, ("rates", "parameters"), "section", str(path))
-        given = content.get("parameters", {})
+        entries = content.get("parameters", {})
         rows = []
-        for name, entry in given.items():
+        for name, entry in entries.items():
             if not isinstance(entry, dict) or "geometry" not in entry:
                 raise ValueError(
                     f'got {name} in {path} without a geometry, expected geometry = "spectral", or '
@@ -250,19 +250,19 @@ class Plan(Result, Sequence[PlanRow]):
             )
         groups: dict[tuple[str, float], list[Any]] = defaultdict(list)
         for row in table:
-            mine = planned[row.name]
+            plan_row = planned[row.name]
             shape = tuple(row.parameter.shape)
-            if mine.shape and mine.shape != shape:
+            if plan_row.shape and plan_row.shape != shape:
                 raise ValueError(
-                    f"got {row.name} as {mine.shape} in the plan and {shape} in the model, "
+                    f"got {row.name} as {plan_row.shape} in the plan and {shape} in the model, "
                     "expected the model that the plan was made for"
                 )
-            if row.view is None and mine.geometry not in ("adaptive", "sign"):
+            if row.view is None and plan_row.geometry not in ("adaptive", "sign"):
                 raise ValueError(
-                    f'got geometry="{mine.geometry}" for {row.name}, which is no matrix '
+                    f'got geometry="{plan_row.geometry}" for {row.name}, which is no matrix '
                     f'({row.reason}); expected "adaptive" or "sign"'
                 )
-            groups[mine.geometry, mine.lr_scale].append(row)
+            groups[plan_row.geometry, plan_row.lr_scale].append(row)
         stacks = find_stacks(table, 2)
         return SteepestDescent(
             [
@@ -308,16 +308,16 @@ def _text(value: str) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _known(given: Iterable[str], known: Iterable[str], what: str, where: str) -> None:
+def _known(names: Iterable[str], known: Iterable[str], kind: str, where: str) -> None:
     known = list(known)
-    for name in given:
+    for name in names:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(known[:8])}"
-            raise ValueError(f"got the {what} {name!r} in {where}, which there is not; {hint}")
+            raise ValueError(f"got the {kind} {name!r} in {where}, which there is not; {hint}")
 
 
-def _positive(value: Any, what: str) -> None:
+def _positive(value: Any, name: str) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 <= value < math.inf:
-        raise ValueError(f"got {what} = {value!r}, expected a finite number of at least 0")
+        raise ValueError(f"got {name} = {value!r}, expected a finite number of at least 0")

@@ -88,12 +88,12 @@ def race(
     return results
 
 
-def _log_ratio(mine: list[float], euclidean: list[float]) -> Interval | None:
+def _log_ratio(decreases: list[float], euclidean: list[float]) -> Interval | None:
     def estimate(kept: Sequence[int]) -> float:
-        a, b = (fmean(each[i] for i in kept) for each in (mine, euclidean))
+        a, b = (fmean(values[i] for i in kept) for values in (decreases, euclidean))
         return math.log(a / b) if min(a, b) > 0 else math.nan
 
-    return jackknife(estimate, len(mine), 0.95)
+    return jackknife(estimate, len(decreases), 0.95)
 
 
 class _Track:

@@ -36,11 +36,11 @@ class StackDiagnosis:
     verdict: StackVerdict
 
 
-def stack_layers(table: RoleTable, found: Sequence[Evidence], size: int) -> list[Layer]:
+def stack_layers(table: RoleTable, evidence: Sequence[Evidence], size: int) -> list[Layer]:
     """Return the stacks that TEON would make of `size` layers, with both ways to step."""
     numbers = find_stacks(table, size)
     members: dict[int, list[Evidence]] = defaultdict(list)
-    for place in found:
+    for place in evidence:
         number = numbers.get(place.row.name, [None] * (place.index + 1))[place.index]
         if number is not None:
             members[number].append(place)
@@ -58,8 +58,8 @@ def judge_stack(layer: Layer, descents: dict[str, Descent]) -> StackDiagnosis:
     ratio = log_ratio(descents["stacked"], descents["spectral"])
     interval = jackknife(ratio, len(descents["stacked"].falls))
     worth = None if interval is None else worth_it(interval)
-    told: dict[bool | None, StackVerdict] = {True: "stacked", False: "spectral"}
-    verdict = told.get(worth, "cannot tell")
+    verdicts: dict[bool | None, StackVerdict] = {True: "stacked", False: "spectral"}
+    verdict = verdicts.get(worth, "cannot tell")
     return StackDiagnosis(tuple(place.label for place in layer.places), interval, verdict)
 
 

@@ -47,7 +47,7 @@ FEWEST: dict[Level, int] = {"quick": 3, "standard": 4, "thorough": 8}
 """Batches at least: for directions, and another one that judges them."""
 DESCENT, RACE = 54, 130
 """Gradients for each matrix and batch, about, before any is counted."""
-Kept = Callable[[str, Callable[[], Any]], Any]
+Memo = Callable[[str, Callable[[], Any]], Any]
 """From the name of a part and what computes it to its result."""
 
 
@@ -113,17 +113,17 @@ def diagnose(
     >>> model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
     >>> batches = [(torch.randn(64, 20), torch.randint(5, (64,))) for _ in range(4)]
     >>> loss = lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
-    >>> found = diagnose(model, loss, batches, level="quick")
-    >>> [row.matrix for row in found], 1 <= found["2.weight"].stable_rank <= 5
+    >>> diagnosis = diagnose(model, loss, batches, level="quick")
+    >>> [row.matrix for row in diagnosis], 1 <= diagnosis["2.weight"].stable_rank <= 5
     (['0.weight', '2.weight'], True)
     """
-    checked(model, batches := listed(batches), level, parameters)
+    check_request(model, batches := listed(batches), level, parameters)
     function = LossFunction(model, loss, batch_norm=batch_norm, dtype=dtype)
     start = started(function, batches, level, parameters, warmup_steps, Work(on_progress))
     return judged(start, level, parameters)
 
 
-def checked(
+def check_request(
     model: nn.Module, batches: Sequence[Any], level: Level, parameters: Sequence[str] | None
 ) -> None:
     """Raise a ValueError for what cannot be diagnosed, before any work."""
@@ -211,7 +211,7 @@ def judged(
     start: Start,
     level: Level,
     parameters: Sequence[str] | None,
-    kept: Kept = lambda name, compute: compute(),
+    kept: Memo = lambda name, compute: compute(),
 ) -> Diagnosis:
     """Return the diagnosis of what a start gave.
 
@@ -341,77 +341,77 @@ def single_layer(place: Evidence) -> Layer:
 
 
 def answer(
-    given: Evidence, descended: dict[str, Descent], raced: tuple[RaceResult, ...]
+    evidence: Evidence, descended: dict[str, Descent], raced: tuple[RaceResult, ...]
 ) -> MatrixDiagnosis:
     """Return the row of one matrix: what follows from its evidence."""
-    inputs = given.inputs
-    stable = fmean(each.entering for each in inputs) if inputs else None
-    predictions = _predictions(given, descended)
+    inputs = evidence.inputs
+    stable = fmean(batch.entering for batch in inputs) if inputs else None
+    predictions = _predictions(evidence, descended)
     verdict, reason = _verdict(predictions, bool(descended), stable)
-    across = min(_across(given, range(len(given.gradients))), min(given.shape))
+    across = min(_across(evidence, range(len(evidence.gradients))), min(evidence.shape))
     return MatrixDiagnosis(
-        matrix=given.label,
-        parameter=given.row.name,
-        role=given.row.role,
-        shape=given.shape,
+        matrix=evidence.label,
+        parameter=evidence.row.name,
+        role=evidence.row.role,
+        shape=evidence.shape,
         tokens=inputs[0].tokens if inputs else 0,
         stable_rank=stable,
         stable_rank_centred=inputs[0].centred if inputs else None,
         stable_rank_output=inputs[0].leaving if inputs else None,
-        nuclear_rank=given.nuclear_ranks.mean().item(),
+        nuclear_rank=evidence.nuclear_ranks.mean().item(),
         nuclear_rank_across=across if math.isfinite(across) else None,
-        gradient=given.gradient,
-        momentum=given.momentum,
+        gradient=evidence.gradient,
+        momentum=evidence.momentum,
         predictions=predictions,
         race=raced,
         verdict=verdict,
         reason=reason,
-        bound=_bound(given, SURE),
+        bound=_bound(evidence, SURE),
     )
 
 
-def _predictions(given: Evidence, descended: dict[str, Descent]) -> tuple[Prediction, ...]:
-    B = len(given.nuclear_ranks)
+def _predictions(evidence: Evidence, descended: dict[str, Descent]) -> tuple[Prediction, ...]:
+    B = len(evidence.nuclear_ranks)
     predictions = []
-    for geometry in given.gains:
-        gain = given.gain(geometry, range(B))
+    for geometry in evidence.gains:
+        gain = evidence.gain(geometry, range(B))
         interval: Interval | None = None
         curvature = best = fall = over = None
-        if given.curvatures:
-            curvature = given.curvatures[geometry].mean().item()
+        if evidence.curvatures:
+            curvature = evidence.curvatures[geometry].mean().item()
             best = gain / abs(curvature) if curvature else math.inf
             fall = 0.5 * gain * best if gain > 0 else 0.0
         if descended:
             interval = jackknife(log_ratio(descended[geometry], descended["euclidean"]), B)
             over = jackknife(log_ratio(descended[geometry], descended["spectral"]), B, SURE)
         elif geometry == "spectral":
-            interval = _bound(given, 0.8)
+            interval = _bound(evidence, 0.8)
         if geometry == "euclidean":
             interval = Interval(0.0, 0.0, 0.0)
         predictions.append(Prediction(geometry, gain, curvature, best, fall, interval, over))
     return tuple(predictions)
 
 
-def _bound(given: Evidence, confidence: float) -> Interval | None:
+def _bound(evidence: Evidence, confidence: float) -> Interval | None:
     """Log of nr(G) / st(A), of the decreases that the theory guarantees."""
-    if not given.inputs:
+    if not evidence.inputs:
         return None
 
     def ranks(kept: Sequence[int]) -> float:
-        inputs = [given.inputs[i].entering for i in kept]
-        return _log(_across(given, kept)) - _log(fmean(inputs))
+        inputs = [evidence.inputs[i].entering for i in kept]
+        return _log(_across(evidence, kept)) - _log(fmean(inputs))
 
-    interval = jackknife(ranks, len(given.inputs), confidence)
-    most = math.log(min(given.shape)) - _log(fmean(each.entering for each in given.inputs))
+    interval = jackknife(ranks, len(evidence.inputs), confidence)
+    most = math.log(min(evidence.shape)) - _log(fmean(batch.entering for batch in evidence.inputs))
     if interval is None or interval.value <= most:
         return interval
     over = interval.value - most  # noise takes ranks beyond the sides
     return Interval(most, interval.low - over, interval.high - over)
 
 
-def _across(given: Evidence, kept: Sequence[int]) -> float:
+def _across(evidence: Evidence, kept: Sequence[int]) -> float:
     """The nuclear rank across batches; NaN where a mean gain is not positive."""
-    spectral, euclidean = given.gain("spectral", kept), given.gain("euclidean", kept)
+    spectral, euclidean = evidence.gain("spectral", kept), evidence.gain("euclidean", kept)
     return (spectral / euclidean) ** 2 if min(spectral, euclidean) > 0 else math.nan
 
 
@@ -423,7 +423,11 @@ def _verdict(
     predictions: tuple[Prediction, ...], measured: bool, stable: float | None
 ) -> tuple[Verdict, str]:
     """Another geometry if it is worth it for sure, Euclidean if none is."""
-    known = {each.geometry: each.log_ratio for each in predictions if each.log_ratio is not None}
+    known = {
+        prediction.geometry: prediction.log_ratio
+        for prediction in predictions
+        if prediction.log_ratio is not None
+    }
     others = {name: ratio for name, ratio in known.items() if name != "euclidean"}
     if not others:
         if not measured and stable is None:
@@ -431,10 +435,10 @@ def _verdict(
         return "cannot tell", "the batches have no common direction: take larger ones"
     best = max(others, key=lambda name: others[name].value)
     ratio = others[best]
-    value, low, high = (math.exp(each) for each in (ratio.value, ratio.low, ratio.high))
+    value, low, high = (math.exp(log) for log in (ratio.value, ratio.low, ratio.high))
     times = f"{value:.2g} times ({low:.2g} to {high:.2g})"
     if worth_it(ratio):
         return best, f"predicted to decrease the loss {times} as much as Euclidean steps"
-    if all(worth_it(each) is False for each in others.values()):
+    if all(worth_it(other) is False for other in others.values()):
         return "euclidean", f"the best other, {best}, is predicted at {times} of it"
     return "cannot tell", f"the best, {best}, is predicted at {times} of Euclidean steps"

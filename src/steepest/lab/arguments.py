@@ -141,7 +141,7 @@ def _in_plain_words(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     kind: Any = info.type
     optional = get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind)
     if optional:
-        kinds = [each for each in get_args(kind) if each is not NoneType]
+        kinds = [member for member in get_args(kind) if member is not NoneType]
         kind = kinds[0] if len(kinds) == 1 else None
     several = get_origin(kind) is tuple
     if several:

@@ -36,24 +36,24 @@ def imported(path: str) -> Any:
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        found: Any = guarded(f"importing {module}", importlib.import_module)(module)
+        value: Any = guarded(f"importing {module}", importlib.import_module)(module)
     except Exception as error:
         theirs = user_code_error(error) or UserCodeError("")
         raise UserCodeError(f"got {path!r}, but {theirs}", theirs.traceback) from error
     at = module
     for part in name.split("."):
-        if not hasattr(found, part):
+        if not hasattr(value, part):
             names = [
                 key
-                for key in dir(found)
-                if not key.startswith("_") and not isinstance(getattr(found, key), ModuleType)
+                for key in dir(value)
+                if not key.startswith("_") and not isinstance(getattr(value, key), ModuleType)
             ]
             has = f"; it has {', '.join(names[:20])}" if names else ""
             raise InputError(
                 f"got {path!r}, but {at} has no {part}{did_you_mean(part, names)}{has}"
             )
-        found, at = getattr(found, part), f"{at}.{part}"
-    return guarded(path, found) if callable(found) and not isinstance(found, nn.Module) else found
+        value, at = getattr(value, part), f"{at}.{part}"
+    return guarded(path, value) if callable(value) and not isinstance(value, nn.Module) else value
 
 
 def imported_function(path: str, example: str) -> Callable[..., Any]:
@@ -62,12 +62,12 @@ def imported_function(path: str, example: str) -> Callable[..., Any]:
     Raises:
         InputError: as `imported`, and for what cannot be called.
     """
-    found = imported(path)
-    if not callable(found):
+    function = imported(path)
+    if not callable(function):
         raise InputError(
-            f"got {path!r}, which is a {type(found).__name__}; expected a function, {example}"
+            f"got {path!r}, which is a {type(function).__name__}; expected a function, {example}"
         )
-    return found
+    return function
 
 
 def imported_loss(path: str | None) -> Callable[..., Any]:
@@ -97,14 +97,14 @@ def imported_model(path: str) -> nn.Module:
     Raises:
         InputError: as `imported`, and for what is neither.
     """
-    found = imported(path)
-    found = found if isinstance(found, nn.Module) else _called(path, found, "a model")
-    if not isinstance(found, nn.Module):
+    value = imported(path)
+    value = value if isinstance(value, nn.Module) else _called(path, value, "a model")
+    if not isinstance(value, nn.Module):
         raise InputError(
-            f"got {path!r}, which gives a {type(found).__name__}; expected a torch.nn.Module, or a "
+            f"got {path!r}, which gives a {type(value).__name__}; expected a torch.nn.Module, or a "
             "function that returns one"
         )
-    return found
+    return value
 
 
 def imported_batches(path: str, count: int) -> list[Any]:
@@ -148,21 +148,21 @@ def imported_stream(path: str) -> Iterator[Any]:
     Raises:
         InputError: as `imported`, and for what is neither.
     """
-    found = imported(path)
-    found = _called(path, found, "batches") if callable(found) else found
-    if not isinstance(found, Iterable):
+    value = imported(path)
+    value = _called(path, value, "batches") if callable(value) else value
+    if not isinstance(value, Iterable):
         raise InputError(
-            f"got {path!r}, which gives a {type(found).__name__}; expected an iterable of batches, "
+            f"got {path!r}, which gives a {type(value).__name__}; expected an iterable of batches, "
             "or a function that returns one"
         )
-    return iter(found)
+    return iter(value)
 
 
-def _called(path: str, function: Any, what: str) -> Any:
+def _called(path: str, function: Any, kind: str) -> Any:
     if not callable(function):
         raise InputError(
-            f"got {path!r}, which gives a {type(function).__name__}; expected {what}, or a "
-            f"function that takes no arguments and returns {what}"
+            f"got {path!r}, which gives a {type(function).__name__}; expected {kind}, or a "
+            f"function that takes no arguments and returns {kind}"
         )
     try:
         return function()
@@ -170,8 +170,8 @@ def _called(path: str, function: Any, what: str) -> Any:
         theirs = user_code_error(error) or UserCodeError(str(error))
         if not theirs.traceback:  # it was called in another way than it wants
             raise InputError(
-                f"{theirs}; expected {what}, or a function that takes no arguments and returns "
-                f"{what}"
+                f"{theirs}; expected {kind}, or a function that takes no arguments and returns "
+                f"{kind}"
             ) from error
         raise theirs from error
 

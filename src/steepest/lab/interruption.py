@@ -28,8 +28,8 @@ def interruptible() -> Iterator[None]:
     """
 
     def first(number: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, _leave)
+        for interrupt in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(interrupt, _leave)
         _raise(number)
 
     with _handled_by(lambda previous: first):

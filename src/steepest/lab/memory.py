@@ -14,7 +14,7 @@ from steepest.lab.errors import InputError
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def memory_of(device: torch.device | str = "cpu") -> int | None:
+def device_memory(device: torch.device | str = "cpu") -> int | None:
     """Return the bytes of memory of a device; None where nobody says.
 
     That of a CPU is what the machine has, or what the container of the process may take.
@@ -34,11 +34,11 @@ def memory_of(device: torch.device | str = "cpu") -> int | None:
     return min(limits)
 
 
-def check_fits(what: str, needed: int, remedy: str, device: torch.device | str = "cpu") -> None:
+def check_fits(request: str, needed: int, remedy: str, device: torch.device | str = "cpu") -> None:
     """Refuse what no memory of the device can hold.
 
     Args:
-        what: is asked for, such as "a batch of 8 sequences".
+        request: what is asked for, such as "a batch of 8 sequences".
         needed: bytes that it takes at least.
         remedy: what to do.
         device: where it is to be.
@@ -52,11 +52,11 @@ def check_fits(what: str, needed: int, remedy: str, device: torch.device | str =
         ...
     steepest.lab.errors.InputError: got a model; that takes at least 1,000,000 TB of memory, and ...
     """
-    has = memory_of(device)
+    has = device_memory(device)
     if has is not None and needed > has:
         where = "this machine" if torch.device(device).type == "cpu" else str(device)
         raise InputError(
-            f"got {what}; that takes at least {readable(needed)} of memory, and {where} has "
+            f"got {request}; that takes at least {readable(needed)} of memory, and {where} has "
             f"{readable(has)}; {remedy}"
         )
 

@@ -18,7 +18,7 @@ from steepest.lab.errors import InputError
 PATIENCE = 20.0  # seconds for a worker to save itself when it is stopped
 
 Task = TypeVar("Task")
-Work = Callable[[Task, Callable[[Any], None]], None]
+Job = Callable[[Task, Callable[[Any], None]], None]
 """`work(task, send)` does a task; it may send what the parent is to know meanwhile."""
 
 
@@ -32,7 +32,7 @@ class _Refusal:
 class Engine(Protocol):
     """Where tasks are done: three calls. What a task has reached stands in its folder, not here."""
 
-    def submit(self, name: str, work: Work[Any], task: Any) -> None:
+    def submit(self, name: str, work: Job[Any], task: Any) -> None:
         """Take in a task; it begins when there is room."""
 
     def poll(self) -> list[tuple[str, Any]]:
@@ -52,10 +52,10 @@ class LocalProcesses:
     def __init__(self, workers: int):
         self._workers = workers
         self._context = _context()
-        self._waiting: list[tuple[str, Work[Any], Any]] = []
+        self._waiting: list[tuple[str, Job[Any], Any]] = []
         self._active: dict[Connection, tuple[str, BaseProcess]] = {}
 
-    def submit(self, name: str, work: Work[Any], task: Any) -> None:
+    def submit(self, name: str, work: Job[Any], task: Any) -> None:
         """Take in a task; a process begins it when fewer than `workers` are at work."""
         self._waiting.append((name, work, task))
 
@@ -83,7 +83,7 @@ class LocalProcesses:
             news.append((name, message))
         return news
 
-    def _begin(self, name: str, work: Work[Any], task: Any) -> None:
+    def _begin(self, name: str, work: Job[Any], task: Any) -> None:
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_do, args=(work, task, sender), daemon=True)
         process.start()
@@ -102,7 +102,7 @@ class LocalProcesses:
 
 
 def in_processes(
-    work: Work[Task], tasks: Mapping[str, Task], workers: int, engine: Engine | None = None
+    work: Job[Task], tasks: Mapping[str, Task], workers: int, engine: Engine | None = None
 ) -> Iterator[tuple[str, Any]]:
     """Do every task in a process of its own; yield what each sends, and None when it is done.
 
@@ -150,7 +150,7 @@ def _context() -> Any:
     return context
 
 
-def _do(work: Work[Task], task: Task, sender: Connection) -> None:
+def _do(work: Job[Task], task: Task, sender: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -79,20 +79,20 @@ class Countdown:
         if self._began is None:
             self._began = now
             return
-        each = (now - self._began) / (done - 1)
-        left = duration(each * (total - done))
+        seconds = (now - self._began) / (done - 1)
+        left = rough_duration(seconds * (total - done))
         if done == self.FIRST:
-            say(f"about {total:,} {self._unit} of {1000 * each:.0f} ms: {left} left")
+            say(f"about {total:,} {self._unit} of {1000 * seconds:.0f} ms: {left} left")
             self._said = now
         elif done > self.FIRST and not screen.is_terminal and now - self._said >= self._every:
             say(f"{done:,} of about {total:,} {self._unit}, {left} left: {message}")
             self._said = now
 
 
-def duration(seconds: float) -> str:
+def rough_duration(seconds: float) -> str:
     """Return a duration for people.
 
-    >>> [duration(s) for s in (12.3, 150, 9000)]
+    >>> [rough_duration(s) for s in (12.3, 150, 9000)]
     ['12 s', '2.5 min', '2.5 h']
     """
     if seconds < 100:

@@ -65,15 +65,15 @@ def user_code_error(error: BaseException) -> UserCodeError | None:
     while cause is not None:
         if isinstance(cause, UserCodeError):
             return cause
-        if (told := _told(cause)) is not None:
-            path, frames = told
+        if (origin := _told(cause)) is not None:
+            path, frames = origin
             if not isinstance(cause, Exception):
                 return _no_exception(path, frames, cause)
             place, lines = _place(frames, path, cause)
             if cause is not error:  # ours already says what went wrong
                 return UserCodeError(f"{error}{place}", lines)
-            what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            return UserCodeError(f"{path or 'your code'} failed: {what}{place}", lines)
+            fault = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            return UserCodeError(f"{path or 'your code'} failed: {fault}{place}", lines)
         cause = cause.__cause__
     return None
 
@@ -83,9 +83,9 @@ def _no_exception(
 ) -> UserCodeError:
     """What to tell of `sys.exit` in the user's code, and of all else that is no `Exception`."""
     place, lines = _place(frames, path, error)
-    what = f"called sys.exit ({error!r})" if isinstance(error, SystemExit) else f"raised {error!r}"
+    fault = f"called sys.exit ({error!r})" if isinstance(error, SystemExit) else f"raised {error!r}"
     return UserCodeError(
-        f"{path or 'your code'} {what}{place}; expected it to return, or to raise an Exception",
+        f"{path or 'your code'} {fault}{place}; expected it to return, or to raise an Exception",
         lines,
     )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from steepest.linalg.products import product, symmetric_product
-from steepest.linalg.solvers import checked, svd
+from steepest.linalg.solvers import solution, svd
 
 # The eigenvalues of a Gram matrix are exact to about eps of the largest, so singular values are
 # known down to sqrt(eps) of the largest; below sqrt(8 eps) they are damped in proportion.
@@ -33,7 +33,7 @@ def by_svd(X: Tensor) -> Tensor:
 def by_eigh(X: Tensor) -> Tensor:
     """(X Xᵀ)^(-1/2) X, with eigenvalues below 8 eps of the largest raised to that."""
     A = symmetric_product(X, X.mT)
-    P, _ = checked("inverse root", (_root_by_eigh, _root_by_svd), _is_root, A)
+    P, _ = solution("inverse root", (_root_by_eigh, _root_by_svd), _is_root, A)
     return product(P, X)
 
 
@@ -68,7 +68,7 @@ def by_qdwh(X: Tensor) -> Tensor:
     the interval that the singular values are in after each step. With c > 100 by a QR
     factorization, which loses nothing whatever the condition, later by Cholesky.
     """
-    (Q,) = checked("polar factor", (_qdwh, lambda X: (by_svd(X),)), _is_contraction, X)
+    (Q,) = solution("polar factor", (_qdwh, lambda X: (by_svd(X),)), _is_contraction, X)
     return Q
 
 

@@ -211,10 +211,10 @@ def eigenpairs(
         if process.full:
             converged = True
         elif process.block == process.size:  # exhausted: until nothing new is found elsewhere
-            found = values[chosen]
-            same = found.shape == before.shape
-            converged = same and torch.allclose(found, before, rtol=0, atol=floor)
-            before = found
+            ritz_values = values[chosen]
+            same = ritz_values.shape == before.shape
+            converged = same and torch.allclose(ritz_values, before, rtol=0, atol=floor)
+            before = ritz_values
         else:
             inside, left = values, residuals
             if process.block:  # what is from before is exact

@@ -14,7 +14,7 @@ from torch import Tensor
 from steepest.linalg.autocast import without_autocast
 from steepest.linalg.newton_schulz import largest_entry, scaled
 from steepest.linalg.products import fast_products
-from steepest.linalg.solvers import checked, eigh
+from steepest.linalg.solvers import eigh, solution
 
 
 @without_autocast
@@ -133,7 +133,7 @@ def _by_reflections(B: Tensor) -> Tensor:
         raise FloatingPointError(
             "got a matrix with NaN or infinite entries, expected finite ones to follow eigenvectors"
         )
-    Q, R = checked("QR factors", (torch.linalg.qr,), _have_equal_columns, B)
+    Q, R = solution("QR factors", (torch.linalg.qr,), _have_equal_columns, B)
     return Q * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(B).unsqueeze(-2)
 
 

@@ -249,7 +249,7 @@ def _rounded(X: Tensor, norm: Tensor | None, dtype: torch.dtype) -> tuple[Tensor
         return (X if norm is None else X / norm), None
     Y, lost = (torch.empty_like(X, dtype=dtype) for _ in range(2))
     norm = X.new_ones(len(X), 1, 1) if norm is None else norm
-    for x, n, y, error in zip(*(each.chunk(8) for each in (X, norm, Y, lost)), strict=True):
+    for x, n, y, error in zip(*(tensor.chunk(8) for tensor in (X, norm, Y, lost)), strict=True):
         exact = x / n  # in parts, as it takes twice the memory of the result
         y.copy_(exact)
         error.copy_(exact.sub_(y))

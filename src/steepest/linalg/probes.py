@@ -139,8 +139,8 @@ def trace(
         FloatingPointError: for an operator that returns NaN or infinite entries.
 
     >>> values = torch.tensor([50.0, 20.0, 10.0] + 97 * [0.1])
-    >>> found = trace(lambda v: values * v, values, tolerance=0.01)
-    >>> abs(found.value - 89.7) < 3 * max(found.error, 0.1), found.products < 40
+    >>> estimate = trace(lambda v: values * v, values, tolerance=0.01)
+    >>> abs(estimate.value - 89.7) < 3 * max(estimate.error, 0.1), estimate.products < 40
     (True, True)
     """
     n = like.numel()

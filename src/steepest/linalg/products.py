@@ -111,8 +111,8 @@ def symmetric_product(
     if A.shape[-2] < _WORTH_CUTTING or not A.is_cpu:
         return product(A, B, C, beta, alpha)
     if A.ndim > 2:
-        each = zip(A, B, [None] * len(A) if C is None else C, strict=True)
-        return torch.stack([symmetric_product(*one, beta, alpha) for one in each])
+        triples = zip(A, B, [None] * len(A) if C is None else C, strict=True)
+        return torch.stack([symmetric_product(*one, beta, alpha) for one in triples])
     out = A.new_empty(len(A), len(A))
     _fill(out, A, B, C, beta, alpha)
     return out

@@ -30,7 +30,7 @@ def eigh(A: Tensor) -> tuple[Tensor, Tensor]:
     [1.0, 3.0]
     """
     solvers = (torch.linalg.eigh, _eigh_by_svd)
-    values, Q = checked("eigenvectors", solvers, _are_eigenvectors, A)
+    values, Q = solution("eigenvectors", solvers, _are_eigenvectors, A)
     return values, Q
 
 
@@ -40,7 +40,7 @@ def eigvalsh(A: Tensor) -> Tensor:
     def solve(A: Tensor) -> Parts:
         return (torch.linalg.eigvalsh(A),)
 
-    (values,) = checked("eigenvalues", (solve,), _have_the_norm, _symmetric(A))
+    (values,) = solution("eigenvalues", (solve,), _have_the_norm, _symmetric(A))
     return values
 
 
@@ -54,7 +54,7 @@ def svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     def solve(A: Tensor) -> Parts:
         return torch.linalg.svd(A, full_matrices=False)
 
-    U, S, Vh = checked("singular vectors", (solve,), _are_singular_vectors, A)
+    U, S, Vh = solution("singular vectors", (solve,), _are_singular_vectors, A)
     return U, S, Vh
 
 
@@ -64,18 +64,18 @@ def svdvals(A: Tensor) -> Tensor:
     def solve(A: Tensor) -> Parts:
         return (torch.linalg.svdvals(A),)
 
-    (values,) = checked("singular values", (solve,), _have_the_norm, A)
+    (values,) = solution("singular values", (solve,), _have_the_norm, A)
     return values
 
 
 def qr(A: Tensor) -> tuple[Tensor, Tensor]:
     """Return Q `(..., m, k)` with orthonormal columns and R `(..., k, n)`, k = min(m, n)."""
-    Q, R = checked("QR factors", (torch.linalg.qr,), _are_qr_factors, A)
+    Q, R = solution("QR factors", (torch.linalg.qr,), _are_qr_factors, A)
     return Q, R
 
 
 @without_autocast
-def checked(name: str, solvers: tuple[Solver, ...], agree: Agree, A: Tensor) -> tuple[Tensor, ...]:
+def solution(name: str, solvers: tuple[Solver, ...], agree: Agree, A: Tensor) -> tuple[Tensor, ...]:
     """Return what the first solver makes of matrices A `(..., m, n)`, if its parts agree with A.
 
     Args:

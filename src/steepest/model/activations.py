@@ -40,22 +40,22 @@ def hook(owner: nn.Module, name: str, seen: Seen) -> RemovableHandle:
             return  # an evaluation in between
         device = next(module.parameters()).device.type
         with torch.no_grad(), torch.autocast(device, enabled=False):
-            found = _activations(module, leaf, args, kwargs, output)
-            if found is not None:
-                seen(found)
+            activations = _activations(module, leaf, args, kwargs, output)
+            if activations is not None:
+                seen(activations)
 
     return owner.register_forward_hook(look, with_kwargs=True)
 
 
 def owners(rows: Iterable[ParameterRole], model: nn.Module) -> list[tuple[ParameterRole, Any]]:
     """Return the matrices whose module shows what they multiply, each with that module."""
-    found = []
+    pairs = []
     for row in rows:
         owner, _, leaf = row.name.rpartition(".")
         module = model.get_submodule(owner)
         if row.view is not None and not row.view.is_vector and _shows(module, leaf):
-            found.append((row, module))
-    return found
+            pairs.append((row, module))
+    return pairs
 
 
 def _shows(module: nn.Module, leaf: str) -> bool:
@@ -76,31 +76,31 @@ def _shows(module: nn.Module, leaf: str) -> bool:
 def _activations(
     module: nn.Module, leaf: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> Activations | None:
-    given = args[0] if args else next(iter(kwargs.values()))
+    entering = args[0] if args else next(iter(kwargs.values()))
     if isinstance(module, nn.RNNBase):
-        return _recurrent(module, leaf, given, (*args, kwargs.get("hx"))[1], output)
+        return _recurrent(module, leaf, entering, (*args, kwargs.get("hx"))[1], output)
     if isinstance(module, nn.MultiheadAttention):
         names = ("query", "key", "value")
         query, key, value = (kwargs.get(n, (*args, None, None)[i]) for i, n in enumerate(names))
         return Activations(query, output[0]) if query is key and key is value else None
     if isinstance(module, nn.modules.conv._ConvNd):
         return Activations(
-            _patches(module, given), output.movedim(-1 - len(module.kernel_size), -1)
+            _patches(module, entering), output.movedim(-1 - len(module.kernel_size), -1)
         )
-    return Activations(given, output)
+    return Activations(entering, output)
 
 
 def _recurrent(
-    module: nn.RNNBase, leaf: str, given: Any, start: Any, output: Any
+    module: nn.RNNBase, leaf: str, entering: Any, start: Any, output: Any
 ) -> Activations | None:
     """The inputs, or the states before each step: the outputs of the last layer, one step late."""
-    packed = not isinstance(given, Tensor)
+    packed = not isinstance(entering, Tensor)
     states = output[0].data if packed else output[0]
     backwards = leaf.endswith("_reverse")
     if module.bidirectional:
         states = states.chunk(2, dim=-1)[backwards]
     if leaf.startswith("weight_ih"):
-        return Activations(given.data if packed else given, states)
+        return Activations(entering.data if packed else entering, states)
     if packed:
         return None  # which state was before which is not told by the packing alone
     time = 1 if module.batch_first and states.ndim == 3 else 0

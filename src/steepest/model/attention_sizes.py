@@ -14,11 +14,11 @@ OF_HEADS = re.compile(r"head|d_kv", re.IGNORECASE)
 """In the name of any number that says how many heads there are, or of which size."""
 
 
-def number(names: tuple[str, ...], *sources: Any) -> int | None:
+def first_size(names: tuple[str, ...], *sources: Any) -> int | None:
     """Return the first of these attributes that is a positive integer; the sources come in turn.
 
     >>> from types import SimpleNamespace
-    >>> number(HEADS, None, SimpleNamespace(n_head=4, num_heads=0))
+    >>> first_size(HEADS, None, SimpleNamespace(n_head=4, num_heads=0))
     4
     """
     for source in sources:

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from steepest.model.layouts import Layout, Places, integers, is_progression
-from steepest.model.storages import NONE, Nature, Record, Storages, key_of, tensors_in, written_by
+from steepest.model.storages import NONE, Contents, Nature, Storages, key_of, tensors_in, written_by
 
 # Operands of products: (left, right), and what is added to the product.
 _PRODUCTS = {
@@ -169,16 +169,18 @@ class Dataflow(TorchDispatchMode):
         else:
             result = self._result(name, func, args, inputs, fresh)
         for tensor in fresh:
-            layouts = tuple(each for each in result.layouts if each.shape == tuple(tensor.shape))
             layouts = tuple(
-                Places(each.source, each.of_result, each.base, each.places).layout(tensor)
-                for each in layouts
+                layout for layout in result.layouts if layout.shape == tuple(tensor.shape)
+            )
+            layouts = tuple(
+                Places(layout.source, layout.of_result, layout.base, layout.places).layout(tensor)
+                for layout in layouts
             )
             self._storages.set(tensor, replace(result, layouts=layouts))
         for tensor in written:
             self._write(name, tensor, result)
 
-    def _write(self, name: str, tensor: Tensor, result: Record) -> None:
+    def _write(self, name: str, tensor: Tensor, result: Contents) -> None:
         """Note that a result was written into a tensor, which keeps what else is in it."""
         key, old = key_of(tensor), self._storages.of(tensor)
         whole = (
@@ -195,11 +197,11 @@ class Dataflow(TorchDispatchMode):
         layouts = old.layouts if whole else ()
         if old.nature == "weight" and not self._storages.is_fresh(tensor):
             return  # a parameter stays one
-        self._storages.set(tensor, Record(nature, old.layers | result.layers, both, layouts))
+        self._storages.set(tensor, Contents(nature, old.layers | result.layers, both, layouts))
 
     def _result(
         self, name: str, func: Any, args: Any, inputs: list[Tensor], fresh: list[Tensor]
-    ) -> Record:
+    ) -> Contents:
         if name in _PRODUCTS and len(fresh) == 1:
             left, right, plus = _PRODUCTS[name]
             product = self._product(args[left], args[right], fresh[0])
@@ -228,7 +230,7 @@ class Dataflow(TorchDispatchMode):
         record = self._storages.of(tensor)
         return record.parameters if record.nature == "weight" and tensor.ndim > 1 else NONE
 
-    def _product(self, left: Tensor, right: Tensor, result: Tensor) -> Record:
+    def _product(self, left: Tensor, right: Tensor, result: Tensor) -> Contents:
         first, second = self._storages.of(left), self._storages.of(right)
         if first.nature == second.nature == "weight":
             ranks = [self._rank(first), self._rank(second)]
@@ -238,12 +240,12 @@ class Dataflow(TorchDispatchMode):
             if ranks[0] == ranks[1] or turned:  # by a rotation that is computed, as in BOFT
                 both = self._storages.shown(left, first) | self._storages.shown(right, second)
                 self.computed |= both
-                return Record("weight", parameters=both)
+                return Contents("weight", parameters=both)
             weight = ranks[1] > ranks[0]
         else:
             weight = second.nature == "weight"
             if not weight and first.nature != "weight":
-                return Record("data", self._meet(left, right))
+                return Contents("data", self._meet(left, right))
         if weight:
             inner, outer = (-2, -1) if right.ndim > 1 else (-1, None)
             return self._layer(right, inner, outer, left, result, -1)
@@ -258,7 +260,7 @@ class Dataflow(TorchDispatchMode):
                 self.met[layer].update(*layers[:i], *layers[i + 1 :])
         return NONE.union(*layers)
 
-    def _rank(self, record: Record) -> int:
+    def _rank(self, record: Contents) -> int:
         """How surely a weight is that of a layer, and no data."""
         if record.parameters & self._known:
             return 2
@@ -266,7 +268,7 @@ class Dataflow(TorchDispatchMode):
 
     def _layer(
         self, W: Tensor, inner: int, outer: int | None, data: Tensor, result: Tensor, axis: int
-    ) -> Record:
+    ) -> Contents:
         """A product of data with a weight, whose axis `inner` is summed over."""
         record = self._storages.of(W)
         nodes = self._storages.shown(W, record)
@@ -288,7 +290,7 @@ class Dataflow(TorchDispatchMode):
                 self._note_blocks(data)
         return self._enter(nodes, data, W.requires_grad, tuple(layouts))
 
-    def _convolution(self, W: Tensor, data: Tensor, result: Tensor, use: Convolved) -> Record:
+    def _convolution(self, W: Tensor, data: Tensor, result: Tensor, use: Convolved) -> Contents:
         nodes = self._storages.shown(W, self._storages.of(W))
         for places in self._storages.places(W, False):
             self.uses[places.source].append(use)
@@ -301,10 +303,10 @@ class Dataflow(TorchDispatchMode):
         depthwise = use.groups > 1 and use.groups == data.shape[axis]
         if depthwise:  # which acts channel by channel: no matrix, and no layer
             self.layers |= nodes
-            return Record("data", self._layers(data))
+            return Contents("data", self._layers(data))
         return self._enter(nodes, data, W.requires_grad, tuple(layouts))
 
-    def _kernel(self, inputs: list[Tensor], weights: list[Tensor]) -> Record:
+    def _kernel(self, inputs: list[Tensor], weights: list[Tensor]) -> Contents:
         nodes = frozenset().union(*(self._storages.shown(t, self._storages.of(t)) for t in weights))
         entering = frozenset().union(*(self._layers(t) for t in inputs))
         trained = any(t.requires_grad for t in weights)
@@ -317,7 +319,7 @@ class Dataflow(TorchDispatchMode):
         trained: bool,
         layouts: tuple[Layout, ...],
         entering: frozenset[int] = NONE,
-    ) -> Record:
+    ) -> Contents:
         """Note which results enter layers, and return what is known of their own."""
         if data is not None:
             entering = self._layers(data)
@@ -331,9 +333,11 @@ class Dataflow(TorchDispatchMode):
             self._above[node] |= above
         self.layers |= nodes
         self._trained |= nodes if trained else NONE
-        return Record("data", nodes, layouts=layouts)
+        return Contents("data", nodes, layouts=layouts)
 
-    def _sum(self, term: Tensor, result: Tensor, layers: frozenset[int], other: Record) -> Record:
+    def _sum(
+        self, term: Tensor, result: Tensor, layers: frozenset[int], other: Contents
+    ) -> Contents:
         """The sum of two results; a layer that adds to what it was computed from is residual."""
         if term.shape == result.shape and result.numel() > 1:
             self._note_residual(layers, other.layers)
@@ -346,7 +350,7 @@ class Dataflow(TorchDispatchMode):
     def _is_constant(self, tensor: Tensor) -> bool:
         return self._storages.of(tensor).nature != "data"
 
-    def _generic(self, name: str, func: Any, inputs: list[Tensor]) -> Record:
+    def _generic(self, name: str, func: Any, inputs: list[Tensor]) -> Contents:
         """All other operations: what is in the result is what is in the inputs."""
         pointwise = torch.Tag.pointwise in getattr(func, "tags", ())
         read = inputs[1:] if name in _OVERWRITE else inputs
@@ -374,17 +378,17 @@ class Dataflow(TorchDispatchMode):
             if name in ("add", "add_", "sub", "sub_") and same:
                 self._note_residual(*layers)
             layouts = self._kept(name, pointwise, data, True)
-            return Record("data", frozenset().union(*layers), layouts=layouts)
+            return Contents("data", frozenset().union(*layers), layouts=layouts)
         if weights:
             parameters = frozenset().union(*(self._storages.shown(t, r) for t, r in weights))
             keeps = pointwise or name in _KEEP_PLACES
             if not keeps and name not in _LOOKUPS:
                 self.computed |= parameters
             layouts = self._kept(name, pointwise, [t for t, _ in weights], False)
-            return Record("weight", parameters=parameters, layouts=layouts)
-        return Record("constant")
+            return Contents("weight", parameters=parameters, layouts=layouts)
+        return Contents("constant")
 
-    def _chosen_matrices(self, weight: Tensor, record: Record, index: Tensor) -> Record:
+    def _chosen_matrices(self, weight: Tensor, record: Contents, index: Tensor) -> Contents:
         """Some of the matrices in a parameter of three axes or more, such as some experts."""
         layouts = []
         for places in self._storages.places(weight, False):

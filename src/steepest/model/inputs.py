@@ -73,29 +73,29 @@ class Inputs:
             last, version, known = self._last
             if last is tensor and version == tensor._version and len(known) == groups:
                 return known
-        found = []
+        ranks = []
         for A in _parts(tensor, groups):
             centred = None if self._entering_only else _rank(A.float() - A.float().mean(0))
-            found.append((_rank(A), centred))
-        self._last = tensor, tensor._version, found
-        return found
+            ranks.append((_rank(A), centred))
+        self._last = tensor, tensor._version, ranks
+        return ranks
 
     def _seen(self, name: str, groups: int, module: nn.Module) -> Seen:
-        def indicators(found: Activations) -> None:
+        def indicators(activations: Activations) -> None:
             assert isinstance(module, nn.Embedding)
-            counts = torch.bincount(found.entering.flatten(), minlength=module.num_embeddings)
+            counts = torch.bincount(activations.entering.flatten(), minlength=module.num_embeddings)
             share = (counts.max() / counts.sum()).item()
             more: tuple[float | None, float | None] = (None, None)
             if not self._entering_only:
-                more = _centred_indicator(counts), _rank(found.leaving)
+                more = _centred_indicator(counts), _rank(activations.leaving)
             self.ranks[name, 0] = InputRanks(1 / share, *more, int(counts.sum()))
 
-        def tokens(found: Activations) -> None:
-            tokens = found.entering.shape[:-1].numel()
-            given = self._entering(found.entering, groups)
-            for group, B in enumerate(_parts(found.leaving, groups)):
+        def tokens(activations: Activations) -> None:
+            tokens = activations.entering.shape[:-1].numel()
+            entering = self._entering(activations.entering, groups)
+            for group, B in enumerate(_parts(activations.leaving, groups)):
                 leaving = None if self._entering_only else _rank(B)
-                self.ranks[name, group] = InputRanks(*given[group], leaving, tokens)
+                self.ranks[name, group] = InputRanks(*entering[group], leaving, tokens)
 
         return indicators if isinstance(module, nn.Embedding) else tokens
 

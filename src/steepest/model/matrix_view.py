@@ -150,10 +150,10 @@ class MatrixView(_Fields):
         """Return `(out, in)` of what `matrices` returns, of whole matrices also for their parts."""
         if block is None and self.is_plain:
             return [(self.rows, self.columns)]
-        each = [(outputs, self.inputs) for outputs in self._split_sizes()] * self.batch
+        shapes = [(outputs, self.inputs) for outputs in self._split_sizes()] * self.batch
         if block is None:
-            return each
-        return [size for size in each for _ in range(math.prod(-(-n // block) for n in size))]
+            return shapes
+        return [size for size in shapes for _ in range(math.prod(-(-n // block) for n in size))]
 
     def block_shapes(self, block: int | None = None) -> list[tuple[int, int]]:
         """Return the shape of each of what `matrices` returns."""

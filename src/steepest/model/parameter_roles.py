@@ -364,7 +364,7 @@ def _is_embedding_too(model: nn.Module, names: list[str]) -> bool:
 
 
 def _overridden(
-    name: str, parameter: Tensor, found: Role, view: MatrixView | None, choice: Override
+    name: str, parameter: Tensor, guess: Role, view: MatrixView | None, choice: Override
 ) -> tuple[Role, MatrixView | None]:
     """Role and view as the user wants them; a role keeps what is known of the layout."""
     shape = tuple(parameter.shape)
@@ -372,7 +372,7 @@ def _overridden(
         choice.check(shape)
         return "hidden", choice
     if choice == "transposed":  # and of the same role, if that is or may be a matrix
-        role: Role = found if found in ("experts", "head") else "hidden"
+        role: Role = guess if guess in ("experts", "head") else "hidden"
         return role, (view or MatrixView.of(shape))._replace(transposed=True, splits=())
     if choice not in get_args(Role):
         raise ValueError(

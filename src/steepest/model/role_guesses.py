@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
-from steepest.model.attention_sizes import HEAD_SIZE, HEADS, KV_HEADS, number
+from steepest.model.attention_sizes import HEAD_SIZE, HEADS, KV_HEADS, first_size
 from steepest.model.matrix_view import MatrixView
 
 Role = Literal["hidden", "conv", "qkv", "experts", "embedding", "head", "vector"]
@@ -200,7 +200,7 @@ def _linear(path: str, shape: tuple[int, ...], module: nn.Module, parent: nn.Mod
 
 def _number(names: tuple[str, ...], module: nn.Module) -> int | None:
     """The first of these that is an integer of the module or, failing that, of its config."""
-    return number(names, module, getattr(module, "config", None), getattr(module, "cfg", None))
+    return first_size(names, module, getattr(module, "config", None), getattr(module, "cfg", None))
 
 
 def _qkv_splits(name: str, view: MatrixView, attention: nn.Module) -> tuple[int, ...]:
@@ -438,7 +438,7 @@ def _in_blocks(name: str, model: nn.Module) -> bool:
             return True
         if isinstance(ancestor, nn.Sequential):
             kinds = [type(child) for child in ancestor if any(child.children())]
-            mine = type(ancestor.get_submodule(parts[i]))
-            if mine is not nn.Sequential and kinds.count(mine) > 1:
+            kind = type(ancestor.get_submodule(parts[i]))
+            if kind is not nn.Sequential and kinds.count(kind) > 1:
                 return True
     return False

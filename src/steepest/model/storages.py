@@ -18,7 +18,7 @@ NONE: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
-class Record:
+class Contents:
     """What is known of a storage.
 
     Attributes:
@@ -42,7 +42,7 @@ class Storages:
     """
 
     def __init__(self, model: nn.Module):
-        self._records: dict[int, Record] = {}
+        self._records: dict[int, Contents] = {}
         self._alive: dict[int, StorageWeakRef] = {}  # an address is not used again while it is here
         self._fresh: set[int] = set()
         self._before: list[tuple[Tensor, Tensor]] = []
@@ -50,16 +50,16 @@ class Storages:
         for module in model.modules():
             for value in (*module._buffers.values(), *module.__dict__.values()):
                 if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                    self.set(value, Record("constant"))
+                    self.set(value, Contents("constant"))
         for number, p in enumerate(model.parameters()):
             logical = torch.empty(p.shape, device="meta").stride()
             places = tuple(s * integers(n) for n, s in zip(p.shape, logical, strict=True))
             layout = Places(number, False, 0, places).layout(p)
-            known = self.of(p) if (key := key_of(p)) in self._records else Record("weight")
+            known = self.of(p) if (key := key_of(p)) in self._records else Contents("weight")
             if key is not None:
                 layouts = (*known.layouts, layout)
                 both = known.parameters | {number}
-                self.set(p, Record("weight", parameters=both, layouts=layouts))
+                self.set(p, Contents("weight", parameters=both, layouts=layouts))
 
     def keep(self, tensor: Tensor) -> None:
         """Copy a tensor from before, which is about to be written to."""
@@ -72,24 +72,24 @@ class Storages:
             whole = whole.as_strided((size,), (1,), 0)
             self._before.append((whole, whole.clone()))
 
-    def set(self, tensor: Tensor, record: Record) -> None:
+    def set(self, tensor: Tensor, record: Contents) -> None:
         """Note what is known of a tensor, and of all that share its storage."""
         key = key_of(tensor)
         if key is not None:
             self._records[key] = record
             self._alive.setdefault(key, StorageWeakRef(tensor.untyped_storage()))
 
-    def of(self, tensor: Tensor) -> Record:
+    def of(self, tensor: Tensor) -> Contents:
         """Return what is known of a tensor; one from outside the model is data."""
         key = key_of(tensor)
-        return self._records.get(key, Record("data")) if key is not None else Record("data")
+        return self._records.get(key, Contents("data")) if key is not None else Contents("data")
 
     def places(self, tensor: Tensor, of_result: bool) -> list[Places]:
         """Return which entries of parameters, or columns of results, a tensor shows."""
-        layouts = [each for each in self.of(tensor).layouts if each.of_result == of_result]
-        return [seen for each in layouts if (seen := each.seen_by(tensor)) is not None]
+        layouts = [layout for layout in self.of(tensor).layouts if layout.of_result == of_result]
+        return [seen for layout in layouts if (seen := layout.seen_by(tensor)) is not None]
 
-    def shown(self, tensor: Tensor, record: Record) -> frozenset[int]:
+    def shown(self, tensor: Tensor, record: Contents) -> frozenset[int]:
         """Return the parameters behind a weight: of several in one storage those that it shows."""
         several = len(record.parameters) > 1
         if several and record.parameters == {layout.source for layout in record.layouts}:

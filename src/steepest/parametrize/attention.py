@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from steepest.model.attention_sizes import HEAD_SIZE, HEADS, WIDTH, number
+from steepest.model.attention_sizes import HEAD_SIZE, HEADS, WIDTH, first_size
 from steepest.model.matrix_view import MatrixView
 from steepest.parametrize.dimensions import Blueprint, Growth
 from steepest.parametrize.multipliers import Folds, add, own_parameters
@@ -24,7 +24,7 @@ _OF_TORCH = (
 )  # fmt: skip
 
 
-def fold_attention(found: Folds, growth: Growth, head_size: HeadSize | None) -> None:
+def fold_attention(multipliers: Folds, growth: Growth, head_size: HeadSize | None) -> None:
     """Turn 1/sqrt(d) into 1/d, relative to the base: logits times sqrt(d_base / d)."""
     model, seen = growth.target.model, set()
     for row in growth.target.table:
@@ -40,8 +40,8 @@ def fold_attention(found: Folds, growth: Growth, head_size: HeadSize | None) -> 
         seen.add(attention)
         before = growth.counterparts[row.name][0].removesuffix(row.name[len(attention) :])
         now, then = (
-            _head_size(each, where, head_size, None if fused else each[name].view)
-            for each, where, name in (
+            _head_size(blueprint, where, head_size, None if fused else blueprint[name].view)
+            for blueprint, where, name in (
                 (growth.target, attention, row.name),
                 (growth.base, before, growth.counterparts[row.name][0]),
             )
@@ -62,11 +62,11 @@ def fold_attention(found: Folds, growth: Growth, head_size: HeadSize | None) -> 
         norms = _query_norms(model.get_submodule(attention))
         if norms:  # they would undo what comes before them
             for norm in norms:
-                _fold_norm(found, model, _join(attention, norm), scale, reason)
+                _fold_norm(multipliers, model, _join(attention, norm), scale, reason)
         elif fused:
-            _fold_fused(found, model, row.name, attention, scale, reason)
+            _fold_fused(multipliers, model, row.name, attention, scale, reason)
         else:
-            add(found, [row.name] if bare else own_parameters(model, path), scale, reason)
+            add(multipliers, [row.name] if bare else own_parameters(model, path), scale, reason)
     if head_size is None:
         _check_all_seen(growth, seen)
 
@@ -94,7 +94,7 @@ def _check_all_seen(growth: Growth, seen: set[str]) -> None:
 
 
 def _fold_fused(
-    found: Folds, model: nn.Module, name: str, attention: str, scale: float, reason: str
+    multipliers: Folds, model: nn.Module, name: str, attention: str, scale: float, reason: str
 ) -> None:
     """Query, key and value in one parameter have one rate, so all three get sqrt(scale).
 
@@ -120,14 +120,15 @@ def _fold_fused(
             "itself, and pass head_size=lambda model: 1"
         )
     _check_norms(module, attention, name, outputs[0])
-    add(found, [n for n in own if n in parameters], root, f"{reason}, over query and key")
-    add(found, [f"{outputs[0]}.weight"], 1 / root, f"{reason}, taken back from the values", False)
+    add(multipliers, [n for n in own if n in parameters], root, f"{reason}, over query and key")
+    opposite = f"{reason}, taken back from the values"
+    add(multipliers, [f"{outputs[0]}.weight"], 1 / root, opposite, False)
 
 
 def _check_norms(attention: nn.Module, path: str, name: str, output: str) -> None:
     """Raise for a norm between values and output layer, which undoes what the values get."""
     children = [n for n, _ in attention.named_children()]
-    fused, last = (each.removesuffix(".weight").rpartition(".")[2] for each in (name, output))
+    fused, last = (layer.removesuffix(".weight").rpartition(".")[2] for layer in (name, output))
     first = children.index(fused) if fused in children else -1
     for i, (child, module) in enumerate(attention.named_children()):
         between = first < i < children.index(last) or re.search("inner|sub", child)
@@ -141,16 +142,16 @@ def _check_norms(attention: nn.Module, path: str, name: str, output: str) -> Non
 
 def _query_norms(attention: nn.Module) -> list[str]:
     """Names of the norms of queries, also of those inside a norm of queries and keys."""
-    found = []
+    norms = []
     for name, child in attention.named_children():
         if isinstance(child, nn.Identity):
             continue
-        inside = [n for n, each in child.named_children() if _is_query_norm(n, each)]
+        inside = [n for n, module in child.named_children() if _is_query_norm(n, module)]
         if inside and type(child).__name__.endswith("Norm"):
-            found += [f"{name}.{n}" for n in inside]
+            norms += [f"{name}.{n}" for n in inside]
         elif _is_query_norm(name, child):
-            found.append(name)
-    return found
+            norms.append(name)
+    return norms
 
 
 def _is_query_norm(name: str, module: nn.Module) -> bool:
@@ -158,7 +159,7 @@ def _is_query_norm(name: str, module: nn.Module) -> bool:
     return bool(_QUERY_NORM.match(name)) or (named and type(module).__name__.endswith("Norm"))
 
 
-def _fold_norm(found: Folds, model: nn.Module, path: str, scale: float, reason: str) -> None:
+def _fold_norm(multipliers: Folds, model: nn.Module, path: str, scale: float, reason: str) -> None:
     """Fold the scale into the gain of a norm; into its root if the norm is that of keys too."""
     names = own_parameters(model, path)
     if not names:
@@ -169,13 +170,13 @@ def _fold_norm(found: Folds, model: nn.Module, path: str, scale: float, reason: 
         )
     parts = set(path.rpartition(".")[2].lower().split("_"))
     both = bool(_OF_BOTH & parts)
-    add(found, names, math.sqrt(scale) if both else scale, f"{reason}, {_IN_A_NORM}")
+    add(multipliers, names, math.sqrt(scale) if both else scale, f"{reason}, {_IN_A_NORM}")
 
 
-def check_gains(model: nn.Module, found: Folds) -> None:
+def check_gains(model: nn.Module, multipliers: Folds) -> None:
     """Raise for a folded gain that is all zeros: its norm multiplies with 1 + gain."""
-    for name, those in found.items():
-        of_norm = name.endswith(".weight") and any(_IN_A_NORM in each.reason for each in those)
+    for name, those in multipliers.items():
+        of_norm = name.endswith(".weight") and any(_IN_A_NORM in fold.reason for fold in those)
         if of_norm and not model.get_parameter(name).any():
             raise ValueError(
                 f"got {name}, a gain of zeros, whose norm multiplies with 1 + gain, so that the "
@@ -185,25 +186,25 @@ def check_gains(model: nn.Module, found: Folds) -> None:
 
 
 def _head_size(
-    blueprint: Blueprint, attention: str, given: HeadSize | None, query: MatrixView | None
+    blueprint: Blueprint, attention: str, head_size: HeadSize | None, query: MatrixView | None
 ) -> int | None:
     """The size of a head: given, or said by the attention module, its config or the model's.
 
     The heads share the outputs of a query of its own, which need not be as many as the width.
     """
     model = blueprint.model
-    if given is not None:
-        return given(model)
+    if head_size is not None:
+        return head_size(model)
     module = model.get_submodule(attention)
     sources = (module, getattr(module, "config", None), getattr(model, "config", None))
-    heads = number(HEADS, *sources)
+    heads = first_size(HEADS, *sources)
     if query is not None and heads is not None and query.outputs % heads == 0:
         return query.outputs // heads
     for source in sources:
-        size = number(HEAD_SIZE, source)
+        size = first_size(HEAD_SIZE, source)
         if size is not None:
             return size
-        width, heads = number(WIDTH, source), number(HEADS, source)
+        width, heads = first_size(WIDTH, source), first_size(HEADS, source)
         if width is not None and heads is not None:
             return width // heads
     return None

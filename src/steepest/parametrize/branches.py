@@ -64,7 +64,7 @@ def check_depth(growth: Growth, branches: Sequence[str] | None) -> None:
 
 
 def fold_branches(
-    found: Folds, growth: Growth, alpha: float, branches: Sequence[str] | None
+    multipliers: Folds, growth: Growth, alpha: float, branches: Sequence[str] | None
 ) -> None:
     """Multiply what every branch ends with by the ratio of the numbers of blocks to -alpha."""
     model = growth.target.model
@@ -84,7 +84,7 @@ def fold_branches(
                 "its own, as the end of a branch; expected branches=[...], patterns for the last "
                 "layer of every branch"
             )
-        add(found, own, (now / before) ** -alpha, reason)
+        add(multipliers, own, (now / before) ** -alpha, reason)
 
 
 def _known_ends(growth: Growth) -> list[str]:
@@ -96,7 +96,9 @@ def _known_ends(growth: Growth) -> list[str]:
         if not _has_matrices(block):  # a list of norms beside those of layers
             continue
         names = {name for name, _ in block.named_modules()}
-        known = [each for each in BRANCHES.get(type(block).__name__, ()) if names.issuperset(each)]
+        known = [
+            paths for paths in BRANCHES.get(type(block).__name__, ()) if names.issuperset(paths)
+        ]
         if not known:
             raise ValueError(
                 f"got {where} growing from {growth.lists[where][0]} to {growth.lists[where][1]} "
@@ -104,8 +106,8 @@ def _known_ends(growth: Growth) -> list[str]:
                 "branches=[...], patterns for the last layer of every branch, such as "
                 f'"{where}.*.attention.output". If a branch ends with a norm, name the norm'
             )
-        found = [*known[0], *(end for end in _CROSS_ATTENTION if end in names)]
-        inside = {*_INNER, *(end.split(".")[0] for end in found)}
+        block_ends = [*known[0], *(end for end in _CROSS_ATTENTION if end in names)]
+        inside = {*_INNER, *(end.split(".")[0] for end in block_ends)}
         for name, child in block.named_children():
             if name not in inside and _has_matrices(child):
                 raise ValueError(
@@ -113,7 +115,7 @@ def _known_ends(growth: Growth) -> list[str]:
                     "that it may be a branch of its own; expected branches=[...], patterns for the "
                     "last layer of every branch"
                 )
-        ends += [f"{path}.{end}" for end in found]
+        ends += [f"{path}.{end}" for end in block_ends]
     return ends
 
 

@@ -31,12 +31,12 @@ def uses(model: nn.Module) -> dict[str, int]:
 
 def settings(model: nn.Module) -> dict[str, Any]:
     """Numbers and strings that modules keep, of their own and in their configs."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for path, module in model.named_modules():
         for name, value in {**vars(type(module)), **vars(module)}.items():
             if not name.startswith("_") and name != "training":
-                found |= _flat(f"{path}.{name}", value)
-    return found
+                values |= _flat(f"{path}.{name}", value)
+    return values
 
 
 def _flat(name: str, value: Any, depth: int = 3) -> dict[str, Any]:
@@ -51,8 +51,8 @@ def _flat(name: str, value: Any, depth: int = 3) -> dict[str, Any]:
             name: getattr(value, name, None) for name in getattr(value, "__slots__", None) or ()
         }
         value = getattr(value, "__dict__", slots)
-    parts = [_flat(f"{name}.{key}", each, depth - 1) for key, each in value.items()]
-    return {key: each for part in parts for key, each in part.items()}
+    parts = [_flat(f"{name}.{key}", entry, depth - 1) for key, entry in value.items()]
+    return {key: entry for part in parts for key, entry in part.items()}
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:

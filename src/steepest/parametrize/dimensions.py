@@ -101,7 +101,7 @@ def growth(
                 raise
             continue
         _check_sequentials(last, after)
-        _check_axes(last, after, {each: _ratio(each, base, target) for each in waiting})
+        _check_axes(last, after, {name: _ratio(name, base, target) for name in waiting})
         if numbers := _only_numbers(last, after, waiting, base, target):
             alone |= dict.fromkeys(waiting, numbers)
         if _only_deepens(last, after):
@@ -110,15 +110,15 @@ def growth(
         last, waiting = after, []
     lists = growing_lists(first.shapes, last.shapes)
     counterparts = {name: counterparts_of(name, first, lists) for name in last.shapes}
-    found = {}
+    row_sizes = {}
     for row in last.table:
         where = in_list(row.name, lists)
         blocks = 1.0 if where is None else lists[where][1] / lists[where][0]
         module = last.model.get_submodule(row.name.rpartition(".")[0])
-        found[row.name] = size_of(row, first[counterparts[row.name][0]], module, blocks)
-    check_embeddings(last.table, {n: first[c[0]] for n, c in counterparts.items()}, found)
+        row_sizes[row.name] = size_of(row, first[counterparts[row.name][0]], module, blocks)
+    check_embeddings(last.table, {n: first[c[0]] for n, c in counterparts.items()}, row_sizes)
     grown = Growth(
-        first, last, found, counterparts, lists, tuple(deepening), alone, frozenset(differ)
+        first, last, row_sizes, counterparts, lists, tuple(deepening), alone, frozenset(differ)
     )
     _check_lists(grown, deepened)
     return grown
@@ -200,8 +200,8 @@ def _check_sequentials(before: Blueprint, after: Blueprint) -> None:
         if not isinstance(after.model.get_submodule(where), nn.Sequential):
             continue
         old, new = (
-            [_form(layer) for layer in each.model.get_submodule(where).children() if _form(layer)]
-            for each in (before, after)
+            [_form(layer) for layer in side.model.get_submodule(where).children() if _form(layer)]
+            for side in (before, after)
         )
         shorter, longer = sorted((old, new), key=len)
         if shorter[-1] == longer[-1] != longer[len(shorter) - 1]:
@@ -221,18 +221,18 @@ def _form(layer: nn.Module) -> list[tuple[str, ...]]:
 
 def _members(names: Iterable[str]) -> dict[str, set[str]]:
     """The numbered members of each module."""
-    found = defaultdict(set)
+    members = defaultdict(set)
     for name in names:
         parts = name.split(".")
         for i, part in enumerate(parts):
             if part.isdigit():
-                found[".".join(parts[:i])].add(part)
-    return found
+                members[".".join(parts[:i])].add(part)
+    return members
 
 
 def in_list(name: str, lists: Mapping[str, Any]) -> str | None:
     """Return the growing list that a parameter or module is in."""
-    return next((each for each in lists if _index(name, each)), None)
+    return next((path for path in lists if _index(name, path)), None)
 
 
 def _index(name: str, where: str) -> re.Match[str] | None:
@@ -253,17 +253,17 @@ def pattern_of(name: str, lists: Mapping[str, Any]) -> str:
 def counterparts_of(name: str, base: Blueprint, lists: Mapping[str, Any]) -> list[str]:
     """Return the parameters of the base that do what this one does at the target."""
     pattern = pattern_of(name, lists)
-    found = [each for each in base.shapes if pattern_of(each, lists) == pattern]
-    if not found:
+    counterparts = [other for other in base.shapes if pattern_of(other, lists) == pattern]
+    if not counterparts:
         raise ValueError(
             f"got {name} at the target, and nothing like it at the base; expected models that "
             "differ in widths and in the number of layers alone, with the layers in a list"
         )
     shapes = base.shapes
-    if name in found and len({shapes[each] for each in found}) > 1:
+    if name in counterparts and len({shapes[other] for other in counterparts}) > 1:
         return [name]
     # The first layer of a stage may have another shape; new layers repeat the last one.
-    return [each for each in found if shapes[each] == shapes[found[-1]]]
+    return [other for other in counterparts if shapes[other] == shapes[counterparts[-1]]]
 
 
 def _only_numbers(
@@ -277,15 +277,15 @@ def _only_numbers(
     old, new = before.model, after.model
     if tensor_shapes(old) != tensor_shapes(new) or module_names(old) != module_names(new):
         return set()
-    found = changed(settings(old), settings(new))
-    if not found:
+    differences = changed(settings(old), settings(new))
+    if not differences:
         sizes = " and ".join(f"{key}={base[key]!r} and {target[key]!r}" for key in keys)
         raise ValueError(
             f"got {sizes}, which make the same model; expected sizes that change a shape, the "
             "number of modules or a number that a module keeps (self.heads = heads). Layers that "
             "are counted in a loop belong in an nn.ModuleList"
         )
-    return {name.rpartition(".")[2] for name in found}
+    return {name.rpartition(".")[2] for name in differences}
 
 
 def _only_deepens(before: Blueprint, after: Blueprint) -> bool:

@@ -27,14 +27,14 @@ def folds(
         ValueError: if the depth grows under a depth rule and the last layers of the residual
             branches are unknown; if the head size is needed and unknown.
     """
-    found: Folds = {}
+    multipliers: Folds = {}
     if rule in ALPHA:
         check_depth(growth, branches)
     if rule in ALPHA and growth.lists:
-        fold_branches(found, growth, ALPHA[rule], branches)
+        fold_branches(multipliers, growth, ALPHA[rule], branches)
     if rule not in ("sp", "ntp"):
-        fold_attention(found, growth, head_size)
-    return found
+        fold_attention(multipliers, growth, head_size)
+    return multipliers
 
 
 class ScaleInput:
@@ -60,12 +60,12 @@ def tied_heads(model: nn.Module, rule: Rule, grown: Growth) -> dict[str, float]:
     for path, module in model.named_modules():
         for p in module.parameters(recurse=False):
             owners[id(p)].append((path, module, p))
-    found = {}
+    factors = {}
     for key, those in owners.items():
         tables = [path for path, module, _ in those if isinstance(module, nn.Embedding)]
         for path, module, _ in those:
             if tables and not isinstance(module, nn.Embedding):
                 factor = readout_multiplier(rule, grown.sizes[names[key]])
                 if factor != 1:
-                    found[path] = factor
-    return found
+                    factors[path] = factor
+    return factors

@@ -38,13 +38,13 @@ def reference_rms(build: Build, sizes: Mapping[str, Any], growth: Growth) -> dic
     parameters = {n: p for n, p in model.named_parameters() if not is_constant(p)}
     reference = blueprint(build, sizes, None)
     lists = growing_lists(reference.shapes, growth.target.shapes)
-    found = {}
+    rms = {}
     for name in growth.target.shapes:
         like = [name] if not lists else counterparts_of(name, reference, lists)
-        squares = [mean_square(parameters[each]) for each in like if each in parameters]
+        squares = [mean_square(parameters[key]) for key in like if key in parameters]
         if squares:
-            found[name] = (sum(squares) / len(squares)) ** 0.5
-    return found
+            rms[name] = (sum(squares) / len(squares)) ** 0.5
+    return rms
 
 
 @torch.no_grad()

@@ -25,11 +25,11 @@ Folds = dict[str, list[Fold]]
 
 
 def add(
-    found: Folds, names: Iterable[str], multiplier: float, reason: str, of_output: bool = True
+    multipliers: Folds, names: Iterable[str], multiplier: float, reason: str, of_output: bool = True
 ) -> None:
     """Add a multiplier to those of each of these parameters."""
     for name in names:
-        found.setdefault(name, []).append(Fold(multiplier, reason, of_output))
+        multipliers.setdefault(name, []).append(Fold(multiplier, reason, of_output))
 
 
 def own_parameters(model: nn.Module, path: str) -> list[str]:

@@ -157,11 +157,11 @@ class Parametrized(Result):
                 adamw_lr = lr * kind.adamw_ratio({**_defaults(self._record), **every})
         update_key = update_of(kind, every, self.rule).eps
         groups = []
-        for (update, factor, eps_factor, shrink), found in members.items():
+        for (update, factor, eps_factor, shrink), roles in members.items():
             inner = ours and update == ADAMW
             rate = adamw_lr if inner and adamw_lr is not None else lr
             group: dict[str, Any] = {
-                "params": [(role.name, role.parameter) for role in found],
+                "params": [(role.name, role.parameter) for role in roles],
                 "name": f"{update}, lr x {factor:.10g}, eps x {eps_factor:.10g}, decay {shrink:g}",
                 "lr_factor": factor,
                 "lr": rate * factor,
@@ -170,9 +170,9 @@ class Parametrized(Result):
             if inner:
                 group["geometry"] = ADAMW
             elif ours:
-                group["views"] = [role.view for role in found]
+                group["views"] = [role.view for role in roles]
                 for key, values in marks.items():
-                    group[key] = [values.get(role.name) for role in found]
+                    group[key] = [values.get(role.name) for role in roles]
             if eps_key := "eps" if inner else update_key:
                 group[eps_key] = eps * eps_factor
             groups.append(group)

@@ -78,9 +78,9 @@ def _check_parts(row: ParameterRole, old: ParameterRole) -> None:
         return
     parts = [n / m for (n, _), (m, _) in zip(new.sizes(), before.sizes(), strict=True)]
     if max(parts) > 1.05 * min(parts):
-        each = ", ".join(f"{ratio:.4g}" for ratio in parts)
+        ratios = ", ".join(f"{ratio:.4g}" for ratio in parts)
         raise ValueError(
-            f"got the output axis of {row.name}, whose {len(parts)} matrices grow by {each}; "
+            f"got the output axis of {row.name}, whose {len(parts)} matrices grow by {ratios}; "
             "expected one ratio, since a parameter has one learning rate; let them grow alike, or "
             "keep them in parameters of their own"
         )
@@ -132,12 +132,12 @@ def check_embeddings(
         if row.role != "embedding" or last != 1 or not grown or of_layer or _is_told(row):
             continue
         alike = [
-            each.name
-            for each in table
-            if each.is_matrix and {sizes[each.name].fan_in, sizes[each.name].fan_out} & grown
+            other.name
+            for other in table
+            if other.is_matrix and {sizes[other.name].fan_in, sizes[other.name].fan_out} & grown
         ]
         if alike:
-            before, now = (tuple(each.parameter.shape) for each in (base[row.name], row))
+            before, now = (tuple(role.parameter.shape) for role in (base[row.name], row))
             raise ValueError(
                 f"got {row.name} ({row.reason}) growing from {before} to {now} as "
                 f"{alike[0]} does, and not in its last axis; "

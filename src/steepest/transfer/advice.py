@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from steepest.results import Column, Result, ResultTable
 from steepest.statistics import fit
@@ -14,6 +16,9 @@ from steepest.transfer.runs import written
 
 if TYPE_CHECKING:
     from steepest.transfer.optima import RateTransfer
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,7 +74,29 @@ class Advice(Result):
         )
 
 
-def advise(found: Sequence[RateTransfer], target: Mapping[str, Any]) -> Advice | None:
+def _renamed(old: str, new: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Let a function take an argument by its old name too, with a warning."""
+
+    def decorator(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def renaming(*args: P.args, **kwargs: P.kwargs) -> T:
+            if old in kwargs:
+                warnings.warn(
+                    f"{old}= of {function.__name__} is called {new}= now; the old name goes with "
+                    "the next version",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return renaming
+
+    return decorator
+
+
+@_renamed("found", "transfers")
+def advise(transfers: Sequence[RateTransfer], target: Mapping[str, Any]) -> Advice | None:
     """Return the rate at `target` that a straight line through the best rates has there.
 
     The line is log2 of the best rate after all steps, of each size and seed, against log2 of each
@@ -77,7 +104,7 @@ def advise(found: Sequence[RateTransfer], target: Mapping[str, Any]) -> Advice |
     t. It is wide where the target is far beyond what was tried, or where few sizes were.
 
     Args:
-        found: one for each size that was grown, all from the same base.
+        transfers: one for each size that was grown, all from the same base.
         target: has a value for every size that was grown.
 
     Returns:
@@ -87,12 +114,12 @@ def advise(found: Sequence[RateTransfer], target: Mapping[str, Any]) -> Advice |
     Raises:
         ValueError: for a target without a size that was grown.
     """
-    axes = [axis_of([row.size for row in each.rows]) for each in found]
+    axes = [axis_of([row.size for row in transfer.rows]) for transfer in transfers]
     if missing := [name for name, _ in axes if name not in target]:
         raise ValueError(f"got a target without {missing[0]}, expected all of {dict(axes)}")
     points: dict[tuple[Any, ...], float] = {}  # the base is in every one of them
-    for k, each in enumerate(found):
-        for row, value in zip(each.rows, axes[k][1], strict=True):
+    for k, transfer in enumerate(transfers):
+        for row, value in zip(transfer.rows, axes[k][1], strict=True):
             grown = [0.0] * len(axes)
             grown[k] = math.log2(value / axes[k][1][0])
             for seed in range(len(row.scores[row.lr])):
@@ -104,5 +131,5 @@ def advise(found: Sequence[RateTransfer], target: Mapping[str, Any]) -> Advice |
     rate = line.at(at)
     if rate is None:
         return None
-    slopes = {name: each for (name, _), each in zip(axes, line.slopes, strict=True)}
+    slopes = {name: slope for (name, _), slope in zip(axes, line.slopes, strict=True)}
     return Advice({**target}, 2.0**rate.value, 2.0**rate.low, 2.0**rate.high, slopes, len(points))

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Unpack
 
 from rich.console import RenderableType
 from rich.text import Text
 from torch.optim import Optimizer
 
+from steepest.curvature.loss_function import Loss
 from steepest.optim.family import record_of
 from steepest.parametrize.dimensions import Build, growth
 from steepest.parametrize.folding import folds
@@ -23,13 +24,13 @@ from steepest.transfer.consistency import SuperConsistency, super_consistency
 from steepest.transfer.coordinates import (
     BlownUp,
     CoordinateCheck,
-    Loss,
     axis_of,
     coordinate_check,
 )
 from steepest.transfer.optima import RateTransfer
 from steepest.transfer.outcomes import Outcome, together, within
 from steepest.transfer.rates import rate_transfer
+from steepest.transfer.runs import ParametrizeOptions
 
 HORIZON = 0.5
 """Octaves between half of the steps and all, from which the number of steps is worth a word."""
@@ -98,7 +99,7 @@ class TransferCheck(Result):
             f"{axis.name}: {said}"
             for axis in self.axes
             for said in (
-                *(each.verdict for each in axis.rates.horizons),
+                *(horizon.verdict for horizon in axis.rates.horizons),
                 *([f"coordinate check {axis.coordinates.verdict}"] if axis.coordinates else []),
                 *([axis.consistency.verdict] if axis.consistency else []),
                 *axis.blown,
@@ -139,7 +140,7 @@ class TransferCheck(Result):
             if part
         ]
         lines = [*(f"  {reason}" for reason in self.reasons), str(self.advice or _NO_ADVICE)]
-        lines += ["tune again:", *(f"  {what}" for what in self.retune)]
+        lines += ["tune again:", *(f"  {setting}" for setting in self.retune)]
         return (*tables, Text(self.verdict, style="bold"), Text("\n".join(lines)))
 
     def as_dict(self) -> dict[str, Any]:
@@ -179,7 +180,7 @@ def check_transfer(
     grid_only: bool = False,
     path: str | Path | None = None,
     on_run: Callable[[str, str, float], None] = lambda phase, said, done: None,
-    **how: Any,
+    **options: Unpack[ParametrizeOptions],
 ) -> TransferCheck:
     """Find out whether a learning rate transfers over width, depth or any size, and which to use.
 
@@ -188,7 +189,7 @@ def check_transfer(
     rates transfer where they do. All three at the same rates, steps and seeds.
 
     Args:
-        build, batches, loss, lr, rule, optimizer, seeds, grid_only, path, how: as for
+        build, batches, loss, lr, rule, optimizer, seeds, grid_only, path, options: as for
             `rate_transfer`.
         sizes: for each size that grows its sizes, such as `[[dict(width=64), dict(width=128)],
             [dict(depth=2), dict(depth=8)]]`. The first of all of them together are the base.
@@ -203,35 +204,35 @@ def check_transfer(
     """
     optimizer = record_of(optimizer).name
     base = dict(base or {})
-    for each in sizes:
-        base |= each[0]
+    for axis_sizes in sizes:
+        base |= axis_sizes[0]
     largest = dict(base)
-    for each in sizes:
-        largest |= each[-1]
-    grow = {key for each in sizes for size in each[1:] for key in size}
+    for axis_sizes in sizes:
+        largest |= axis_sizes[-1]
+    grow = {key for axis_sizes in sizes for size in axis_sizes[1:] for key in size}
     if unknown := {k for k, v in (target or {}).items() if k not in grow and v != base.get(k)}:
         raise ValueError(
             f"got {sorted(unknown)} in target, which none of the sizes grows, so nothing would be "
             f"known of it; expected some of {sorted(grow)}"
         )
     shared: dict[str, Any] = {
-        "rule": rule, "optimizer": optimizer, "seeds": seeds, "base": base, "path": path, **how
+        "rule": rule, "optimizer": optimizer, "seeds": seeds, "base": base, "path": path, **options
     }  # fmt: skip
-    names = [axis_of(each)[0] for each in sizes]
+    names = [axis_of(axis_sizes)[0] for axis_sizes in sizes]
     deepens = []
-    for each in sizes:  # before hours are spent: these raise for what the rule cannot place
-        found = growth(build, base, {**base, **each[-1]}, how.get("roles"))
-        folds(found, rule, how.get("branches"), how.get("head_size"))
-        deepens.append(bool(found.deepening))
+    for axis_sizes in sizes:  # before hours are spent: these raise for what the rule cannot place
+        change = growth(build, base, {**base, **axis_sizes[-1]}, options.get("roles"))
+        folds(change, rule, options.get("branches"), options.get("head_size"))
+        deepens.append(bool(change.deepening))
     axes = []
-    for name, each, deeper in zip(names, sizes, deepens, strict=True):
-        grown = [{**base, **size} for size in each]
+    for name, axis_sizes, deeper in zip(names, sizes, deepens, strict=True):
+        grown = [{**base, **size} for size in axis_sizes]
 
         def said(phase: str, name: str = name) -> Callable[[str, float], None]:
             return lambda said, done: on_run(f"{phase} over {name}", said, done)
 
         rates = rate_transfer(
-            build, each, batches, loss, lr=lr, steps=steps, grid_only=grid_only,
+            build, axis_sizes, batches, loss, lr=lr, steps=steps, grid_only=grid_only,
             on_run=said("rates"), **shared,
         )  # fmt: skip
         best, blown = rates.rows[0].lr, []
@@ -244,8 +245,9 @@ def check_transfer(
             blown.append(f"coordinates: {error}")
         try:
             consistency = super_consistency(
-                build, each, batches, loss, lr=best, steps=steps, on_run=said("sharpness"), **shared
-            )
+                build, axis_sizes, batches, loss, lr=best, steps=steps,
+                on_run=said("sharpness"), **shared,
+            )  # fmt: skip
         except BlownUp as error:
             blown.append(f"sharpness: {error}")
         axes.append(Axis(name, rates, coordinates, consistency, tuple(blown), deeper))
@@ -293,7 +295,7 @@ def _otherwise(axis: Axis) -> list[str]:
     if axis.rates.passed:
         return []
     if axis.rates.passed is None:
-        unknown = dict.fromkeys(said for each in axis.rates.horizons for said in each.unknown)
+        unknown = dict.fromkeys(said for horizon in axis.rates.horizons for said in horizon.unknown)
         return [
             f"the learning rate at each {axis.name}, or the check itself, which cannot tell: "
             + "; ".join(unknown)

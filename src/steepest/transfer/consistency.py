@@ -7,22 +7,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from steepest.curvature import NTK, Hessian, Stability, ntk_drift, preconditioned_sharpness
+from steepest.curvature.loss_function import Loss
 from steepest.optim.family import record_of
 from steepest.parametrize.dimensions import Build
 from steepest.parametrize.parametrization import Parametrized, parametrize
 from steepest.parametrize.rules import Rule
 from steepest.results import Column, Result, ResultTable
 from steepest.statistics import Interval, difference_interval, jackknife, log_slope
-from steepest.transfer.coordinates import BlownUp, Loss, axis_of
+from steepest.transfer.coordinates import BlownUp, axis_of
 from steepest.transfer.outcomes import Outcome, within
-from steepest.transfer.runs import Finished, named, seeded, training, written
+from steepest.transfer.runs import (
+    Finished,
+    ParametrizeOptions,
+    named,
+    torch_seeded,
+    training,
+    written,
+)
 
 SPREAD = 1.25
 """Largest over smallest sharpness of all sizes, up to which they count as one."""
@@ -176,7 +184,7 @@ def super_consistency(
     base: Mapping[str, Any] | None = None,
     path: str | Path | None = None,
     on_run: Callable[[str, float], None] = lambda said, done: None,
-    **how: Any,
+    **options: Unpack[ParametrizeOptions],
 ) -> SuperConsistency:
     """Follow the sharpness of every size along training at one rate of the base.
 
@@ -190,7 +198,7 @@ def super_consistency(
     by the rule's rates for SGD, which makes it the same however multipliers are folded.
 
     Args:
-        build, sizes, batches, loss, rule, optimizer, base, path, on_run, how: as for
+        build, sizes, batches, loss, rule, optimizer, base, path, on_run, options: as for
             `rate_transfer`, with one more batch at the end. Sharpness and kernel are those of
             `batches(0)`.
         lr: of the base; near its best, as small ones do not reach the edge.
@@ -208,9 +216,9 @@ def super_consistency(
     >>> x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
     >>> def loss(model, x):
     ...     return (model(x) - x[:, :1]).square().mean()
-    >>> found = super_consistency(build, [dict(width=8), dict(width=16)], lambda i: x, loss, lr=0.1,
-    ...                           optimizer="sgd", steps=12, seeds=1)
-    >>> found.rows[0].steps[:3], found.measure
+    >>> result = super_consistency(build, [dict(width=8), dict(width=16)], lambda i: x, loss,
+    ...                            lr=0.1, optimizer="sgd", steps=12, seeds=1)
+    >>> result.rows[0].steps[:3], result.measure
     ((0, 1, 2), 'preconditioned Hessian')
     """
     optimizer = record_of(optimizer).name
@@ -227,18 +235,18 @@ def super_consistency(
     for size in sizes:
         target, runs = {**base, **size}, []
         for seed in range(seeds):
-            what = (rule, optimizer, steps, every, base, target, sorted(how.items()), lr, seed)
+            key = (rule, optimizer, steps, every, base, target, sorted(options.items()), lr, seed)
 
             def run(target: dict[str, Any] = target, seed: int = seed) -> dict[str, Any]:
-                with seeded(seed):
+                with torch_seeded(seed):
                     made = parametrize(
                         build, base, target, rule=rule, optimizer=optimizer,
-                        example=lambda model: loss(model, batches(0)), **how,
+                        example=lambda model: loss(model, batches(0)), **options,
                     )  # fmt: skip
-                    kernel = _Kernel(made, build, batches(0), loss, how)
+                    kernel = _Kernel(made, build, batches(0), loss, options)
                     return _followed(made, kernel, lr, batches, loss, steps, every)
 
-            runs.append(finished(named("sharpness", *what, build, batches, loss), run))
+            runs.append(finished(named("sharpness", *key, build, batches, loss), run))
             done = (len(rows) * seeds + seed + 1) / (seeds * len(sizes))
             on_run(f"{written(size)}: {runs[-1]['ratios'][-1]:.2f} of the edge", done)
         rows.append(_curve(size, runs))
@@ -276,10 +284,10 @@ class _Kernel:
     """The tangent kernel of some outputs, its parameters weighted by the rates of SGD."""
 
     def __init__(
-        self, made: Parametrized, build: Build, batch: Any, loss: Loss, how: Mapping[str, Any]
+        self, made: Parametrized, build: Build, batch: Any, loss: Loss, options: Mapping[str, Any]
     ):
-        kept = {key: value for key, value in how.items() if key != "settings"}
-        with seeded(0):  # a model that is not looked at
+        kept = {key: value for key, value in options.items() if key != "settings"}
+        with torch_seeded(0):  # a model that is not looked at
             sgd = parametrize(
                 build, made.base, made.target, rule=made.rule, optimizer="sgd",
                 example=lambda model: loss(model, batch), **kept,
@@ -299,8 +307,8 @@ class _Kernel:
             size = kernel.shape[0]
             rows = torch.arange(min(size, _ROWS)) * size // min(size, _ROWS)
             total = total + rate * kernel.to_dense(rows)
-        found: Tensor = total
-        return found
+        result: Tensor = total
+        return result
 
 
 def _followed(
@@ -315,7 +323,7 @@ def _followed(
     """Train once; ratios, losses and the movement of the kernel."""
     first = kernel.matrix()
     rows: list[Stability] = []
-    found: dict[str, Any] = {"steps": [], "ratios": [], "losses": []}
+    curve: dict[str, Any] = {"steps": [], "ratios": [], "losses": []}
     taken = 0
     for taken, (_, optimizer) in enumerate(training(made, lr, batches, loss, steps + 1)):
         if taken % every or (not taken and made.has_memory):
@@ -324,16 +332,16 @@ def _followed(
         rows = preconditioned_sharpness(H, optimizer, start=rows, tolerance=0.01)
         largest = max(rows, key=lambda row: _entries(made, row))
         group = optimizer.param_groups[0]
-        found["steps"].append(taken)
-        found["ratios"].append(largest.ratio * group["initial_lr"] / group["lr"])
-        found["measure"] = largest.measure
-        found["losses"].append(H.loss())
+        curve["steps"].append(taken)
+        curve["ratios"].append(largest.ratio * group["initial_lr"] / group["lr"])
+        curve["measure"] = largest.measure
+        curve["losses"].append(H.loss())
     if taken < steps:
         raise BlownUp(
             f"got a run at {written(made.target)} that blew up after {taken} steps at lr={lr:g}, "
             "expected a smaller rate"
         )
-    return found | {"movement": ntk_drift(first, kernel.matrix()).distance}
+    return curve | {"movement": ntk_drift(first, kernel.matrix()).distance}
 
 
 def _entries(made: Parametrized, row: Stability) -> int:

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from steepest.curvature.loss_function import checked
+from steepest.curvature.loss_function import Loss, checked
 from steepest.optim.family import record_of
 from steepest.parametrize.dimensions import Build, growing_lists, pattern_of
 from steepest.parametrize.parametrization import Parametrized, parametrize
@@ -23,10 +23,15 @@ from steepest.parametrize.rules import Rule
 from steepest.results import Column, Result, ResultTable
 from steepest.statistics import Interval, log_slope, slope_interval
 from steepest.transfer.outcomes import Outcome, together, within
-from steepest.transfer.runs import Finished, fingerprint, named, seeded
+from steepest.transfer.runs import (
+    Finished,
+    ParametrizeOptions,
+    batch_fingerprint,
+    named,
+    torch_seeded,
+)
 
-Loss = Callable[[nn.Module, Any], Tensor]
-Run = dict[str, list[tuple[float, float]]]
+Measurements = dict[str, list[tuple[float, float]]]
 THRESHOLD = 0.1
 """Of the slope, up to which a layer passes."""
 
@@ -175,7 +180,7 @@ def coordinate_check(
     seeds: int = 3,
     path: str | Path | None = None,
     on_run: Callable[[str, float], None] = lambda said, done: None,
-    **how: Any,
+    **options: Unpack[ParametrizeOptions],
 ) -> CoordinateCheck:
     """Train a few steps at several sizes, and fit how each layer's change depends on the size.
 
@@ -204,7 +209,7 @@ def coordinate_check(
         steps: after how many steps to measure.
         seeds: runs with seeds 0, 1, ... for each size.
         path, on_run: as for `rate_transfer`.
-        how: for `parametrize`, such as `branches` or `settings` of the optimizer.
+        options: for `parametrize`, such as `branches` or `settings` of the optimizer.
 
     Raises:
         ValueError: for fewer than two sizes, none that grows, outputs that are not finite, and
@@ -213,23 +218,23 @@ def coordinate_check(
     optimizer = record_of(optimizer).name
     base = dict(sizes[0] if base is None else base)
     against, values = axis_of(sizes)
-    found: dict[tuple[str, int], list[list[float]]] = defaultdict(list)  # of a seed, of a size
+    changes: dict[tuple[str, int], list[list[float]]] = defaultdict(list)  # of a seed, of a size
     plain: dict[tuple[str, int], list[list[float]]] = defaultdict(list)
     finished, skipped = Finished(path), dict[str, None]()
     for seed in range(seeds):
-        runs: list[Run] = []
+        runs: list[Measurements] = []
         for size in sizes:
-            what = (rule, optimizer, list(steps), base, size, sorted(how.items()), lr, seed)
+            key = (rule, optimizer, list(steps), base, size, sorted(options.items()), lr, seed)
 
-            def run(size: Mapping[str, Any] = size, seed: int = seed) -> Run:
-                with seeded(seed):
+            def run(size: Mapping[str, Any] = size, seed: int = seed) -> Measurements:
+                with torch_seeded(seed):
                     made = parametrize(
                         build, base, size, rule=rule, optimizer=optimizer,
-                        example=lambda model: loss(model, batch), **how,
+                        example=lambda model: loss(model, batch), **options,
                     )  # fmt: skip
                     return _run(made, batch, loss, lr, steps)
 
-            name = named("coordinates", *what, build, loss, fingerprint(batch))
+            name = named("coordinates", *key, build, loss, batch_fingerprint(batch))
             runs.append(finished(name, run))
             done = seed * len(sizes) + len(runs)
             on_run(f"{against} {size[against]}", done / (seeds * len(sizes)))
@@ -237,10 +242,10 @@ def coordinate_check(
         runs = [{name: run[name] for name in run if name not in skipped} for run in runs]
         for name, of_sizes in _by_layer(runs).items():
             for t, step in enumerate(sorted(steps)):
-                found[name, step].append([each[t][0] for each in of_sizes])
-                plain[name, step].append([each[t][1] for each in of_sizes])
+                changes[name, step].append([measured[t][0] for measured in of_sizes])
+                plain[name, step].append([measured[t][1] for measured in of_sizes])
     rows = tuple(
-        _row(name, step, values, found[name, step], plain[name, step]) for name, step in found
+        _row(name, step, values, changes[name, step], plain[name, step]) for name, step in changes
     )
     if all(math.isnan(row.slope) for row in rows):
         raise ValueError(
@@ -268,7 +273,7 @@ def _run(
     loss: Loss,
     lr: float,
     steps: Sequence[int],
-) -> Run:
+) -> Measurements:
     """RMS of the change and of the output itself, for each layer, after each number of steps.
 
     Nothing for a layer that cannot be compared.
@@ -276,54 +281,54 @@ def _run(
     model, optimizer = made.model, made.optimizer(lr)
     folded = _folded(made)
     first = _outputs(model, batch, loss)
-    found: Run = {name: [] for name in first}
-    compared = set(found)
+    measurements: Measurements = {name: [] for name in first}
+    compared = set(measurements)
     for step in range(1, max(steps) + 1):
         optimizer.zero_grad()
         checked(loss(model, batch)).backward()
         optimizer.step()
         if step in steps:
             now = _outputs(model, batch, loss)
-            for name in found:
+            for name in measurements:
                 h, scale = now.get(name), folded.get(name, 1.0)
                 if h is None or h.shape != first[name].shape:
                     compared.discard(name)
                 elif name in compared:
-                    found[name].append((_rms(h - first[name]) / scale, _rms(h) / scale))
+                    measurements[name].append((_rms(h - first[name]) / scale, _rms(h) / scale))
             broken = next((n for n, h in now.items() if not bool(h.isfinite().all())), None)
             if broken is not None:
                 raise BlownUp(
                     f"got an output of {broken} that is not finite after {step} steps at "
                     f"{made.target} with lr={lr:g}, expected a smaller learning rate"
                 )
-    return {name: rows if name in compared else [] for name, rows in found.items()}
+    return {name: rows if name in compared else [] for name, rows in measurements.items()}
 
 
 def _folded(made: Parametrized) -> dict[str, float]:
     """What each layer's output is multiplied with."""
-    found = {row.name.rpartition(".")[0]: row.output for row in made.rows}
+    multipliers = {row.name.rpartition(".")[0]: row.output for row in made.rows}
     for name, module in made.model.named_modules():
         if isinstance(module, nn.MultiheadAttention):  # its weights are its own, its output that of
-            found[name] = made[f"{name}.out_proj.weight"].output
-    return found
+            multipliers[name] = made[f"{name}.out_proj.weight"].output
+    return multipliers
 
 
 @torch.no_grad()
 def _outputs(model: nn.Module, batch: Any, loss: Loss) -> dict[str, Tensor]:
     """The output of every module with parameters of its own, and of the model."""
-    found: dict[str, Tensor] = {}
-    with seeded(0), _recording(model, found):  # the same masks of dropout every time
+    outputs: dict[str, Tensor] = {}
+    with torch_seeded(0), _recording(model, outputs):  # the same masks of dropout every time
         loss(model, batch)
-    return found
+    return outputs
 
 
 @contextmanager
-def _recording(model: nn.Module, found: dict[str, Tensor]) -> Iterator[None]:
+def _recording(model: nn.Module, outputs: dict[str, Tensor]) -> Iterator[None]:
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             h = _tensor(output)
             if h is not None:
-                found[name] = h.detach().float().clone()
+                outputs[name] = h.detach().float().clone()
 
         return hook
 
@@ -353,7 +358,7 @@ def _tensor(output: Any) -> Tensor | None:
 
 
 def _by_layer(
-    runs: list[Run],
+    runs: list[Measurements],
 ) -> dict[str, list[list[tuple[float, float]]]]:
     """For each layer, what was measured at each size; the layers of a growing list as one."""
     lists = {name: None for run in runs for name in growing_lists(runs[0], run)}
@@ -363,8 +368,8 @@ def _by_layer(
         for name, measured in run.items():
             groups[pattern_of(name, lists)].append(measured)
         gathered.append({name: _root_mean(many) for name, many in groups.items()})
-    shared = [name for name in gathered[0] if all(name in each for each in gathered)]
-    return {name: [each[name] for each in gathered] for name in shared}
+    shared = [name for name in gathered[0] if all(name in layers for layers in gathered)]
+    return {name: [layers[name] for layers in gathered] for name in shared}
 
 
 def _root_mean(many: list[list[tuple[float, float]]]) -> list[tuple[float, float]]:
@@ -389,7 +394,7 @@ def _row(
     changes: list[list[float]],
     plain: list[list[float]],
 ) -> LayerSlope:
-    slopes = [log_slope(values, each) for each in changes]
+    slopes = [log_slope(values, run) for run in changes]
     n = len(slopes)
     known = n > 1 and not any(map(math.isnan, slopes))
     error = stdev(slopes) / math.sqrt(n) if known else math.nan
@@ -397,7 +402,7 @@ def _row(
         math.exp(fmean(math.log(x) for x in at_size)) if min(at_size) > 0 else 0.0
         for at_size in zip(*changes, strict=True)
     )
-    size_slope = fmean(log_slope(values, each) for each in plain)
+    size_slope = fmean(log_slope(values, run) for run in plain)
     interval = None
     if not any(map(math.isnan, slopes)):
         logs = [[math.log2(change) for change in run] for run in changes]

@@ -165,7 +165,7 @@ class RateTransfer(Result):
     @property
     def verdict(self) -> str:
         """A sentence for each horizon, with the numbers."""
-        return "; ".join(each.verdict for each in self.horizons)
+        return "; ".join(horizon.verdict for horizon in self.horizons)
 
     def table(self) -> ResultTable:
         """Return the best rate of every size, at both horizons."""
@@ -189,10 +189,10 @@ class RateTransfer(Result):
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values."""
-        found = {**asdict(self), "passed": self.passed, "verdict": self.verdict}
-        for horizon, row in zip(self.horizons, found["horizons"], strict=True):
+        content = {**asdict(self), "passed": self.passed, "verdict": self.verdict}
+        for horizon, row in zip(self.horizons, content["horizons"], strict=True):
             row |= {"passed": horizon.passed, "verdict": horizon.verdict}
-        return found
+        return content
 
 
 def _percent(penalty: float, is_bound: bool) -> str:

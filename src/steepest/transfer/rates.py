@@ -7,18 +7,27 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Unpack
 
 from torch.optim import Optimizer
 
+from steepest.curvature.loss_function import Loss
 from steepest.optim.family import record_of
 from steepest.parametrize.dimensions import Build, blueprint
 from steepest.parametrize.parametrization import parametrize
 from steepest.parametrize.rules import Rule
 from steepest.statistics import fit
-from steepest.transfer.coordinates import Loss, axis_of
+from steepest.transfer.coordinates import axis_of
 from steepest.transfer.optima import RateTransfer, SizeOptimum, horizon, optimum
-from steepest.transfer.runs import Finished, named, score, seeded, training, written
+from steepest.transfer.runs import (
+    Finished,
+    ParametrizeOptions,
+    named,
+    score,
+    torch_seeded,
+    training,
+    written,
+)
 
 FURTHEST = 12
 """Octaves from the first rate, up to which a grid grows."""
@@ -40,7 +49,7 @@ def rate_transfer(
     grid_only: bool = False,
     path: str | Path | None = None,
     on_run: Callable[[str, float], None] = lambda said, done: None,
-    **how: Any,
+    **options: Unpack[ParametrizeOptions],
 ) -> RateTransfer:
     """Train every size at rates by factors of 2 and compare the best ones, at two horizons.
 
@@ -57,7 +66,8 @@ def rate_transfer(
         batches: from a number to a batch, the same for the same number.
         loss: `loss(model, batch) -> scalar`.
         lr: where to look first, in the units of the base.
-        rule, optimizer, how: as for `parametrize`.
+        rule, optimizer, options: as for `parametrize`; the options are `settings`, `roles`,
+            `branches` and `head_size`.
         steps: of each run.
         seeds: runs for every rate, with initializations of their own.
         base: the size whose rates these are; the first by default.
@@ -85,10 +95,12 @@ def rate_transfer(
     ...     return x, x[:, :1]
     >>> def loss(model, batch):
     ...     return (model(batch[0]) - batch[1]).square().mean()
-    >>> found = rate_transfer(build, [dict(width=8), dict(width=32)], batches, loss,
-    ...                       lr=0.03, steps=20, seeds=1)
-    >>> [each.steps for each in found.horizons], len(found.rows), abs(found.horizons[-1].drift) < 3
-    ([10, 20], 2, True)
+    >>> result = rate_transfer(build, [dict(width=8), dict(width=32)], batches, loss,
+    ...                        lr=0.03, steps=20, seeds=1)
+    >>> [horizon.steps for horizon in result.horizons], len(result.rows)
+    ([10, 20], 2)
+    >>> abs(result.horizons[-1].drift) < 3
+    True
     """
     optimizer = record_of(optimizer).name
     if len(sizes) < 2:
@@ -110,24 +122,24 @@ def rate_transfer(
 
     def at(i: int, rate: float) -> list[tuple[float, ...]]:
         """For each horizon the scores of the seeds, and at last those of runs that diverged."""
-        found = []
+        scores = []
         for seed in range(seeds):
-            what = (rule, optimizer, steps, base, targets[i], sorted(how.items()), rate, seed)
+            key = (rule, optimizer, steps, base, targets[i], sorted(options.items()), rate, seed)
 
             def run(seed: int = seed) -> list[float]:
-                with seeded(seed):
+                with torch_seeded(seed):
                     made = parametrize(
                         build, base, targets[i], rule=rule, optimizer=optimizer,
-                        example=lambda model: loss(model, batches(0)), **how,
+                        example=lambda model: loss(model, batches(0)), **options,
                     )  # fmt: skip
                     losses = [now for now, _ in training(made, rate, batches, loss, steps)]
                 return [*(score(losses, length) for length in lengths), 2 * losses[0]]
 
-            found.append(finished(named("rate", *what, build, batches, loss), run))
+            scores.append(finished(named("rate", *key, build, batches, loss), run))
             done[i] += 1
-            said = f"{written(sizes[i])}, rate {rate:.3g}: loss {found[-1][-2]:.4g}"
+            said = f"{written(sizes[i])}, rate {rate:.3g}: loss {scores[-1][-2]:.4g}"
             on_run(said, _part(weights, done, i, seeds))
-        return list(zip(*found, strict=True))
+        return list(zip(*scores, strict=True))
 
     bests = [[0] * len(sizes) for _ in lengths]
     for i, size in enumerate(sizes):
@@ -140,7 +152,7 @@ def rate_transfer(
                 return fmean(scores), scores == diverged
 
             bests[h][i] = _best(size, lr, bests[h - 1][i] if h else 0, mean)
-    found = []
+    horizons = []
     for h, length in enumerate(lengths):
         scores = ({k: grid[k][h] for k in sorted(grid)} for grid in grids)
         rows = tuple(map(partial(optimum, lr), sizes, bests[h], scores))
@@ -157,8 +169,8 @@ def rate_transfer(
         advised = _advised(rows)
         there = None if advised is None or grid_only else at(last, advised)[h]
         limit = at(last, rows[-1].lr)[-1]
-        found.append(horizon(length, rows, carried, own, advised, there, limit))
-    return RateTransfer(rule, optimizer, tuple(found))
+        horizons.append(horizon(length, rows, carried, own, advised, there, limit))
+    return RateTransfer(rule, optimizer, tuple(horizons))
 
 
 def _work(build: Build, target: Mapping[str, Any]) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -22,10 +22,21 @@ from torch.utils._pytree import tree_leaves
 from steepest.curvature.loss_function import checked
 from steepest.files import json_line, read_bytes, read_lines, write_atomically
 from steepest.optim.record import ADAMW
+from steepest.parametrize.attention import HeadSize
+from steepest.parametrize.dimensions import Overrides
 from steepest.parametrize.parametrization import Parametrized
 
 LAST = 10
 """Losses at the end whose mean is the score of a run."""
+
+
+class ParametrizeOptions(TypedDict, total=False):
+    """What `parametrize` takes besides sizes, rule, optimizer and example."""
+
+    settings: Mapping[str, Any] | None
+    roles: Overrides | None
+    branches: Sequence[str] | None
+    head_size: HeadSize | None
 
 
 class Finished:
@@ -112,9 +123,9 @@ def _renamed(name: str) -> str:
     return name.replace(', "adam", ', f', "{ADAMW}", ', 1)
 
 
-def named(kind: str, *what: Any) -> str:
+def named(kind: str, *parts: Any) -> str:
     """Return a name that tells runs apart; of functions it has only their names."""
-    return json.dumps([kind, *what], default=_name)
+    return json.dumps([kind, *parts], default=_name)
 
 
 def _name(thing: Any) -> Any:
@@ -123,22 +134,22 @@ def _name(thing: Any) -> Any:
     return str(getattr(thing, "__qualname__", type(thing).__qualname__))
 
 
-def fingerprint(batch: Any) -> str:
+def batch_fingerprint(batch: Any) -> str:
     """Return what tells batches apart: a hash of the tensors in it, and of the rest as printed."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for leaf in tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch):
         if isinstance(leaf, Tensor):
-            found.update(repr((leaf.dtype, tuple(leaf.shape))).encode())
-            found.update(
+            digest.update(repr((leaf.dtype, tuple(leaf.shape))).encode())
+            digest.update(
                 leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
             )
         else:
-            found.update(repr(leaf).encode())
-    return found.hexdigest()[:16]
+            digest.update(repr(leaf).encode())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def torch_seeded(seed: int) -> Iterator[None]:
     """Take torch's random numbers from this seed, and leave its generators as they were."""
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         torch.manual_seed(seed)

@@ -27,7 +27,7 @@ from steepest.lab.report.figures import (
     colours,
     learning_rates,
     loss_curves,
-    sharpness,
+    sharpness_picture,
     stability,
 )
 from steepest.lab.report.wording import headline
@@ -389,14 +389,14 @@ def test_the_map_is_the_log_ratio_centred_at_one(summary):
 
 def test_sharpness_is_shown_where_it_was_measured(summary):
     given = summary(2)
-    assert sharpness(given) is None
+    assert sharpness_picture(given) is None
     assert "Sharpness during training" not in render(given)
     by_name(given, "muon")["sharpness"] = [
         {"step": 10, "sharpness": 5.0, "stability": [{"measure": "one step", "ratio": 0.5}]},
         {"step": 20, "sharpness": None, "stability": [{"measure": "one step", "ratio": 0.8}]},
         {"step": 30, "sharpness": 9.0, "stability": []},
     ]
-    (line,) = sharpness(given).figure.data
+    (line,) = sharpness_picture(given).figure.data
     assert (list(line.x), list(line.y)) == ([10, 30], [5.0, 9.0])
     (line,) = stability(given).figure.data
     assert (list(line.x), list(line.y)) == ([10, 20], [0.5, 0.8])

@@ -130,7 +130,7 @@ def test_the_page_shows_every_optimizer_and_diverged_runs(monkeypatch: Any) -> N
         for name in config.optimizers
         for rate in study.METHODS[name].rates
     }
-    html = render(study.summarize(config, found))
+    html = render(study.summarize_edge(config, found))
     assert "At the threshold in every run that settled: GD; SOAP." in html
     assert "3 runs: 2 at the edge, 1 diverged" in html
     assert html.count("λ_max of the Hessian") >= 1

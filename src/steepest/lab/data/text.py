@@ -162,8 +162,8 @@ def _from_folder(source: str, folder: Path) -> Corpus:
         notes.append(f"{rejected} files left out: not UTF-8 text")
     if copies := len(files) - rejected - len(names):
         notes.append(f"{copies} files left out: copies of others")
-    what = "; ".join([f"the folder {folder.name}, {len(names)} files", *notes])
-    return _from_documents(source, what, [(name, text) for text, name in names.items()])
+    description = "; ".join([f"the folder {folder.name}, {len(names)} files", *notes])
+    return _from_documents(source, description, [(name, text) for text, name in names.items()])
 
 
 def _left_out(folder: Path, entries: list[Path]) -> list[str]:
@@ -186,7 +186,7 @@ def _left_out(folder: Path, entries: list[Path]) -> list[str]:
     ]
 
 
-def _from_documents(source: str, what: str, documents: list[tuple[str, bytes]]) -> Corpus:
+def _from_documents(source: str, description: str, documents: list[tuple[str, bytes]]) -> Corpus:
     """Bytes as tokens; a twentieth of them is held out, as whole documents where that is possible.
 
     Otherwise the end of the largest document joins those that are held out.
@@ -203,10 +203,12 @@ def _from_documents(source: str, what: str, documents: list[tuple[str, bytes]]) 
     if missing:
         one = len(documents) == 1
         said.append("its last twentieth" if one else f"the last {missing:,} bytes of the largest")
-    what += f", {' and '.join(said)} held out"
+    description += f", {' and '.join(said)} held out"
     joined = [np.frombuffer(_SEPARATOR.join(part), dtype=np.uint8) for part in (train, validation)]
     sha256 = _sha256(joined)
-    return Corpus(source, what, joined[0], joined[1], 256, len(documents), sha256, is_bytes=True)
+    return Corpus(
+        source, description, joined[0], joined[1], 256, len(documents), sha256, is_bytes=True
+    )
 
 
 def _held_out(documents: list[tuple[str, bytes]]) -> tuple[set[str], int]:
@@ -241,15 +243,16 @@ def _from_token_files(source: str, files: list[Path], notes: Iterable[str] = ())
     if not train:
         raise InputError(f"got only validation files in {source}, expected training tokens too")
     parts = [_joined([read_tokens(p) for p in group]) for group in (train, validation) if group]
-    what = f"{len(train)} token files, {len(validation)} more held out"
+    description = f"{len(train)} token files, {len(validation)} more held out"
     if not validation:
         cut = len(parts[0]) - max(1, round(VALIDATION_SHARE * len(parts[0])))
         parts = [parts[0][:cut], parts[0][cut:]]
-        what = f"{len(files)} token files, the last twentieth held out"
-    what = "; ".join([f"{what}, {8 * parts[0].itemsize} bits each", *notes])
+        description = f"{len(files)} token files, the last twentieth held out"
+    description = "; ".join([f"{description}, {8 * parts[0].itemsize} bits each", *notes])
     vocabulary = 1 + max(int(part.max(initial=0)) for part in parts)
+    sha256 = _sha256(parts)
     return Corpus(
-        source, what, parts[0], parts[1], vocabulary, len(files), _sha256(parts), is_bytes=False
+        source, description, parts[0], parts[1], vocabulary, len(files), sha256, is_bytes=False
     )
 
 

@@ -65,8 +65,10 @@ def _planned(summary: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _ratio(row: dict[str, Any], geometry: str) -> dict[str, Any] | None:
-    found = [each for each in row["predictions"] if each["geometry"] == geometry]
-    return found[0]["log_ratio"] if found else None
+    predictions = [
+        prediction for prediction in row["predictions"] if prediction["geometry"] == geometry
+    ]
+    return predictions[0]["log_ratio"] if predictions else None
 
 
 def _map(rows: list[dict[str, Any]], geometry: str) -> Picture | None:
@@ -108,8 +110,8 @@ def _map(rows: list[dict[str, Any]], geometry: str) -> Picture | None:
 def _place(matrix: str) -> tuple[str, str]:
     """Layer and kind: `model.layers.3.mlp.up.weight` is layer 3, kind `mlp.up`."""
     name = re.sub(r"\.weight(?=$|\[)", "", matrix)
-    found = re.match(r"^(?:[A-Za-z_]\w*\.)*?(\d+)\.(.+)$", name)
-    return (found[1], found[2]) if found else ("-", name)
+    match = re.match(r"^(?:[A-Za-z_]\w*\.)*?(\d+)\.(.+)$", name)
+    return (match[1], match[2]) if match else ("-", name)
 
 
 def _times(ratio: dict[str, Any] | None) -> str:
@@ -121,9 +123,9 @@ def _times(ratio: dict[str, Any] | None) -> str:
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
     raced = [
-        f"{each['geometry']} {_times(each['log_ratio'])}"
-        for each in row["race"]
-        if each["geometry"] != "euclidean"
+        f"{result['geometry']} {_times(result['log_ratio'])}"
+        for result in row["race"]
+        if result["geometry"] != "euclidean"
     ]
     return {
         "matrix": row["matrix"],
@@ -191,14 +193,16 @@ def _disagreement(row: dict[str, Any]) -> str | None:
     if raced is None or raced["low"] <= 0 <= raced["high"]:
         return None
     won = raced["value"] > 0
-    told = []
+    claims = []
     across, stable = finite(row["nuclear_rank_across"]), finite(row["stable_rank"])
     if across and stable and (across > stable) != won:
-        told.append(f"the condition (nuclear rank {number(across)}, stable rank {number(stable)})")
+        claims.append(
+            f"the condition (nuclear rank {number(across)}, stable rank {number(stable)})"
+        )
     ratio = _ratio(row, "spectral")
     if ratio and finite(ratio["value"]) is not None and (ratio["value"] > 0) != won:
-        told.append(f"the prediction ({_times(ratio)})")
-    if not told:
+        claims.append(f"the prediction ({_times(ratio)})")
+    if not claims:
         return None
     winner = "spectral" if won else "Euclidean"
-    return f"{row['matrix']}: {winner} steps won the race, against {' and '.join(told)}."
+    return f"{row['matrix']}: {winner} steps won the race, against {' and '.join(claims)}."

@@ -185,7 +185,7 @@ def _sensitivity(
     )  # fmt: skip
 
 
-def sharpness(summary: dict[str, Any]) -> Picture | None:
+def sharpness_picture(summary: dict[str, Any]) -> Picture | None:
     """The largest eigenvalue of the Hessian by step, one run for each optimizer."""
     return _by_step(
         summary,
@@ -253,7 +253,7 @@ class _Run:
 
 def _runs(optimizer: dict[str, Any]) -> list[_Run]:
     """The runs that have a learning rate and either a loss or the news that they diverged."""
-    found = []
+    runs = []
     for entry in optimizer.get("rates") or []:
         lr = finite(entry.get("lr"))
         for run in entry.get("runs") or []:
@@ -264,8 +264,8 @@ def _runs(optimizer: dict[str, Any]) -> list[_Run]:
             result = "diverged" if diverged else f"validation loss {number(loss, 4)}"
             kind = "tuning run" if purpose == "tuning" else "fresh seed"
             about = f"{result}; {kind}, seed {run.get('seed')}"
-            found.append(_Run(lr, None if diverged else loss, purpose == "tuning", plain(about)))
-    return found
+            runs.append(_Run(lr, None if diverged else loss, purpose == "tuning", plain(about)))
+    return runs
 
 
 def baseline_loss(summary: dict[str, Any]) -> float | None:
@@ -293,7 +293,7 @@ def _over_seeds(
 
     Evaluations are matched by their tokens, or by their position where tokens were not recorded.
     """
-    found: dict[float, list[tuple[float, float]]] = {}
+    groups: dict[float, list[tuple[float, float]]] = {}
     for curve in curves:
         losses = curve.get("validation_loss") or []
         tokens, xs = curve.get("tokens") or [], curve.get(against) or []
@@ -301,9 +301,9 @@ def _over_seeds(
             at, value = finite(x), finite(loss)
             if at is not None and value is not None:
                 place = finite(tokens[i]) if i < len(tokens) else None
-                found.setdefault(i if place is None else place, []).append((at, value))
+                groups.setdefault(i if place is None else place, []).append((at, value))
     points = []
-    for pairs in found.values():
+    for pairs in groups.values():
         ys = [y for _, y in pairs]
         points.append((fmean(x for x, _ in pairs), fmean(ys), min(ys), max(ys), len(ys)))
     return sorted(points)

@@ -13,7 +13,7 @@ from steepest.lab.report.figures import (
     learning_rates,
     loss_curves,
     ranked,
-    sharpness,
+    sharpness_picture,
     stability,
 )
 from steepest.lab.report.wording import NOT_MEASURED, estimate, finite, is_baseline, label, number
@@ -25,7 +25,7 @@ def study_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Pictu
         "tokens": loss_curves(summary, "tokens"),
         "seconds": loss_curves(summary, "seconds"),
         "rates": learning_rates(summary),
-        "sharpness": sharpness(summary),
+        "sharpness": sharpness_picture(summary),
         "stability": stability(summary),
     }
     limit, maps = colour_limit(summary), []

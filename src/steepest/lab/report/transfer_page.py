@@ -150,12 +150,12 @@ def _cut(picture: Picture | None) -> bool:
     return max(heights, default=top) > top
 
 
-def _sharpness(found: dict[str, Any] | None) -> Picture | None:
+def _sharpness(consistency: dict[str, Any] | None) -> Picture | None:
     """Sharpness over its threshold along training, a line for each size."""
-    if found is None:
+    if consistency is None:
         return None
     figure = go.Figure()
-    for i, row in enumerate(found["rows"]):
+    for i, row in enumerate(consistency["rows"]):
         figure.add_scatter(
             x=row["steps"], y=row["ratios"], mode="lines", name=written(row["size"]),
             line={"color": PALETTE[i % len(PALETTE)], "width": 2},
@@ -166,13 +166,13 @@ def _sharpness(found: dict[str, Any] | None) -> Picture | None:
         y=1, line={"dash": "dot", "width": 1.5, "color": BASELINE_COLOUR},
         annotation={"text": "edge of stability", "xanchor": "right", "x": 1},
     )  # fmt: skip
-    late = [y for row in found["rows"] for y in row["ratios"][len(row["ratios"]) // 3 :]]
+    late = [y for row in consistency["rows"] for y in row["ratios"][len(row["ratios"]) // 3 :]]
     top = max([1.5, *(y for y in late if finite(y) is not None)])
     figure.update_yaxes(range=[0.0, 1.1 * top])  # a double click shows the rest
     return Picture(figure)
 
 
-def _moved(found: dict[str, Any] | None) -> list[dict[str, str]]:
+def _moved(consistency: dict[str, Any] | None) -> list[dict[str, str]]:
     """How far the tangent kernel moved, and how sharp it ended, for each size."""
     return [
         {
@@ -181,14 +181,14 @@ def _moved(found: dict[str, Any] | None) -> list[dict[str, str]]:
             "loss": number(row["losses"][-1]),
             "movement": number(fmean(row["movement"])),
         }
-        for row in (found["rows"] if found else [])
+        for row in (consistency["rows"] if consistency else [])
     ]
 
 
-def _layers(found: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _layers(coordinates: dict[str, Any] | None) -> list[dict[str, Any]]:
     """A row for each layer, its slopes in the order of the steps."""
     rows: dict[str, dict[str, Any]] = {}
-    for row in found["rows"] if found else []:
+    for row in coordinates["rows"] if coordinates else []:
         slope, error = finite(row["slope"]), finite(row["error"])
         small = slope is None or math.fabs(slope) <= THRESHOLD
         places = 2 if small else 3  # 0.105 is not 0.10, which would pass

@@ -139,8 +139,8 @@ def label(optimizer: dict[str, Any]) -> str:
 
 def baseline_label(summary: dict[str, Any]) -> str:
     """What the page calls the baseline, also where it was not run."""
-    found = [o for o in summary.get("optimizers") or [] if is_baseline(summary, o)]
-    return label(found[0]) if found else str(summary.get("baseline") or "the baseline")
+    baselines = [o for o in summary.get("optimizers") or [] if is_baseline(summary, o)]
+    return label(baselines[0]) if baselines else str(summary.get("baseline") or "the baseline")
 
 
 def gap_unit(summary: dict[str, Any]) -> str:

@@ -13,12 +13,12 @@ from torch import nn
 from steepest.curvature.loss_function import LossFunction
 from steepest.diagnosis import Audit, Diagnosis, Level, audit
 from steepest.diagnosis.progress import OnProgress, Work
-from steepest.diagnosis.verdicts import checked, judged, started
+from steepest.diagnosis.verdicts import check_request, judged, started
 from steepest.diagnosis.warmup import Steps
 from steepest.files import DamagedFile, read_lines
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_json
-from steepest.lab.studies.finished import Finished, fingerprint
+from steepest.lab.studies.finished import FinishedParts, fingerprint
 from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
 from steepest.lab.user_code import sentences_for_errors
 from steepest.random_numbers import seeded
@@ -72,7 +72,7 @@ def diagnosis_study(
             audited = None
             if optimizer is not None:
                 audited = audit(model, optimizer(model), loss, batches[:1], clip_norm=clip)
-            checked(model, batches, level, parameters)
+            check_request(model, batches, level, parameters)
             function = LossFunction(model, loss)
             judged_on = _fingerprint(function, batches)
             stored = _stored(out / "diagnosis.json")
@@ -81,28 +81,28 @@ def diagnosis_study(
                     f"{out} is finished already, with the same weights and batches; this is its "
                     "result. Choose another --out to diagnose again"
                 )
-                found = Diagnosis.load(out / "diagnosis.json")
+                diagnosis = Diagnosis.load(out / "diagnosis.json")
             else:
                 if stored:
                     say(
                         f"the result in {out} is of other weights, batches or losses, or of an "
                         "older version; it is made again"
                     )
-                kept = Finished(out / "finished.jsonl", judged_on)
+                kept = FinishedParts(out / "finished.jsonl", judged_on)
                 if len(kept):
                     say(f"goes on with {len(kept)} parts that are finished in {out}")
                 work = Work(progressed)
                 start = started(
                     function, list(batches), level, parameters, warmup_steps, work, others
                 )
-                found = judged(start, level, parameters, kept)
+                diagnosis = judged(start, level, parameters, kept)
                 stored = {
                     "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                     "environment": environment(),
                 }
-        found.plan().save(out / "plan.toml")
+        diagnosis.plan().save(out / "plan.toml")
         summary = {
-            **found.as_dict(),
+            **diagnosis.as_dict(),
             "audit": None if audited is None else audited.as_dict(),
             "monitored": records,
             "title": f"Which norm does each matrix of {settings['model']} want?",
@@ -114,7 +114,7 @@ def diagnosis_study(
         }
         write_json(out / "diagnosis.json", summary)
         (out / "finished.jsonl").unlink(missing_ok=True)
-    return found, audited, summary
+    return diagnosis, audited, summary
 
 
 def _fingerprint(function: LossFunction, batches: Sequence[Any]) -> str:

@@ -154,9 +154,9 @@ def edge_of_stability(
         for name, _ in in_processes(work, waiting, config.workers or os.cpu_count() or 1):
             check_folder()
             done += 1
-            run, found = waiting[name], read_json(Path(name))
-            on_run(done, len(runs), f"{METHODS[run[0]].label} at {run[1]:g}: {found['verdict']}")
-        summary = summarize(config, {run: read_json(_place(out, *run)) for run in runs})
+            run, result = waiting[name], read_json(Path(name))
+            on_run(done, len(runs), f"{METHODS[run[0]].label} at {run[1]:g}: {result['verdict']}")
+        summary = summarize_edge(config, {run: read_json(_place(out, *run)) for run in runs})
         write_json(out / "summary.json", summary)
         return summary
 
@@ -252,12 +252,12 @@ def verdict(records: list[dict[str, Any]], diverged: bool) -> dict[str, Any]:
     return {"ratio": mean, "low": min(last), "high": max(last), "verdict": word}
 
 
-def summarize(config: EdgeConfig, found: dict[Key, dict[str, Any]]) -> dict[str, Any]:
+def summarize_edge(config: EdgeConfig, results: dict[Key, dict[str, Any]]) -> dict[str, Any]:
     """Return the summary: for each optimizer and rate the curves and verdicts of its seeds."""
     entries = []
     for name in config.optimizers:
         for rate in METHODS[name].rates:
-            runs = [found[name, rate, seed] for seed in range(config.seeds)]
+            runs = [results[name, rate, seed] for seed in range(config.seeds)]
             measured = [r for run in runs for r in run["records"] if "stability" in r]
             entries.append(
                 {

@@ -19,7 +19,7 @@ from steepest.files import read_lines
 from steepest.statistics import Interval
 
 
-class Finished:
+class FinishedParts:
     """Results by name, in a file; lines that are torn, or of other weights, do not count.
 
     Args:

@@ -25,7 +25,7 @@ from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.studies.summary import summarize
 from steepest.lab.sweep import Run, run_all
 from steepest.lab.train import TrainConfig, named_optimizer
-from steepest.lab.train.loop import check
+from steepest.lab.train.loop import check_run
 from steepest.lab.train.run_folder import opened, sentences_for_os_errors
 
 GROWTH = 4  # most rates added to a grid
@@ -35,7 +35,7 @@ CALIBRATION_STEPS = 12
 RESERVE = 0.85  # share of the budget that is planned for; machines have moods
 
 
-class Progress(Protocol):
+class StudyListener(Protocol):
     """What a study tells while it runs."""
 
     def say(self, sentence: str) -> None:
@@ -48,14 +48,14 @@ class Progress(Protocol):
         """Take the steps that running runs have done."""
 
 
-def study(config: StudyConfig, out: Path, progress: Progress) -> dict[str, Any]:
+def study(config: StudyConfig, out: Path, progress: StudyListener) -> dict[str, Any]:
     """Run the study, or go on where it was stopped, and return its summary.
 
     Raises:
         InputError: for settings, data or folders that cannot work, or a budget that is too small.
     """
     corpus = load(config.data)
-    check(config.first_run, corpus)  # before there is a folder
+    check_run(config.first_run, corpus)  # before there is a folder
     settings = {**config.identity, "data_sha256": corpus.sha256}
     with sentences_for_os_errors(out), opened(out, settings) as check_folder:
         return _Study(config, out, corpus, progress, check_folder).conduct()
@@ -67,7 +67,7 @@ class _Study:
         config: StudyConfig,
         out: Path,
         corpus: Corpus,
-        progress: Progress,
+        progress: StudyListener,
         check_folder: Callable[[], None] = lambda: None,
     ):
         self.config, self.out, self.corpus, self.progress = config, out, corpus, progress

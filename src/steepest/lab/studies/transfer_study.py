@@ -19,8 +19,9 @@ from steepest.lab.user_code import sentences_for_errors
 from steepest.parametrize.rules import Rule
 from steepest.random_numbers import seeded
 from steepest.transfer import TransferCheck, check_transfer
+from steepest.transfer.runs import ParametrizeOptions
 
-Size = dict[str, int]
+ModelSize = dict[str, int]
 
 SMALLER = "choose smaller sizes"
 OBJECT = 1000
@@ -68,7 +69,11 @@ def transfer_study(
     largest = None if target is None else _size(target)
     for size in (size for grown in asked for size in grown):
         _check_memory(build, size, base)
-    how = {"settings": dict(map(_option, options)), "branches": list(branches)}
+    chosen: ParametrizeOptions = {}
+    if options:
+        chosen["settings"] = dict(map(_option, options))
+    if branches:
+        chosen["branches"] = list(branches)
     with sentences_for_os_errors(out), opened(out, settings) as check_folder:
 
         def progressed(phase: str, said: str, done: float) -> None:
@@ -76,25 +81,25 @@ def transfer_study(
             on_run(phase, said, done)
 
         with sentences_for_errors():
-            found = check_transfer(
+            check = check_transfer(
                 build, asked, _Batches(batches), loss, base=base, target=largest, lr=lr, rule=rule,
                 optimizer=optimizer, steps=len(batches), seeds=seeds, grid_only=grid_only,
                 path=out / "runs.jsonl", on_run=progressed,
-                **{key: value for key, value in how.items() if value},
+                **chosen,
             )  # fmt: skip
         summary = {
             "kind": "transfer",
             "title": f"Does the learning rate of {settings['build']} transfer?",
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            **_plain(found.as_dict()),
+            **_plain(check.as_dict()),
             "settings": settings,
             "environment": environment(),
         }
         write_json(out / "summary.json", summary)
-    return found, summary
+    return check, summary
 
 
-def sizes_by_axis(sizes: Sequence[str]) -> list[list[Size]]:
+def sizes_by_axis(sizes: Sequence[str]) -> list[list[ModelSize]]:
     """Return sizes sorted by what grows in them, each list from the base on.
 
     The first one is the base and names everything; each of the others what it changes, the size
@@ -109,7 +114,7 @@ def sizes_by_axis(sizes: Sequence[str]) -> list[list[Size]]:
     if len(sizes) < 2:
         raise InputError(f"got {len(sizes)} sizes, expected at least 2 to compare")
     base, *others = map(_size, sizes)
-    axes: dict[str, list[Size]] = {}
+    axes: dict[str, list[ModelSize]] = {}
     for size in others:
         if unknown := set(size) - set(base):
             raise InputError(
@@ -123,7 +128,7 @@ def sizes_by_axis(sizes: Sequence[str]) -> list[list[Size]]:
     ]
 
 
-def _check_memory(build: Callable[..., Any], size: Size, base: Size) -> None:
+def _check_memory(build: Callable[..., Any], size: ModelSize, base: ModelSize) -> None:
     """Refuse a size whose weights and gradients no memory can hold.
 
     Weights grow at least linearly with each size. So the base and twice the base bound a number of
@@ -147,7 +152,7 @@ def _check_memory(build: Callable[..., Any], size: Size, base: Size) -> None:
     check_fits(f"a model of {named}", exact, SMALLER)
 
 
-def _bytes(build: Callable[..., Any], size: Size) -> int:
+def _bytes(build: Callable[..., Any], size: ModelSize) -> int:
     """What weights and gradients take, and Python for each of them; nothing is allocated."""
     with seeded(0), torch.device("meta"):
         parameters = list(build(**size).parameters())
@@ -157,9 +162,9 @@ def _bytes(build: Callable[..., Any], size: Size) -> int:
 def _plain(value: Any) -> Any:
     """NaN, the slope of what does not move, as None, which JSON has."""
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -185,16 +190,16 @@ def _option(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _size(text: str) -> Size:
+def _size(text: str) -> ModelSize:
     """`width=64,depth=2` as a dictionary."""
-    found = {}
+    size = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
         if not name.isidentifier() or not value.isdecimal() or not 1 <= int(value) < 2**31:
             raise InputError(
                 f"got the size {text!r}, expected names and whole numbers such as width=64,depth=2"
             )
-        if name in found:
+        if name in size:
             raise InputError(f"got the size {text!r}, expected each name once")
-        found[name] = int(value)
-    return found
+        size[name] = int(value)
+    return size

@@ -33,12 +33,10 @@ class Run:
         return read_json(self.out / "result.json")
 
 
-OnProgress = Callable[[dict[Path, int]], None]
+OnSteps = Callable[[dict[Path, int]], None]
 
 
-def run_all(
-    runs: Sequence[Run], workers: int, on_progress: OnProgress = lambda steps: None
-) -> None:
+def run_all(runs: Sequence[Run], workers: int, on_progress: OnSteps = lambda steps: None) -> None:
     """Bring every run to its result, `workers` of them at a time, each in a process of its own.
 
     A run that diverges gets a result that says so. Interrupting ends all processes; their

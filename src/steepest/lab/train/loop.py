@@ -82,7 +82,7 @@ def _train(
     check_folder: Callable[[], None],
     signals: list[int],
 ) -> dict[str, Any]:
-    device = check(config, corpus)
+    device = check_run(config, corpus)
     torch.manual_seed(config.seed)
     model = GPT(config.model, corpus.vocabulary).to(device)
     sampler = Sampler(corpus.train, config.batch, config.model.context, config.seed)
@@ -105,13 +105,7 @@ def _train(
     tracker = None
     if config.sharpness_every:
         tracker = SharpnessTracker(model, _loss_of, first, optimizer, every=config.sharpness_every)
-    start, progress, damaged = checkpoint.load_latest(
-        out / "checkpoints", model, optimizer, tracker
-    )
-    for sentence in damaged:
-        say(f"{sentence}; going on from step {start}")
-    if start:
-        say(f"going on from step {start} of {config.steps}")
+    start, progress = _resumed(config, out, model, optimizer, tracker, say)
     clock = Clock(device, **progress)
     metrics = Metrics(out, start)
     loss_now = math.nan
@@ -190,7 +184,26 @@ def _train(
     return result
 
 
-def check(config: TrainConfig, corpus: Corpus) -> torch.device:
+def _resumed(
+    config: TrainConfig,
+    out: Path,
+    model: GPT,
+    optimizer: Optimizer,
+    tracker: SharpnessTracker | None,
+    say: Callable[[str], None],
+) -> tuple[int, dict[str, Any]]:
+    """Load the latest checkpoint that is whole; return its step and its clock."""
+    start, progress, damaged = checkpoint.load_latest(
+        out / "checkpoints", model, optimizer, tracker
+    )
+    for sentence in damaged:
+        say(f"{sentence}; going on from step {start}")
+    if start:
+        say(f"going on from step {start} of {config.steps}")
+    return start, progress
+
+
+def check_run(config: TrainConfig, corpus: Corpus) -> torch.device:
     """Return the device of a run; raise an `InputError` if it could not begin there.
 
     Neither the model nor a batch is made for that.
@@ -273,14 +286,14 @@ def _check_state(
             tensors[f"memory of the optimizer ({key} of {names[parameter]})"] = value
     for i, value in enumerate(tree_leaves(tracker.state_dict() if tracker else {})):
         tensors[f"eigenvectors of the sharpness ({i})"] = value
-    for what, value in tensors.items():
+    for label, value in tensors.items():
         if isinstance(value, Tensor) and not value.isfinite().all():
-            _check_finite(math.nan, step, out, what)
+            _check_finite(math.nan, step, out, label)
 
 
-def _check_finite(value: float, step: int, out: Path, what: str = "loss") -> None:
+def _check_finite(value: float, step: int, out: Path, name: str = "loss") -> None:
     if not math.isfinite(value):
         raise Diverged(
-            f"{out.name}: NaN or infinite {what} at step {step}; the checkpoints are from before. "
+            f"{out.name}: NaN or infinite {name} at step {step}; the checkpoints are from before. "
             "Try a smaller --lr, a longer --warmup or --clip 1.0"
         )
