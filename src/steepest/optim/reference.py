@@ -45,7 +45,8 @@ def decayed(
 
     With "independent" it is (1 - λ) W; with "cautious" only entries that the step shrinks decay.
     """
-    less = W - (weight_decay if decay == "independent" else lr * weight_decay) * W
+    rate = weight_decay if decay == "independent" else lr * weight_decay
+    less = (1 - rate) * W
     return torch.where(D * W > 0, less, W) if decay == "cautious" else less
 
 
