@@ -133,7 +133,7 @@ def spectral_descent(
 ) -> Tensor:
     """Spectral descent: the spectral norm of a step is lr sqrt(out / in). Carlson et al. (2015).
 
-    With length="dual" a step is the one of the theory: as long as the gradient in the dual norm.
+    With length="dual" it is the step of the theory: as long as the gradient in the dual norm.
     """
     for t in range(1, steps + 1):
         G = gradient(W, t)
@@ -159,7 +159,7 @@ def muon(
     for t in range(1, steps + 1):
         G = gradient(W, t)
         M = momentum * M + (1 - momentum) * G
-        N = momentum * M + (1 - momentum) * G if nesterov else M
+        N = momentum * M + (1 - momentum) * G if nesterov else M  # (out, in)
         D = SCALES[scale](*W.shape) * polar(N)  # by default sqrt(out / in) polar(N)
         W = decayed(W, D, lr, **decay) - lr * D
     return W
@@ -223,7 +223,7 @@ def shampoo(
     M, V = torch.zeros_like(W), torch.zeros_like(W)
     L, R = W.new_zeros(out, out), W.new_zeros(in_, in_)
     for t in range(1, steps + 1):
-        G = gradient(W, t)
+        G = gradient(W, t)  # (out, in)
         M = momentum * M + (1 - momentum) * G
         V = beta2 * V + (1 - beta2) * G**2
         L = beta2 * L + (1 - beta2) * G @ G.mT
@@ -262,7 +262,7 @@ def kl_shampoo(
     M, V = torch.zeros_like(W), torch.zeros_like(W)
     L, R = W.new_zeros(out, out), W.new_zeros(in_, in_)
     for t in range(1, steps + 1):
-        G = gradient(W, t)
+        G = gradient(W, t)  # (out, in)
         M = momentum * M + (1 - momentum) * G
         V = beta2 * V + (1 - beta2) * G**2
         if t == 1:  # before there are factors: roots of the identity times the RMS entry of G
@@ -297,8 +297,8 @@ def soap(
 ) -> Tensor:
     """Adam in the eigenbasis of Shampoo's factors. Vyas et al., arXiv 2409.11321, algorithm 3.
 
-    `slots` are the steps of an interval that renew the left and the right basis, `None` for a side
-    that keeps the basis of the weights. `factors` are an L and an R to begin with.
+    In each interval one step renews the left basis, and one the right; `slots` says which. A side
+    of `None` keeps the basis of the weights. `factors` are an L and an R to begin with.
     """
     M, V = torch.zeros_like(W), torch.zeros_like(W)
     L, R = factors or (W.new_zeros(n, n) for n in W.shape)  # (out, out), (in, in)
@@ -306,7 +306,7 @@ def soap(
     for t in range(1, steps + 1):
         G = gradient(W, t)
         M = momentum * M + (1 - momentum) * G
-        V = beta2 * V + (1 - beta2) * (Q_L.mT @ G @ Q_R) ** 2
+        V = beta2 * V + (1 - beta2) * (Q_L.mT @ G @ Q_R) ** 2  # (out, in), in the basis
         N = Q_L.mT @ M @ Q_R / (1 - momentum**t)
         D = Q_L @ (math.sqrt(1 - beta2**t) * N / (V.sqrt() + eps)) @ Q_R.mT
         D = D / torch.linalg.matrix_norm(D, 2) if length == "spectral" else D
