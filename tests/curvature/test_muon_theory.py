@@ -488,14 +488,14 @@ def test_stack_against_the_dense_hessian(K: int) -> None:
         assert row.smoothness_at_least >= abs(row.curvature) * (1 - 1e-6)
         assert row.decrease >= row.guarantee_at_most * (1 - 1e-6)
     # The best from many random starts is not far.
-    for norm, polar in polars.items():
+    for norm, direction in polars.items():
         best = 0.0
         for _ in range(30):
             E = torch.randn(K, 3, 3)
             for _ in range(15):
-                image = (H @ polar(E).flatten()).view(E.shape)
+                image = (H @ direction(E).flatten()).view(E.shape)
                 E = image
-            best = max(best, float((polar(image) * image).sum()))
+            best = max(best, float((direction(image) * image).sum()))
         assert rows[norm].smoothness_at_least == pytest.approx(best, rel=0.1)
     stacked, layerwise = rows["mode 1"].smoothness_at_least, rows["layerwise"].smoothness_at_least
     assert stacked <= layerwise * (1 + 1e-9)  # theorem 4.5

@@ -51,7 +51,7 @@ def decayed(
 
 
 def polar(N: Tensor) -> Tensor:
-    """U Vᵀ of N = U S Vᵀ: every singular value becomes 1, or stays 0."""
+    """U Vᵀ of N = U S Vᵀ `(out, in)`: every singular value becomes 1, or stays 0."""
     U, S, Vh = torch.linalg.svd(N, full_matrices=False)
     kept = S.gt(1e-12 * S.max())
     return (U * kept) @ Vh
