@@ -182,7 +182,7 @@ def test_independent_decay_is_the_same_at_every_size() -> None:
     assert {g["weight_decay"] for g in coupled} == {0.2}
     shrink = {round(g["lr"] * g["weight_decay"], 6) for g in coupled}
     assert shrink == {0.02, 0.005}
-    with pytest.raises(ValueError, match='expected "independent"'):
+    with pytest.raises(ValueError, match="got decay"):
         parametrize(mlp, {"width": 16}, {"width": 64}).groups(0.1, decay="decoupled")  # type: ignore[arg-type]
 
 
@@ -413,3 +413,17 @@ def test_it_prints_and_saves(tmp_path: Path) -> None:
     read = read_json(tmp_path / "factors.json")
     assert read == json.loads(json.dumps(made.as_dict()))
     assert all(row["source"] for row in read["parameters"])
+
+
+def test_the_old_name_of_the_decay_gives_the_same_groups_and_a_warning() -> None:
+    made = parametrize(mlp, {"width": 8}, {"width": 32}, optimizer="muon")
+    with pytest.warns(DeprecationWarning, match='decay="base"'):
+        old = made.groups(0.02, weight_decay=0.1, decay="independent")  # type: ignore[arg-type]
+    now = made.groups(0.02, weight_decay=0.1)
+    assert [group["weight_decay"] for group in old] == [group["weight_decay"] for group in now]
+
+
+def test_the_old_name_of_adamw_gives_the_same_factors_and_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match='"adamw"'):
+        old = parametrize(mlp, {"width": 8}, {"width": 32}, optimizer="adam")
+    assert old.rows == parametrize(mlp, {"width": 8}, {"width": 32}).rows

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from steepest.curvature.jacobian import flat, split
 from steepest.curvature.operators import Hessian
 from steepest.optim.linearization import Map, of_adam
+from steepest.optim.record import acts_on_entries
 from steepest.optim.steepest_descent import SteepestDescent
 
 Group = Mapping[str, Any]
@@ -22,7 +23,7 @@ def is_preconditioned(optimizer: Optimizer, group: Group) -> bool:
     """Whether the steps of a group are lr P⁻¹ M with a linear P."""
     if isinstance(optimizer, SteepestDescent):
         return optimizer.is_linear(group)
-    return type(optimizer) in (SGD, Adam, AdamW)
+    return type(optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
 def inverse_threshold(group: Group) -> float:
@@ -52,7 +53,7 @@ def inverse_threshold(group: Group) -> float:
 def _shrink(group: Group) -> float:
     """What decoupled decay takes off the weights; cautious decay, which is not linear, left out."""
     decay = float(group["weight_decay"])
-    if group.get("geometry", "adamw") == "adamw":
+    if "geometry" not in group or acts_on_entries(group):
         return 0.0 if _coupled(group) else decay * float(group["lr"])
     if group["decay"] == "independent":
         return decay * float(group["lr"]) / group["base_lr"] if group["base_lr"] else 0.0
@@ -116,7 +117,7 @@ class Preconditioner:
                 if not p.requires_grad:
                     continue
                 G, state = next(gradients), optimizer.state.get(p, {})
-                stepped = stepped or bool(state) or type(optimizer) is SGD
+                stepped = stepped or bool(state) or type(optimizer) is torch.optim.SGD
                 self._roots.append(_root(optimizer, group, i, G, share))
                 decay.append(torch.full_like(G, _coupled(group)))
         if not stepped:
@@ -142,6 +143,6 @@ def _root(optimizer: Optimizer, group: Group, i: int, G: Tensor, share: float) -
     """X -> sqrt(share) P^-1/2 X for one parameter; G is its gradient."""
     if isinstance(optimizer, SteepestDescent):
         return optimizer.linear_root(group, i, G, share)
-    if type(optimizer) is SGD:
+    if type(optimizer) is torch.optim.SGD:
         return lambda X: X * math.sqrt(share)
     return of_adam(group, optimizer.state.get(group["params"][i], {}), share, G)

@@ -70,7 +70,7 @@ def sharpness(
         ValueError: for what `Hessian` refuses, a cross block, and a start of another size.
         FloatingPointError: for a loss or products that are not finite.
 
-    >>> model = nn.Linear(2, 1, bias=False)
+    >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> x = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     >>> H = Hessian(model, lambda model, x: 0.5 * model(x).square().sum(), x)
     >>> round(sharpness(H).value, 4), round(sharpness(2 * H).value, 4)
@@ -153,7 +153,7 @@ def spectrum(
     Raises:
         ValueError, FloatingPointError: as `sharpness`.
 
-    >>> model = nn.Linear(2, 1, bias=False)
+    >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> x = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     >>> H = Hessian(model, lambda model, x: 0.5 * model(x).square().sum(), x)
     >>> [round(value, 3) for value in spectrum(H).extremes.values.tolist()]
@@ -191,7 +191,7 @@ def trace(
     Raises:
         ValueError, FloatingPointError: as `sharpness`.
 
-    >>> model = nn.Linear(2, 1, bias=False)
+    >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> x = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     >>> H = Hessian(model, lambda model, x: 0.5 * model(x).square().sum(), x)
     >>> round(trace(H).value, 3), round(trace(H - H.gauss_newton()).value, 3)
@@ -225,7 +225,7 @@ def effective_rank(
     Raises:
         ValueError, FloatingPointError: as `sharpness`; also for an operator of zero.
 
-    >>> model = nn.Linear(2, 1, bias=False)
+    >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> x = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     >>> H = Hessian(model, lambda model, x: 0.5 * model(x).square().sum(), x)
     >>> r = effective_rank(H, probes=100)

@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer
 from steepest.diagnosis.plan import Planned
 from steepest.model.matrix_view import MatrixView
 from steepest.model.parameter_roles import ParameterRole, Role
+from steepest.optim.record import ADAMW
 from steepest.optim.steepest_descent import SteepestDescent
 
 AuditGeometry = Planned | Literal["unknown", "not trained"]
@@ -22,7 +23,7 @@ LARGEST_STEP = 1.0  # in spectral norm, over that of the weight
 LARGEST_RATIO = 100.0  # between updates of matrices of one role and shape
 LARGE_ADAMW_RATE = 0.01
 _OURS: dict[str, AuditGeometry] = {
-    "adamw": "adaptive", "sign": "sign", "euclidean": "euclidean", "spectral": "spectral",
+    ADAMW: "adaptive", "sign": "sign", "euclidean": "euclidean", "spectral": "spectral",
 }  # fmt: skip
 _NAMES = ("Adam", "NAdam", "RAdam", "Adamax", "Adafactor", "Adagrad", "RMSprop")  # and subclasses
 _ADAPTIVE = tuple(getattr(torch.optim, name) for name in _NAMES)

@@ -23,6 +23,7 @@ from steepest.model.parameter_roles import RoleTable, roles
 from steepest.model.stacks import find_stacks
 from steepest.model.unwrapping import unwrapped
 from steepest.optim.momentum import Momentum
+from steepest.optim.record import ADAMW
 from steepest.optim.scales import Scale
 from steepest.optim.steepest_descent import SteepestDescent
 from steepest.printing import sentence
@@ -42,7 +43,7 @@ _GROUPS: dict[str, dict[str, Any]] = {
     "stacked": {"geometry": "spectral"},
     "euclidean": {"geometry": "euclidean"},
     "sign": {"geometry": "sign", "momentum": 0.9, "nesterov": False, "scale": "none"},
-    "adaptive": {"geometry": "adamw"},
+    "adaptive": {"geometry": ADAMW},
 }
 
 

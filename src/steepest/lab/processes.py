@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from steepest.lab.errors import InputError
 
@@ -29,8 +29,80 @@ class _Refusal:
     sentence: str
 
 
+class Engine(Protocol):
+    """Where tasks are done: three calls. What a task has reached stands in its folder, not here."""
+
+    def submit(self, name: str, work: Work[Any], task: Any) -> None:
+        """Take in a task; it begins when there is room."""
+
+    def poll(self) -> list[tuple[str, Any]]:
+        """Wait for news; return what tasks sent, and `(name, None)` for one that is done.
+
+        Raises:
+            InputError: what a task raised, or that it ended before it was done.
+        """
+
+    def cancel(self) -> None:
+        """Stop every task that is not done."""
+
+
+class LocalProcesses:
+    """The engine of this machine: a process for each task, so many at a time."""
+
+    def __init__(self, workers: int):
+        self._workers = workers
+        self._context = _context()
+        self._waiting: list[tuple[str, Work[Any], Any]] = []
+        self._active: dict[Connection, tuple[str, BaseProcess]] = {}
+
+    def submit(self, name: str, work: Work[Any], task: Any) -> None:
+        """Take in a task; a process begins it when fewer than `workers` are at work."""
+        self._waiting.append((name, work, task))
+
+    def poll(self) -> list[tuple[str, Any]]:
+        """Begin what there is room for, and wait until a process has something to say."""
+        while self._waiting and len(self._active) < self._workers:
+            self._begin(*self._waiting.pop(0))
+        news = []
+        for receiver in wait(list(self._active)):
+            assert isinstance(receiver, Connection)
+            name, process = self._active[receiver]
+            try:
+                message = receiver.recv()
+            except (EOFError, OSError):  # the end of the process
+                process.join()
+                del self._active[receiver]
+                if process.exitcode:
+                    raise InputError(
+                        f"{name} ended without a result (exit code {process.exitcode}; -9 "
+                        "usually means out of memory); run the same command again to go on"
+                    ) from None
+                message = None
+            if isinstance(message, _Refusal):
+                raise InputError(f"{name}: {message.sentence}")
+            news.append((name, message))
+        return news
+
+    def _begin(self, name: str, work: Work[Any], task: Any) -> None:
+        receiver, sender = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_do, args=(work, task, sender), daemon=True)
+        process.start()
+        sender.close()
+        self._active[receiver] = name, process
+
+    def cancel(self) -> None:
+        """Ask every process to end, and kill it if it does not."""
+        self._waiting.clear()
+        for _, process in self._active.values():
+            process.terminate()
+        for _, process in self._active.values():
+            process.join(PATIENCE)
+            process.kill()
+        self._active.clear()
+
+
 def in_processes(
-    work: Work[Task], tasks: Mapping[str, Task], workers: int
+    work: Work[Task], tasks: Mapping[str, Task], workers: int, engine: Engine | None = None
 ) -> Iterator[tuple[str, Any]]:
     """Do every task in a process of its own; yield what each sends, and None when it is done.
 
@@ -38,46 +110,22 @@ def in_processes(
         work: a function at the top of a module. An `InputError` in it stops all tasks.
         tasks: by a name, which errors begin with.
         workers: processes at a time.
+        engine: where to do them; by default on this machine.
 
     Raises:
         InputError: what a task raised, or that its process ended before it was done.
     """
-    context = _context()
-    waiting = list(tasks.items())
-    active: dict[Connection, tuple[str, BaseProcess]] = {}
+    engine = engine or LocalProcesses(workers)
+    for name, task in tasks.items():
+        engine.submit(name, work, task)
+    left = len(tasks)
     try:
-        while waiting or active:
-            while waiting and len(active) < workers:
-                name, task = waiting.pop(0)
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_do, args=(work, task, sender), daemon=True)
-                process.start()
-                sender.close()
-                active[receiver] = name, process
-            for receiver in wait(list(active)):
-                assert isinstance(receiver, Connection)
-                name, process = active[receiver]
-                try:
-                    message = receiver.recv()
-                except (EOFError, OSError):  # the end of the process
-                    process.join()
-                    del active[receiver]
-                    if process.exitcode:
-                        raise InputError(
-                            f"{name} ended without a result (exit code {process.exitcode}; -9 "
-                            "usually means out of memory); run the same command again to go on"
-                        ) from None
-                    yield name, None
-                    continue
-                if isinstance(message, _Refusal):
-                    raise InputError(f"{name}: {message.sentence}")
+        while left:
+            for name, message in engine.poll():
+                left -= message is None
                 yield name, message
     finally:
-        for _, process in active.values():
-            process.terminate()
-        for _, process in active.values():
-            process.join(PATIENCE)
-            process.kill()
+        engine.cancel()
 
 
 def _context() -> Any:

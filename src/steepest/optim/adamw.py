@@ -11,18 +11,18 @@ from torch.optim.adamw import adamw
 
 from steepest.optim.matrices import Matrices, State
 from steepest.optim.precision import adam_eps, full, memory_dtype
-from steepest.optim.record import ENTRIES, Record, Update
+from steepest.optim.record import ADAMW, ENTRIES, Record, Update
 from steepest.optim.rounding import Assignment
 
 RECORD = Record(
-    name="adamw",
+    name=ADAMW,
     label="AdamW",
     geometry="sign, adapted",
     memory="momentum and second moment",
     rates=(4e-3, 8e-3, 1.6e-2),
     kind=torch.optim.AdamW,
     update=lambda settings, free: Update(
-        "adamw",
+        ADAMW,
         ENTRIES._replace(source="TP-V Table 3"),
         eps="eps",
         depth={"depth-mup": "TP-VI", "completep": "CompleteP Table 1"},

@@ -13,6 +13,7 @@ from torch import Tensor
 from steepest.geometry import Spectral
 from steepest.linalg.planner import METHODS
 from steepest.linalg.polar_factor import PolarMethod
+from steepest.optim.record import acts_on_entries
 
 _PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MEMORY = (torch.float32, torch.float64)
@@ -176,7 +177,7 @@ def check_settings(
     for key in changed:
         if key in checks:
             check_setting(key, group[key], checks)
-    if group["geometry"] == "adamw":
+    if acts_on_entries(group):
         return
     if group["heavy_ball"] and "momentum" not in group:
         raise ValueError("got heavy_ball=True for an optimizer without momentum, expected False")

@@ -18,7 +18,7 @@ from steepest.optim import adamw
 from steepest.optim.kl_shampoo import KLShampoo
 from steepest.optim.muon import Muon
 from steepest.optim.rates import callers_level
-from steepest.optim.record import OUT, OUT_PER_IN, PER_IN, Record, Row, Update
+from steepest.optim.record import ADAMW, OUT, OUT_PER_IN, PER_IN, Record, Row, Update
 from steepest.optim.shampoo import Shampoo
 from steepest.optim.sign_sgd import SignSGD
 from steepest.optim.signum import Signum
@@ -103,7 +103,7 @@ def modern_name(name: str, warn: bool = True) -> str:
             DeprecationWarning,
             stacklevel=callers_level(),
         )
-    return adamw.RECORD.name
+    return ADAMW
 
 
 def study_names() -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from steepest.optim.checks import check_setting, check_settings
 from steepest.optim.matrices import NOTHING, Matrices
 from steepest.optim.memory import Memory, memory_of
 from steepest.optim.parameter_groups import name_of
+from steepest.optim.record import acts_on_entries
 
 if TYPE_CHECKING:
     from steepest.optim.steepest_descent import SteepestDescent
@@ -162,7 +163,7 @@ class Fit:
                 self._forget()
         if isinstance(group["lr"], Tensor):  # whose number can change
             check_setting("lr", group["lr"], optimizer.checks)
-        if group["geometry"] != "adamw":
+        if not acts_on_entries(group):
             self._check_matrices(optimizer)
         if changed or len(group) != len(seen):
             self._settings = dict(group)

@@ -13,6 +13,7 @@ from steepest.model.matrix_view import MatrixView
 from steepest.model.parameter_roles import ParameterRole, Role, RoleTable
 from steepest.optim.checks import Checks, check_settings, choice
 from steepest.optim.precision import TRAINABLE, is_frozen_base
+from steepest.optim.record import ADAMW, acts_on_entries
 from steepest.optim.scales import update_scale
 
 
@@ -48,20 +49,20 @@ def groups_of(
     settings = settings or {}
     groups = [
         _group([row for row in table.matrices if row.role not in settings]),
-        _group([row for row in table.others if row.role not in settings], geometry="adamw"),
+        _group([row for row in table.others if row.role not in settings], geometry=ADAMW),
     ]
     for role, own in settings.items():
         rows = [row for row in table if row.role == role]
         if not rows:
             raise ValueError(f"got settings for the role {role!r}, which no parameter has")
-        others = {} if rows[0].is_matrix else {"geometry": "adamw"}
+        others = {} if rows[0].is_matrix else {"geometry": ADAMW}
         groups.append(_group(rows, **{**others, **own}))
     return [group for group in groups if group["params"]]
 
 
 def _group(rows: list[ParameterRole], **settings: Any) -> dict[str, Any]:
     group = {"params": [(row.name, row.parameter) for row in rows], **settings}
-    return group if group.get("geometry") == "adamw" else group | {"views": [r.view for r in rows]}
+    return group if acts_on_entries(group) else group | {"views": [r.view for r in rows]}
 
 
 def warn_of_guessed_axes(table: RoleTable, scale: Any) -> None:
@@ -121,7 +122,7 @@ def complete(group: dict[str, Any], geometries: Iterable[str], checks: Checks) -
     group.setdefault("step_count", 0)
     if group["rounding"] == "stochastic" and any(p.dtype == torch.float16 for p in group["params"]):
         raise ValueError('got rounding="stochastic" for float16 parameters, expected bfloat16 ones')
-    if group["geometry"] == "adamw":
+    if acts_on_entries(group):
         group.pop("views", None)  # AdamW acts on entries
         group.pop("stacks", None)
         return

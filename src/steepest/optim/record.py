@@ -17,6 +17,15 @@ Kind = Literal["input", "hidden", "output", "vector", "fixed"]
 """Which fans of a parameter grow with the model."""
 
 
+ADAMW = "adamw"
+"""The optimizer of everything that is no matrix, and the geometry of its groups."""
+
+
+def acts_on_entries(group: Mapping[str, Any]) -> bool:
+    """Return whether a group is that of AdamW, which knows no matrices."""
+    return bool(group.get("geometry") == ADAMW)
+
+
 class Power(NamedTuple):
     """in^fan_in out^fan_out.
 

@@ -40,7 +40,7 @@ from steepest.optim.precision import (
 )
 from steepest.optim.progress import Progress
 from steepest.optim.rates import Rates
-from steepest.optim.record import Record
+from steepest.optim.record import ADAMW, Record, acts_on_entries
 from steepest.optim.rounding import Assignment
 from steepest.optim.scales import Scale, adamw_ratio, stacked_rank, update_scale
 from steepest.optim.settings import Settings, checks_of, modern
@@ -82,7 +82,7 @@ class SteepestDescent(Optimizer):
     """What the house knows of this optimizer; the last one is about its defaults."""
 
     geometries: ClassVar[Mapping[str, str]] = {
-        "euclidean": "euclidean", "sign": "sign", "spectral": "spectral", "adamw": "adamw",
+        "euclidean": "euclidean", "sign": "sign", "spectral": "spectral", ADAMW: ADAMW,
     }  # fmt: skip
     """What a group can say for its `"geometry"`, and the norm that this is about."""
 
@@ -223,7 +223,7 @@ class SteepestDescent(Optimizer):
         """Return the parameter groups of a model; `own` are settings of roles."""
         groups = groups_of(table, own)
         for group in groups:
-            if group.get("geometry") != "adamw":
+            if not acts_on_entries(group):
                 for key, values in marks.items():
                     group[key] = [values.get(name) for name, _ in group["params"]]
         return groups
@@ -258,7 +258,7 @@ class SteepestDescent(Optimizer):
 
         Those of AdamW are. A sign or a polar factor is not.
         """
-        return bool(group["geometry"] == "adamw")
+        return acts_on_entries(group)
 
     def linear_root(self, group: Mapping[str, Any], i: int, G: Tensor, share: float) -> Map:
         """Return X -> sqrt(share) P^-1/2 X for parameter `i` of a linear group; G is its gradient.
@@ -276,17 +276,17 @@ class SteepestDescent(Optimizer):
 
     def largest_entry(self, group: dict[str, Any], dtype: torch.dtype) -> float:
         """Return the largest gradient entry this group can work with."""
-        if group["geometry"] == "adamw":
+        if acts_on_entries(group):
             return _largest(dtype) ** 0.5
         weights = 1 / (1 - group["momentum"]) if group["heavy_ball"] else 1.0
         return _largest(dtype) / (2 * weights)  # so that no sum or difference overflows
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; for `"geometry": "adamw"` the `adamw_*` settings are the defaults."""
-        adamw = param_group.get("geometry") == "adamw"
+        own = self._adamw_defaults if acts_on_entries(param_group) else {}
         param_group = without_frozen_base(param_group)
         param_group = modern(param_group)
-        super().add_param_group({**(self._adamw_defaults if adamw else {}), **param_group})
+        super().add_param_group({**own, **param_group})
         group = self.param_groups[-1]
         try:
             complete(group, self.geometries, self.checks)
@@ -298,7 +298,7 @@ class SteepestDescent(Optimizer):
     def settings_of(self, group: dict[str, Any]) -> set[str]:
         """Return the settings that a group must have."""
         own = {*self.defaults, "base_lr", "step_count"} - {"differentiable"}  # which torch adds
-        return own | self._adamw_defaults.keys() if group.get("geometry") == "adamw" else own
+        return own | self._adamw_defaults.keys() if acts_on_entries(group) else own
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("nonfinite", "skipped_steps", "_adamw_defaults", "_rates")
@@ -460,7 +460,7 @@ class SteepestDescent(Optimizer):
 
     def make_memory(self, group: dict[str, Any], matrices: Matrices) -> None:
         """Make the memory of parameters with a gradient, of zeros, where there is none."""
-        if group["geometry"] != "adamw":
+        if not acts_on_entries(group):
             for key in self.entry_memory(group):
                 matrices.entries(self.state, key)
             self.start(group, matrices)
@@ -479,7 +479,7 @@ class SteepestDescent(Optimizer):
     ) -> None:
         if not any(active):
             return
-        if group["geometry"] == "adamw":
+        if acts_on_entries(group):
             adamw.take_step(group, matrices, active, assign)
             return
         for batch in matrices.batches(self.entry_memory(group), active):

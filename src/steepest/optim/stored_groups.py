@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from steepest.model.matrix_view import MatrixView
+from steepest.optim.record import acts_on_entries
 
 
 def override_for(
@@ -46,7 +47,7 @@ def _kinds(groups: Iterable[Mapping[str, Any]]) -> dict[str, tuple[bool, MatrixV
     kinds: dict[str, tuple[bool, MatrixView | None]] = {}
     for group in groups:
         names = group.get("param_names") or []
-        matrix = group.get("geometry") != "adamw"
+        matrix = not acts_on_entries(group)
         views = group.get("views") if matrix else None
         for name, view in zip(names, views or [None] * len(names), strict=False):
             kinds[name] = matrix, None if view is None else MatrixView(*view)

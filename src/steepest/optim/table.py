@@ -14,6 +14,7 @@ from rich.table import Table
 from steepest.model.matrix_view import MatrixView
 from steepest.optim import adamw
 from steepest.optim.precision import adam_eps
+from steepest.optim.record import acts_on_entries
 
 if TYPE_CHECKING:
     from steepest.optim.steepest_descent import SteepestDescent
@@ -51,7 +52,7 @@ def table_of(optimizer: SteepestDescent) -> str:
             adam = adam_share(group, optimizer.state.get(p, {}))
             each = (
                 adamw.expected_rms(group, adam)
-                if view is None and group["geometry"] == "adamw"
+                if view is None and acts_on_entries(group)
                 else optimizer.expected_rms(group, *size, k, adam)
                 for size, k in zip(sizes, stacks, strict=True)
             )

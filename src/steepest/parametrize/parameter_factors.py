@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 
 from steepest.model.parameter_roles import ParameterRole
-from steepest.optim.adamw import RECORD as ADAMW
 from steepest.optim.family import record_of
-from steepest.optim.record import Update
+from steepest.optim.record import ADAMW, Update
 from steepest.optim.steepest_descent import SteepestDescent
 from steepest.parametrize.dimensions import Growth
 from steepest.parametrize.multipliers import Folds
@@ -57,7 +56,7 @@ def factors_of_parameter(
 ) -> ParameterFactors:
     """Return what a parameter gets under a rule, with what is folded into it."""
     if not role.is_matrix and issubclass(record_of(update.name).kind, SteepestDescent):
-        update = update_of(ADAMW.name, {}, rule)
+        update = update_of(ADAMW, {}, rule)
     size, own = grown.sizes[role.name], folded.get(role.name, [])
     multiplier = math.prod(fold.multiplier for fold in own)
     factors: Factors = factors_of(rule, update, size, role.role == "embedding")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,9 +15,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from steepest.model.parameter_roles import ParameterRole, RoleTable, all_roles
-from steepest.optim.adamw import RECORD as ADAMW
 from steepest.optim.family import record_of
-from steepest.optim.record import Record
+from steepest.optim.rates import callers_level
+from steepest.optim.record import ADAMW, Record
 from steepest.optim.settings import modern
 from steepest.optim.steepest_descent import SteepestDescent
 from steepest.parametrize import initialization
@@ -27,7 +28,7 @@ from steepest.parametrize.parameter_factors import ParameterFactors, factors_of_
 from steepest.parametrize.rules import Rule, update_of
 from steepest.results import Column, Result, ResultTable
 
-Decay = Literal["independent", "coupled"]
+Decay = Literal["base", "coupled"]
 # What groups have of their own, and would override without a word.
 _OF_GROUPS = {
     "lr", "weight_decay", "decay", "graft_eps", "adamw_lr", "adamw_eps", "adamw_weight_decay",
@@ -88,7 +89,7 @@ class Parametrized(Result):
         self,
         lr: float,
         weight_decay: float = 0.0,
-        decay: Decay = "independent",
+        decay: Decay = "base",
         eps: float = 1e-8,
         adamw_lr: float | None = None,
         adamw_weight_decay: float = 0.0,
@@ -99,7 +100,7 @@ class Parametrized(Result):
         Args:
             lr: learning rate of the base model.
             weight_decay: λ of the base model.
-            decay: "independent" (default): every step shrinks a weight by lr λ, as at the base, at
+            decay: "base" (default): every step shrinks a weight by lr λ, as at the base, at
                 any size; "coupled": the group's own rate times λ, which vanishes with the width
                 under muP.
             eps: Adam's epsilon at the base.
@@ -120,8 +121,16 @@ class Parametrized(Result):
         Raises:
             ValueError: for a parameter of the model that came after `parametrize`.
         """
+        if str(decay) == "independent":
+            decay = "base"
+            warnings.warn(
+                'decay="independent" is called decay="base" here now: in optimizers it means '
+                "something else. The old name goes with the next version",
+                DeprecationWarning,
+                stacklevel=callers_level(),
+            )
         if decay not in get_args(Decay):
-            raise ValueError(f'got decay={decay!r}, expected "independent" or "coupled"')
+            raise ValueError(f'got decay={decay!r}, expected "base" or "coupled"')
         every = {**self.settings, **modern(settings or {})}
         rows = {row.name: row for row in self.rows}
         table = all_roles(self.model, self._overrides, like=self._like)
@@ -149,17 +158,17 @@ class Parametrized(Result):
         update_key = update_of(kind, every, self.rule).eps
         groups = []
         for (update, factor, eps_factor, shrink), found in members.items():
-            inner = ours and update == ADAMW.name
+            inner = ours and update == ADAMW
             rate = adamw_lr if inner and adamw_lr is not None else lr
             group: dict[str, Any] = {
                 "params": [(role.name, role.parameter) for role in found],
                 "name": f"{update}, lr x {factor:.10g}, eps x {eps_factor:.10g}, decay {shrink:g}",
                 "lr_factor": factor,
                 "lr": rate * factor,
-                "weight_decay": shrink / factor if decay == "independent" else shrink,
+                "weight_decay": shrink / factor if decay == "base" else shrink,
             }
             if inner:
-                group["geometry"] = "adamw"
+                group["geometry"] = ADAMW
             elif ours:
                 group["views"] = [role.view for role in found]
                 for key, values in marks.items():
@@ -174,7 +183,7 @@ class Parametrized(Result):
         lr: float,
         *,
         weight_decay: float = 0.0,
-        decay: Decay = "independent",
+        decay: Decay = "base",
         eps: float = 1e-8,
         adamw_lr: float | None = None,
         adamw_weight_decay: float = 0.0,
@@ -340,7 +349,8 @@ def _defaults(record: Record) -> dict[str, Any]:
     """Settings by which a rate for what is no matrix is chosen, as the class has them."""
     own = signature(record.kind).parameters
     defaults = {key: own[key].default for key in ("scale", "length") if key in own}
-    return {"length": "own", **defaults, "geometry": record.geometry.partition(",")[0]}
+    usual = {"scale": "spectral", "length": "own"}
+    return {**usual, **defaults, "geometry": record.geometry.partition(",")[0]}
 
 
 def _check_settings(record: Record, settings: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from steepest.curvature.loss_function import checked
 from steepest.files import json_line, read_bytes, read_lines, write_atomically
-from steepest.optim.adamw import RECORD as ADAMW
+from steepest.optim.record import ADAMW
 from steepest.parametrize.parametrization import Parametrized
 
 LAST = 10
@@ -109,7 +109,7 @@ def _result(row: Any) -> tuple[str, Any] | None:
 
 def _renamed(name: str) -> str:
     """The name of a run as this version gives it: AdamW was "adam" before."""
-    return name.replace(', "adam", ', f', "{ADAMW.name}", ', 1)
+    return name.replace(', "adam", ', f', "{ADAMW}", ', 1)
 
 
 def named(kind: str, *what: Any) -> str:

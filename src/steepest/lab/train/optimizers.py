@@ -64,7 +64,7 @@ def build(
     kind: Any = record.kind
     if issubclass(kind, SteepestDescent):
         own = dict(record.settings)
-        if "momentum" in inspect.signature(kind).parameters:
+        if record.memory != "none":
             own["momentum"] = momentum
         return kind(table, lr, **own, weight_decay=weight_decay, adamw_lr=adamw_lr)
     matrices = {
