@@ -20,6 +20,7 @@ from steepest.curvature.block_diagonal import blockwise_diagonal
 from steepest.curvature.muon_theory import MuonCondition, muon_conditions
 from steepest.curvature.teon_theory import stack_conditions
 from steepest.lab.models import GPT, GPTConfig
+from steepest.optim.reference import polar
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -65,11 +66,6 @@ def _named(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _gradient(model: nn.Module, loss: Loss, batch: Any, name: str) -> Tensor:
     return torch.autograd.grad(loss(model, batch), dict(model.named_parameters())[name])[0]
-
-
-def _polar(G: Tensor) -> Tensor:
-    U, _, Vh = torch.linalg.svd(G, full_matrices=False)
-    return U @ Vh
 
 
 def _nuclear(G: Tensor) -> float:
@@ -134,7 +130,7 @@ def test_every_kind_of_matrix_against_its_dense_block() -> None:
         row, name = rows[label], label.partition("[")[0]
         H = _dense(model, _mse, batch, [name])[where.flatten()[:, None], where.flatten()]
         G = _gradient(model, _mse, batch, name).flatten()[where]
-        E = _polar(G).flatten()
+        E = polar(G).flatten()
         assert row.shape == tuple(where.shape)
         assert row.polar_curvature == pytest.approx(float(E @ H @ E), rel=1e-9)
         g = G.flatten()
@@ -202,7 +198,7 @@ def test_kronecker_hessian(seed: int) -> None:
     assert row.polar_curvature <= op_P * _nuclear(Q) * (1 + 1e-9)
     assert row.smoothness == pytest.approx(op_P * op_Q, rel=1e-7)
     assert row.spectral_smoothness_at_least <= min(op_P * _nuclear(Q), op_Q * _nuclear(P)) + 1e-9
-    E = _polar(_gradient(model, loss, torch.zeros(1), "weight"))
+    E = polar(_gradient(model, loss, torch.zeros(1), "weight"))
     assert row.polar_curvature == pytest.approx(float((E * (P @ E @ Q)).sum()), rel=1e-9)
 
 
@@ -223,7 +219,7 @@ def test_decreases_are_those_of_the_steps() -> None:
         return before - after
 
     best = row.nuclear_norm / row.polar_curvature
-    assert fall(best * _polar(G)) == pytest.approx(row.muon_decrease, rel=1e-9)
+    assert fall(best * polar(G)) == pytest.approx(row.muon_decrease, rel=1e-9)
     assert fall(G / row.gradient_curvature) == pytest.approx(row.gradient_decrease, rel=1e-9)
     assert fall(G / row.smoothness) >= row.gradient_guarantee
     assert row.gradient_decrease >= row.gradient_guarantee
@@ -276,7 +272,7 @@ def test_gpt_curvature_is_the_second_difference_of_its_loss() -> None:
     assert len(rows) == 12
     for row in rows[::5]:
         W = model.get_parameter(row.matrix)
-        E = _polar(_gradient(model, _cross_entropy, batch, row.matrix))
+        E = polar(_gradient(model, _cross_entropy, batch, row.matrix))
         start, values = W.detach().clone(), []
         for t in (-1e-3, 0.0, 1e-3):
             W.data = start + t * E
@@ -473,9 +469,9 @@ def test_stack_against_the_dense_hessian(K: int) -> None:
     G = torch.stack([_gradient(model, _mse, batch, name) for name in names])
     rows = {row.norm: row for row in stack_conditions(model, _mse, batch, [names], tolerance=1e-7)}
     polars: dict[str, Callable[[Tensor], Tensor]] = {
-        "layerwise": lambda X: torch.stack([_polar(each) for each in X]),
-        "mode 1": lambda X: torch.stack(_polar(_beside(X)).chunk(K, 1)),
-        "mode 2": lambda X: torch.stack(_polar(_below(X)).chunk(K, 0)),
+        "layerwise": lambda X: torch.stack([polar(each) for each in X]),
+        "mode 1": lambda X: torch.stack(polar(_beside(X)).chunk(K, 1)),
+        "mode 2": lambda X: torch.stack(polar(_below(X)).chunk(K, 0)),
     }
     duals = {
         "layerwise": sum(_nuclear(each) for each in G),
@@ -483,8 +479,8 @@ def test_stack_against_the_dense_hessian(K: int) -> None:
         "mode 2": _nuclear(_below(G)),
     }
     assert list(rows) == list(polars)
-    for norm, polar in polars.items():
-        row, d = rows[norm], polar(G).flatten()
+    for norm, direction in polars.items():
+        row, d = rows[norm], direction(G).flatten()
         assert row.matrices == tuple(names)
         assert row.shape == (K, 3, 3)
         assert row.curvature == pytest.approx(float(d @ H @ d), rel=1e-9)
@@ -492,14 +488,14 @@ def test_stack_against_the_dense_hessian(K: int) -> None:
         assert row.smoothness_at_least >= abs(row.curvature) * (1 - 1e-6)
         assert row.decrease >= row.guarantee_at_most * (1 - 1e-6)
     # The best from many random starts is not far.
-    for norm, polar in polars.items():
+    for norm, direction in polars.items():
         best = 0.0
         for _ in range(30):
             E = torch.randn(K, 3, 3)
             for _ in range(15):
-                image = (H @ polar(E).flatten()).view(E.shape)
+                image = (H @ direction(E).flatten()).view(E.shape)
                 E = image
-            best = max(best, float((polar(image) * image).sum()))
+            best = max(best, float((direction(image) * image).sum()))
         assert rows[norm].smoothness_at_least == pytest.approx(best, rel=0.1)
     stacked, layerwise = rows["mode 1"].smoothness_at_least, rows["layerwise"].smoothness_at_least
     assert stacked <= layerwise * (1 + 1e-9)  # theorem 4.5
@@ -539,7 +535,7 @@ def test_stacks_are_those_of_teon() -> None:
     H = _dense(fused, _mse, batch, ["0.attention.in_proj_weight", "0.attention.out_proj.weight"])
     where = torch.cat([torch.arange(16), 48 + torch.arange(16)])
     parts = [name.partition("[")[0] for name in pair[0]]
-    D = torch.cat([_polar(_gradient(fused, _mse, batch, name)[:4]).flatten() for name in parts])
+    D = torch.cat([polar(_gradient(fused, _mse, batch, name)[:4]).flatten() for name in parts])
     assert row.curvature == pytest.approx(float(D @ H[where[:, None], where] @ D), rel=1e-9)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,36 @@ def train(network: Callable[[], Network]) -> Callable[..., None]:
             optimizer.step()
 
     return train
+
+
+@pytest.fixture
+def path() -> Callable[..., Tensor]:
+    """Runs an algorithm of `steepest.optim.reference` on a sequence of gradients."""
+
+    def path(algorithm: Any, start: Tensor, gradients: Any, lr: float, **options: Any) -> Tensor:
+        """The weights before the first step and after each, (steps + 1, out, in)."""
+        weights = []
+
+        def gradient(W: Tensor, t: int) -> Tensor:
+            weights.append(W)
+            return gradients[t - 1]
+
+        last = algorithm(start, gradient, len(gradients), lr, **options)
+        return torch.stack([*weights, last])
+
+    return path
+
+
+@pytest.fixture
+def average() -> Callable[..., Tensor]:
+    """Sums up what the momentum is after a sequence of gradients."""
+
+    def average(gradients: Any, momentum: float) -> Tensor:
+        age = torch.arange(len(gradients) - 1, -1, -1, dtype=torch.float64)
+        weights = (1 - momentum) * momentum**age
+        return torch.tensordot(weights, torch.stack(list(gradients)), 1)
+
+    return average
 
 
 @pytest.fixture

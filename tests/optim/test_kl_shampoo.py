@@ -10,6 +10,7 @@ from torch import nn
 
 from steepest import KLShampoo, Shampoo
 from steepest.linalg import polar
+from steepest.optim import reference
 
 BARE = {"length": "own", "eps": 0.0, "interval": 1, "momentum": 0.0}
 
@@ -52,44 +53,17 @@ def errors(G, steps, **settings):
     return [off_polar(update(optimizer, W, G), G) for _ in range(steps)]
 
 
-def power(A, p):
-    """A^p of a positive definite matrix."""
-    values, Q = torch.linalg.eigh(A)
-    return (Q * values**p) @ Q.mT
-
-
 @pytest.mark.parametrize("sequential", [False, True])
 @pytest.mark.parametrize("shape", [(6, 6), (5, 9), (9, 5)], ids=str)
 @pytest.mark.parametrize("correct", [True, False], ids=["corrected", "as it is"])
-def test_it_is_the_formula_of_the_paper(shape, sequential, correct):
-    (m, n), b1, b2, eps = shape, 0.8, 0.9, 1e-3
-    W = zeros(m, n)
-    optimizer = KLShampoo(
-        [W],
-        1.0,
-        sequential=sequential,
-        bias_correction=correct,
-        relative_eps=False,
-        **{**BARE, "momentum": b1, "eps": eps},
-        beta2=b2,
-    )
-    M, L, R = (torch.zeros(s, dtype=torch.float64) for s in ((m, n), (m, m), (n, n)))
-    left = right = None
-    for t in range(1, 9):
-        G = randn(m, n, seed=t)
-        by = 1 - b2**t if correct else 1.0
-        if t == 1:  # the identity times the RMS entry, for a factor that there is not yet
-            root = float(G.square().mean()) ** -0.25
-            left, right = (root * torch.eye(k, dtype=torch.float64) for k in (m, n))
-        M = b1 * M + (1 - b1) * G
-        X, Y = left @ G, G @ right
-        R = b2 * R + (1 - b2) * X.mT @ X / m
-        new_right = power(R / by + eps * torch.eye(n, dtype=R.dtype), -1 / 2)
-        Y = G @ new_right if sequential else Y
-        L = b2 * L + (1 - b2) * Y @ Y.mT / n
-        left, right = power(L / by + eps * torch.eye(m, dtype=L.dtype), -1 / 2), new_right
-        D = update(optimizer, W, G)
-        torch.testing.assert_close(D, left @ M @ right / (1 - b1**t), rtol=1e-8, atol=1e-8)
+def test_it_is_the_formula_of_the_paper(shape, sequential, correct, path):
+    options = {"momentum": 0.8, "beta2": 0.9, "eps": 1e-3, "relative_eps": False, "length": "own"}
+    options |= {"sequential": sequential, "bias_correction": correct}
+    W, gradients = zeros(*shape), [randn(*shape, seed=t) for t in range(1, 9)]
+    weights = path(reference.kl_shampoo, W.detach().clone(), gradients, 1.0, **options)
+    optimizer = KLShampoo([W], 1.0, interval=1, **options)
+    updates = torch.stack([update(optimizer, W, G) for G in gradients])
+    torch.testing.assert_close(updates, -weights.diff(dim=0), rtol=1e-8, atol=1e-8)
 
 
 # One gradient repeated: towards spectral descent
@@ -162,7 +136,7 @@ def test_with_the_exponent_of_shampoo_inside_it_would_come_to_something_else():
     for _ in range(60):
         X, Y = left @ G, G @ right
         L, R = (L + Y @ Y.mT) / 2, (R + X.mT @ X) / 2
-        left, right = power(L, -1 / 4), power(R, -1 / 4)
+        left, right = (reference.inverse_root(A, 1 / 4, eps=0.0) for A in (L, R))
     torch.testing.assert_close(left @ G @ right, expected, rtol=0, atol=1e-12)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from steepest import SOAP, TEON, KLShampoo, Muon, Shampoo, SignSGD, Signum, SpectralDescent
 from steepest.model.parameter_roles import roles
-from steepest.optim import matrices
+from steepest.optim import matrices, reference
 from steepest.optim.scales import update_scale
 
 OPTIONS = {
@@ -477,10 +477,9 @@ def test_decay_shrinks_the_weights_beside_the_update(name, decay):
     before, plain = run(0.0)
     _, decayed = run(0.1)
     for old, new, shrunk in zip(before, plain, decayed, strict=True):
-        share = {"decoupled": 0.1 * 0.125, "independent": 0.1 * 0.125 / 0.5}.get(decay)
-        if decay == "cautious":
-            share = 0.1 * 0.125 * ((new - old) * old < 0)
-        torch.testing.assert_close(shrunk, new - share * old, rtol=1e-9, atol=1e-9)
+        rate = 0.125 / 0.5 if decay == "independent" else 1.0  # of the schedule
+        left = reference.decayed(old, old - new, 0.125, weight_decay=0.1 * rate, decay=decay)
+        torch.testing.assert_close(shrunk, new - old + left, rtol=1e-9, atol=1e-9)
 
 
 @every_optimizer

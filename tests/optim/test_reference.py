@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -11,26 +15,82 @@ from steepest.optim import reference
 
 SVD = {"method": "svd"}
 EVERY_STEP = {"interval": 1}
+OWN = {"length": "own"}
+SUM = {"heavy_ball": True}  # a sum of gradients has the direction of their average
+
+# name: the optimizer with what it alone is told, the algorithm, and the options of both
 CASES = {
-    "SignSGD": (SignSGD, {}, reference.sign_sgd, {}),
-    "Signum": (Signum, {}, reference.signum, {}),
-    "SpectralDescent": (SpectralDescent, SVD, reference.spectral_descent, {}),
-    "Muon": (Muon, SVD, reference.muon, {}),
-    "Muon without Nesterov": (
-        Muon,
-        {**SVD, "nesterov": False},
+    "SignSGD": (partial(SignSGD), reference.sign_sgd, {}),
+    "Signum": (partial(Signum), reference.signum, {}),
+    "Signum, 0.5": (partial(Signum), reference.signum, {"momentum": 0.5}),
+    "Signum, heavy ball": (partial(Signum, **SUM), reference.signum, {}),
+    "SpectralDescent": (partial(SpectralDescent, **SVD), reference.spectral_descent, {}),
+    "SpectralDescent, dual": (
+        partial(SpectralDescent, **SVD),
+        reference.spectral_descent,
+        {"length": "dual", "scale": "original"},
+    ),
+    "Muon": (partial(Muon, **SVD), reference.muon, {}),
+    "Muon without Nesterov": (partial(Muon, **SVD), reference.muon, {"nesterov": False}),
+    "Muon, heavy ball": (partial(Muon, **SVD, **SUM), reference.muon, {}),
+    "Muon, heavy ball without Nesterov": (
+        partial(Muon, **SVD, **SUM),
         reference.muon,
-        {"nesterov": False},
+        {"nesterov": False, "scale": "match-rms-adamw"},
     ),
-    "Shampoo": (Shampoo, EVERY_STEP, reference.shampoo, {}),
-    "Shampoo, 1/4": (
-        Shampoo,
-        {**EVERY_STEP, "exponent": 1 / 4},
+    "Shampoo": (partial(Shampoo, **EVERY_STEP), reference.shampoo, {}),
+    "Shampoo, 1/4": (partial(Shampoo, **EVERY_STEP), reference.shampoo, {"exponent": 1 / 4}),
+    "Shampoo, heavy ball": (partial(Shampoo, **EVERY_STEP, **SUM), reference.shampoo, {}),
+    "Shampoo, own length": (partial(Shampoo, **EVERY_STEP), reference.shampoo, OWN),
+    "Shampoo, own length, heavy ball": (
+        partial(Shampoo, **EVERY_STEP, **SUM),
         reference.shampoo,
-        {"exponent": 1 / 4},
+        OWN,
     ),
-    "KLShampoo": (KLShampoo, {**EVERY_STEP, "length": "own"}, reference.kl_shampoo, {}),
-    "SOAP": (SOAP, EVERY_STEP, reference.soap, {}),
+    "Shampoo, Muon's length": (
+        partial(Shampoo, **EVERY_STEP),
+        reference.shampoo,
+        {"length": "muon", "momentum": 0.5},
+    ),
+    "Shampoo from the left": (
+        partial(Shampoo, **EVERY_STEP),
+        reference.shampoo,
+        {**OWN, "sides": "left", "relative_eps": False, "eps": 0.1},
+    ),
+    "Shampoo from the right": (
+        partial(Shampoo, **EVERY_STEP),
+        reference.shampoo,
+        {**OWN, "sides": "right", "bias_correction": False},
+    ),
+    "KLShampoo": (partial(KLShampoo, **EVERY_STEP), reference.kl_shampoo, {}),
+    "KLShampoo, own length": (partial(KLShampoo, **EVERY_STEP), reference.kl_shampoo, OWN),
+    "KLShampoo, Muon's length": (
+        partial(KLShampoo, **EVERY_STEP),
+        reference.kl_shampoo,
+        {"length": "muon", "sequential": True},
+    ),
+    "KLShampoo, heavy ball": (
+        partial(KLShampoo, **EVERY_STEP, **SUM),
+        reference.kl_shampoo,
+        {**OWN, "relative_eps": False, "eps": 0.1},
+    ),
+    "SOAP": (partial(SOAP, **EVERY_STEP), reference.soap, {}),
+    "SOAP, heavy ball": (partial(SOAP, **EVERY_STEP, **SUM), reference.soap, {"momentum": 0.5}),
+    "SOAP of spectral norm 1": (
+        partial(SOAP, **EVERY_STEP),
+        reference.soap,
+        {"length": "spectral", "beta2": 0.9},
+    ),
+    "SOAP from the left": (
+        partial(SOAP, **EVERY_STEP, sides="left"),
+        partial(reference.soap, slots=(0, None)),
+        {},
+    ),
+    "SOAP from the right": (
+        partial(SOAP, **EVERY_STEP, sides="right"),
+        partial(reference.soap, slots=(None, 0)),
+        {"eps": 0.1},
+    ),
 }
 STEPS, RATE, DECAY = 12, 0.03, 0.2
 # Sides differ by one at most: SOAP's first basis is arbitrary in a null space of more dimensions.
@@ -60,13 +120,15 @@ def run(optimizer, parameters, gradient):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("decay", ["decoupled", "independent", "cautious"])
 @pytest.mark.parametrize("name", CASES)
-def test_an_optimizer_is_the_algorithm_of_the_reference(name, shape):
-    make, settings, algorithm, same = CASES[name]
+def test_an_optimizer_is_the_algorithm_of_the_reference(name, decay, shape):
+    make, algorithm, options = CASES[name]
+    options = {**options, "weight_decay": DECAY, "decay": decay}
     start, gradient = problem(*shape)
     W = nn.Parameter(start.clone())
-    run(make([W], RATE, weight_decay=DECAY, **settings), [W], gradient)
-    expected = algorithm(start, gradient, STEPS, RATE, weight_decay=DECAY, **same)
+    run(make([W], RATE, **options), [W], gradient)
+    expected = algorithm(start, gradient, STEPS, RATE, **options)
     torch.testing.assert_close(W.detach(), expected, rtol=1e-8, atol=1e-8)
 
 
@@ -87,12 +149,53 @@ def test_the_adamw_group_is_the_algorithm_of_the_reference(shape):
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 6), (3, 5, 6), (2, 6, 5)], ids=str)
-def test_teon_is_the_algorithm_of_the_reference(shape):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"mode": 2}, {"length": "muon", "nesterov": False}, {"mode": 2, "scale": "original"}],
+    ids=str,
+)
+def test_teon_is_the_algorithm_of_the_reference(shape, options):
     start, gradient = problem(*shape)
     layers = [nn.Parameter(W.clone()) for W in start]
     group = {"params": layers, "stacks": [[0]] * len(layers)}
-    run(TEON([group], RATE, weight_decay=DECAY, **SVD), layers, gradient)
-    expected = reference.teon(start, gradient, STEPS, RATE, weight_decay=DECAY)
+    run(TEON([group], RATE, weight_decay=DECAY, **SVD, **options), layers, gradient)
+    expected = reference.teon(start, gradient, STEPS, RATE, weight_decay=DECAY, **options)
     torch.testing.assert_close(
         torch.stack([W.detach() for W in layers]), expected, rtol=1e-8, atol=1e-8
     )
+
+
+@pytest.mark.parametrize("options", [{}, OWN, {**OWN, "sides": "left"}], ids=str)
+@pytest.mark.parametrize("shape", [(6, 6), (3, 6), (6, 9)], ids=str)
+def test_blocks_are_matrices_of_their_own(options, shape):
+    start, gradient = problem(*shape)
+    gradients = [gradient(start, t) for t in range(1, STEPS + 1)]  # the same for all blocks
+    W = nn.Parameter(start.clone())
+    optimizer = Shampoo([W], RATE, block=3, weight_decay=DECAY, **EVERY_STEP, **options)
+    run(optimizer, [W], lambda W, t: gradients[t - 1])
+    for i in range(0, shape[0], 3):
+        for j in range(0, shape[1], 3):
+            block = slice(i, i + 3), slice(j, j + 3)
+            expected = reference.shampoo(
+                start[block],
+                lambda W, t, block=block: gradients[t - 1][block],
+                STEPS,
+                RATE,
+                weight_decay=DECAY,
+                **options,
+            )
+            torch.testing.assert_close(W.detach()[block], expected, rtol=1e-8, atol=1e-8)
+
+
+def test_it_stays_a_page_that_needs_no_other():
+    """Of functions of twenty lines at most, which use nothing of this package."""
+    tree = ast.parse(inspect.getsource(reference))
+    imported = [
+        node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert not [name for name in imported if name.startswith("steepest")]
+    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+        body = function.body[1:]  # without the docstring
+        assert body[-1].end_lineno - body[0].lineno < 20, function.name

@@ -11,7 +11,7 @@ from torch import nn
 
 from steepest import SOAP, KLShampoo, MatrixView, Shampoo
 from steepest.linalg import polar
-from steepest.optim import kronecker
+from steepest.optim import kronecker, reference
 from steepest.optim.kronecker import _slots
 
 SHAPES = [(8, 8), (5, 12), (12, 5), (1, 6), (1, 1)]
@@ -37,13 +37,6 @@ def update(optimizer, W, G):
     W.grad = G.clone()
     optimizer.step()
     return before - W.detach()
-
-
-def power(A, p):
-    """A^p on the range of A."""
-    values, Q = torch.linalg.eigh(A)
-    kept = values > 1e-10 * values[-1]
-    return (Q * torch.where(kept, values.clamp(min=1e-300) ** p, 0.0)) @ Q.mT
 
 
 # Without memory
@@ -86,26 +79,14 @@ def test_without_memory_the_null_space_of_a_gradient_is_left_alone(exponent, ran
 @every_exponent
 @every_shape
 @pytest.mark.parametrize("correct", [True, False], ids=["corrected", "as it is"])
-def test_it_is_the_formula_of_the_paper(shape, exponent, correct):
-    W, b1, b2, eps = zeros(*shape), 0.8, 0.9, 1e-3
-    settings = {"momentum": b1, "beta2": b2, "eps": eps, "relative_eps": False}
-    optimizer = Shampoo(
-        [W], 1.0, exponent=exponent, **{**BARE, **settings}, bias_correction=correct
-    )
-    M, L, R = (torch.zeros(n, dtype=torch.float64) for n in (shape, shape[:1] * 2, shape[1:] * 2))
-    for t in range(1, 9):
-        G = randn(*shape, seed=t)
-        M, L, R = (
-            b1 * M + (1 - b1) * G,
-            b2 * L + (1 - b2) * G @ G.mT,
-            b2 * R + (1 - b2) * G.mT @ G,
-        )
-        by = 1 - b2**t if correct else 1.0
-        left, right = (
-            power(A / by + eps * torch.eye(len(A), dtype=A.dtype), -exponent) for A in (L, R)
-        )
-        D = update(optimizer, W, G)
-        torch.testing.assert_close(D, left @ M @ right / (1 - b1**t), rtol=1e-9, atol=1e-9)
+def test_it_is_the_formula_of_the_paper(shape, exponent, correct, path):
+    options = {"momentum": 0.8, "beta2": 0.9, "eps": 1e-3, "relative_eps": False, "length": "own"}
+    options |= {"exponent": exponent, "bias_correction": correct}
+    W, gradients = zeros(*shape), [randn(*shape, seed=t) for t in range(1, 9)]
+    weights = path(reference.shampoo, W.detach().clone(), gradients, 1.0, **options)
+    optimizer = Shampoo([W], 1.0, interval=1, **options)
+    updates = torch.stack([update(optimizer, W, G) for G in gradients])
+    torch.testing.assert_close(updates, -weights.diff(dim=0), rtol=1e-9, atol=1e-9)
 
 
 def test_a_relative_eps_is_in_units_of_the_mean_eigenvalue():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from steepest import MatrixView, SignSGD, Signum
+from steepest.optim import reference
 
 
 def _step_alike(first, A, second, B):
@@ -20,29 +20,28 @@ def _step_alike(first, A, second, B):
     assert torch.equal(A, B)
 
 
-def test_sign_sgd_is_the_sign_of_the_gradient():
-    W = nn.Parameter(torch.randn(6, 4, dtype=torch.float64))
-    expected = W.detach().numpy().copy()
+def test_sign_sgd_is_the_sign_of_the_gradient(path):
+    W, gradients = nn.Parameter(torch.randn(6, 4).double()), torch.randn(20, 6, 4).double()
+    weights = path(reference.sign_sgd, W.detach().clone(), gradients, 0.1, weight_decay=0.5)
     optimizer = SignSGD([W], lr=0.1, weight_decay=0.5)
-    for _ in range(20):
-        W.grad = torch.randn_like(W)
+    for G in gradients:
+        W.grad = G.clone()
         optimizer.step()
-        expected = (1 - 0.1 * 0.5) * expected - 0.1 * np.sign(W.grad.numpy())
-    np.testing.assert_allclose(W.detach().numpy(), expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(W.detach(), weights[-1], rtol=0, atol=1e-14)
     assert not optimizer.state  # it has no memory
 
 
-def test_signum_is_the_sign_of_the_average_gradient():
-    W = nn.Parameter(torch.randn(6, 4, dtype=torch.float64))
-    expected, average = W.detach().numpy().copy(), np.zeros((6, 4))
-    optimizer = Signum([W], lr=0.1, momentum=0.7, weight_decay=0.5)
-    for _ in range(20):
-        W.grad = torch.randn_like(W)
+def test_signum_is_the_sign_of_the_average_gradient(path, average):
+    W, gradients = nn.Parameter(torch.randn(6, 4).double()), torch.randn(20, 6, 4).double()
+    settings = {"momentum": 0.7, "weight_decay": 0.5}
+    weights = path(reference.signum, W.detach().clone(), gradients, 0.1, **settings)
+    optimizer = Signum([W], lr=0.1, **settings)
+    for G in gradients:
+        W.grad = G.clone()
         optimizer.step()
-        average = 0.7 * average + 0.3 * W.grad.numpy()
-        expected = (1 - 0.1 * 0.5) * expected - 0.1 * np.sign(average)
-    np.testing.assert_allclose(W.detach().numpy(), expected, rtol=0, atol=1e-14)
-    np.testing.assert_allclose(optimizer.state[W]["momentum_buffer"], average, atol=1e-15)
+    torch.testing.assert_close(W.detach(), weights[-1], rtol=0, atol=1e-14)
+    M = optimizer.state[W]["momentum_buffer"]
+    torch.testing.assert_close(M, average(gradients, 0.7), rtol=1e-7, atol=1e-15)
 
 
 def test_signum_without_momentum_is_sign_sgd():

@@ -12,7 +12,7 @@ conventions differ from ours in these points, all of them about the beginning or
   divides. Ours have slots of their own.
 - Weight decay comes after the step. Ours before; here it is 0.
 - A renewal only reorders V there. Ours turns it with the squares of the turn. So the algorithm is
-  written out below both ways: as published it has these numbers, and turned it is ours.
+  run both ways: as published it has these numbers, and turned it is ours.
 - Its QR decomposition is in float32, so that without renewals the numbers agree to all digits that
   are written here, and with them to 1e-6.
 """
@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from steepest import SOAP, Signum
-from steepest.optim import kronecker
+from steepest.optim import kronecker, reference
 
 NUMBERS = {
     1: [
@@ -75,99 +75,61 @@ def step(optimizer, W, G):
     optimizer.step()
 
 
-class Reference:
-    """Algorithm 3 of arXiv 2409.11321, with M in the basis of the weights, as printed there.
-
-    A renewal is a step of orthogonal iteration by QR, the first one by eigenvectors. V is reordered
-    as the columns are, or with `turn` goes along as the diagonal of a covariance does.
-    """
-
-    def __init__(self, shape, lr, b1, b2, eps, decay=0.0, turn=True):
-        self.M, self.V, self.W = torch.zeros(3, *shape, dtype=torch.float64)
-        self.factors = [torch.zeros(n, n, dtype=torch.float64) for n in shape]
-        self.Q = [torch.eye(n, dtype=torch.float64) for n in shape]
-        self.t, self.started, self.turn = 0, [False, False], turn
-        self.lr, self.b1, self.b2, self.eps, self.decay = lr, b1, b2, eps, decay
-
-    def step(self, G, renew=()):
-        self.t += 1
-        left, right = self.Q
-        self.M = self.b1 * self.M + (1 - self.b1) * G
-        self.V = self.b2 * self.V + (1 - self.b2) * (left.mT @ G @ right) ** 2
-        M_hat = left.mT @ self.M @ right / (1 - self.b1**self.t)
-        # ε is added before V is corrected, as the authors' code has it
-        root = (self.V.sqrt() + self.eps) / (1 - self.b2**self.t) ** 0.5
-        self.W = (1 - self.lr * self.decay) * self.W
-        self.W = self.W - self.lr * left @ (M_hat / root) @ right.mT
-        self.take_in(G)
-        for side in renew:
-            self.renew(side)
-
-    def take_in(self, G):
-        for side, product in enumerate((G @ G.mT, G.mT @ G)):
-            self.factors[side] = self.b2 * self.factors[side] + (1 - self.b2) * product
-
-    def renew(self, side):
-        A, Q = self.factors[side], self.Q[side]
-        order = (Q.mT @ A @ Q).diagonal().argsort(descending=True)
-        if self.started[side]:
-            new = torch.linalg.qr(A @ Q[:, order]).Q
-        else:
-            new = torch.linalg.eigh(A).eigenvectors.flip(-1)
-        if self.turn or not self.started[side]:
-            P = (Q.mT @ new) ** 2
-        else:
-            P = torch.eye(len(A), dtype=A.dtype)[:, order]
-        self.V = P.mT @ self.V if side == 0 else self.V @ P
-        self.Q[side], self.started[side] = new, True
+def reordered(A, Q):
+    """The renewal of the authors' code, in place of `reference.next_basis`: V is only reordered."""
+    order = (Q.mT @ A @ Q).diagonal().argsort(descending=True)
+    return torch.linalg.qr(A @ Q[:, order]).Q, torch.eye(len(A), dtype=A.dtype)[:, order]
 
 
 @pytest.mark.parametrize("interval", [1, 5])
 @pytest.mark.parametrize("shape", [(6, 5), (5, 6), (6, 6)], ids=str)
 @pytest.mark.parametrize("decay", [0.0, 0.3])
-def test_it_is_the_algorithm_of_the_paper(shape, interval, decay):
+def test_it_is_the_algorithm_of_the_paper(shape, interval, decay, path):
     W = zeros(*shape)
     settings = {"momentum": 0.9, "beta2": 0.95, "eps": 1e-8, "interval": interval}
-    optimizer = SOAP([W], lr=0.1, weight_decay=decay, **settings)
-    # the longer side is the dearer one and comes first
+    settings["weight_decay"] = decay
+    # with no more than one null vector, no basis is arbitrary
+    gradients = [randn(*shape, seed=t) for t in range(25)]
+    # the side that costs more, the longer one, comes first
     slots = (0, 0) if interval == 1 else (0, 1) if shape[0] >= shape[1] else (1, 0)
-    reference = Reference(shape, 0.1, 0.9, 0.95, 1e-8, decay)
-    for t in range(25):
-        G = randn(*shape, seed=t)  # with no more than one null vector, no basis is arbitrary
+    weights = path(reference.soap, W.detach().clone(), gradients, 0.1, slots=slots, **settings)
+    optimizer = SOAP([W], lr=0.1, **settings)
+    for t, G in enumerate(gradients, start=1):
         step(optimizer, W, G)
-        reference.step(G, [side for side in (0, 1) if t % interval == slots[side]])
-    torch.testing.assert_close(W.detach(), reference.W, rtol=0, atol=1e-10)
+        torch.testing.assert_close(W.detach(), weights[t], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("frequency", NUMBERS)
-def test_it_has_the_numbers_of_another_implementation(frequency):
-    published, turned = (
-        Reference((5, 4), 0.1, 0.9, 0.95, 1e-8, turn=turn) for turn in (False, True)
-    )
-    W = zeros(5, 4)
+def test_it_has_the_numbers_of_another_implementation(frequency, monkeypatch):
+    W, G = zeros(5, 4), closed_form(0)
+    settings = {"momentum": 0.9, "beta2": 0.95, "interval": frequency}
+    settings["slots"] = (frequency - 1, frequency - 1)
+    settings["factors"] = ((1 - 0.95) * G @ G.mT, (1 - 0.95) * G.mT @ G)
+
+    def run():
+        return reference.soap(
+            zeros(5, 4).detach(), lambda W, t: closed_form(t), 12, 0.1, **settings
+        )
+
+    turned = run()
+    monkeypatch.setattr(reference, "next_basis", reordered)
+    published = run()
     optimizer = SOAP([W], lr=0.0, momentum=0.9, beta2=0.95, interval=1)
     # The factors and the first basis, and nothing else.
     step(optimizer, W, closed_form(0))
     state = optimizer.state[W]
     for key in ("momentum_buffer", "exp_avg_sq", "steps.0"):
         state[key].zero_()
-    for reference in (published, turned):
-        reference.take_in(closed_form(0))
-        reference.renew(0)
-        reference.renew(1)
     (group,) = optimizer.param_groups
     group["lr"] = 0.1
     for t in range(1, 13):
-        due = t % frequency == 0
-        group["interval"] = 1 if due else 1000
+        group["interval"] = 1 if t % frequency == 0 else 1000
         group["step_count"] = 500  # in nobody's slot
         step(optimizer, W, closed_form(t))
-        for reference in (published, turned):
-            reference.step(closed_form(t), (0, 1) if due else ())
     expected = torch.tensor(NUMBERS[frequency], dtype=torch.float64)
     tolerance = 1e-8 if frequency == 1000 else 2e-6
-    torch.testing.assert_close(published.W, expected, rtol=0, atol=tolerance)
-    torch.testing.assert_close(W.detach(), turned.W, rtol=0, atol=1e-12)
+    torch.testing.assert_close(published, expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(W.detach(), turned, rtol=0, atol=1e-12)
     if frequency == 1000:
         torch.testing.assert_close(W.detach(), expected, rtol=0, atol=tolerance)
 

@@ -26,6 +26,7 @@ from steepest import (
 )
 from steepest.geometry import Sign, Spectral
 from steepest.linalg import polar
+from steepest.optim import reference
 from steepest.optim.rounding import rounded_at_random
 
 EXACT = {"method": "svd", "dtype": None}
@@ -341,12 +342,10 @@ def test_the_formulas_of_weight_decay(optimizer, decay):
 
     start, plain = randn(6, 5, seed=9), run()
     found = run(weight_decay=strength, decay=decay)
-    shrink = {
-        "decoupled": lr * strength,
-        "independent": lr / lr0 * strength,
-        "cautious": lr * strength * ((plain - start) * start < 0).double(),
-    }[decay]
-    torch.testing.assert_close(found, plain - shrink * start, rtol=0, atol=1e-14)
+    rate = lr / lr0 if decay == "independent" else 1.0  # of the schedule
+    D = (start - plain) / lr
+    left = reference.decayed(start, D, lr, weight_decay=rate * strength, decay=decay)
+    torch.testing.assert_close(found, left - lr * D, rtol=0, atol=1e-14)
 
 
 def test_independent_decay_means_the_same_at_any_rate():
