@@ -337,17 +337,17 @@ def test_a_torn_first_line_loses_nothing(tmp_path: Path, begin: str) -> None:
     assert finished("a", lambda: 1.5) == 1.5
     assert Finished(path)("a", lambda: 2.5) == 1.5
     (tmp_path / "layers.jsonl").write_text('{"step": 1, "lo\n' + "".join(map(json_line, ROWS)))
-    with pytest.warns(UserWarning, match=r"layers\.jsonl is damaged in line 1: these records"):
+    with pytest.warns(UserWarning, match=r"layers\.jsonl .* line 1: "):
         assert _rewound(tmp_path) == ROWS
     path.write_text('{"name": "[\\"ra\n' + path.read_text())
-    with pytest.warns(UserWarning, match=r"runs\.jsonl is damaged in line 1: these runs are made"):
+    with pytest.warns(UserWarning, match=r"runs\.jsonl .* line 1: "):
         assert Finished(path)("a", lambda: 2.5) == 1.5
 
 
 def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path) -> None:
     for text in ("my notes\n", "my notes", '{"a": 1}', '{"a": 1}\n{"b": 2}\n', "[1, 2]\n"):
         (tmp_path / "layers.jsonl").write_text(text)
-        with pytest.raises(ValueError, match="which has lines that are no records"):
+        with pytest.raises(ValueError, match="lines that are no records"):
             Records(tmp_path / "layers.jsonl").rewind(4)
         assert (tmp_path / "layers.jsonl").read_text() == text
 
@@ -401,11 +401,11 @@ def test_a_device_or_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
         read_json, read_lines, report.find, _records, Diagnosis.load, read_with_remedy,
     ]  # fmt: skip
     for read in readers:
-        with pytest.raises((ValueError, InputError), match="is a device, a pipe or a socket"):
+        with pytest.raises((ValueError, InputError), match="a device"):
             read(path)
 
 
 def test_a_record_with_a_checksum_of_its_own_is_refused() -> None:
-    with pytest.raises(ValueError, match="the name of a file's own checksum"):
+    with pytest.raises(ValueError, match="own checksum"):
         sealed({"checksum": "mine"})
     assert unsealed({}) == unsealed(sealed({})) == {}

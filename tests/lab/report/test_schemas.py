@@ -139,7 +139,7 @@ def test_every_missing_and_every_wrong_field_is_named(
             else:
                 place[path[-1]] = {1, 2}
             name = re.escape(dotted(path))
-            with pytest.raises(InputError, match=rf"summary\.json with(out)? {name}\b"):
+            with pytest.raises(InputError, match=rf"with(out)? {name}\b"):
                 checked(changed, PATH)
 
 
@@ -155,11 +155,11 @@ def test_the_command_and_the_page_refuse_it_with_the_file(
     field = next(path[0] for path in fields(whole, SCHEMAS[kind]) if path != ("kind",))
     torn = {key: value for key, value in whole.items() if key != field}
     write_json(tmp_path / "summary.json", torn)
-    with pytest.raises(InputError, match=rf"summary\.json without {field}"):
+    with pytest.raises(InputError, match=rf"json without {field}"):
         find(tmp_path)
     block = f'<script type="application/json" id="steepest-summary">{json.dumps(torn)}</script>'
     page.write_text(block)
-    with pytest.raises(InputError, match=rf"report\.html without {field}"):
+    with pytest.raises(InputError, match=rf"html without {field}"):
         find(page)
 
 
@@ -167,15 +167,15 @@ def test_numbers_are_told_from_texts_and_from_true(summaries: dict[str, dict[str
     for value in ("0.1", True, [0.1], {}):
         changed = copy.deepcopy(summaries["edge_of_stability"])
         changed["entries"][0]["lr"] = value
-        with pytest.raises(InputError, match=r"entries\[0\]\.lr = .* a number"):
+        with pytest.raises(InputError, match=r"\[0\]\.lr = .* a number"):
             checked(changed, PATH)
         changed = copy.deepcopy(summaries["study"])
         changed["optimizers"][1]["curves"][0]["tokens"][2] = value
-        with pytest.raises(InputError, match=r"optimizers\[1\]\.curves\[0\]\.tokens\[2\] "):
+        with pytest.raises(InputError, match=r"\[1\]\..*\.tokens\[2\] "):
             checked(changed, PATH)
     changed = copy.deepcopy(summaries["transfer"])
     changed["axes"][0]["rates"]["horizons"][0]["rows"][0]["scores"]["0.2"][1] = "none"
-    with pytest.raises(InputError, match=r"scores\['0\.2'\]\[1\] = 'none'"):
+    with pytest.raises(InputError, match=r"scores\['0\.2'\]\[1\] "):
         checked(changed, PATH)
 
 
@@ -199,5 +199,5 @@ def test_forms_of_version_0_1_are_read(summaries: dict[str, dict[str, Any]]) -> 
 def test_an_unknown_kind_is_named() -> None:
     with pytest.raises(InputError, match=r"summary\.json: .*'poem'"):
         checked({"kind": "poem"}, PATH)
-    with pytest.raises(InputError, match=r"summary\.json: .*\['study'\]"):
+    with pytest.raises(InputError, match=r"json: .*\['study'\]"):
         checked({"kind": ["study"]}, PATH)

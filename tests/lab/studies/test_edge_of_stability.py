@@ -46,7 +46,7 @@ def test_digits_are_centred_and_scaled() -> None:
     assert float(X.mean(0).abs().max()) < 1e-5
     assert X.square().mean().item() == pytest.approx(1, rel=1e-5)
     assert torch.equal(Y.sum(1), torch.ones(300))
-    with pytest.raises(InputError, match="got examples=1798, expected at most 1797"):
+    with pytest.raises(InputError, match=r"examples=1798, .* 1797"):
         digits(1798)
 
 
@@ -140,9 +140,9 @@ def test_the_page_shows_every_optimizer_and_diverged_runs(monkeypatch: Any) -> N
 
 def test_impossible_settings_get_a_sentence() -> None:
     for changes, sentence in (
-        ({"seeds": 0}, "got seeds=0, expected at least 1"),
-        ({"steps": 20}, "got steps=20 with a measurement every 30"),
-        ({"optimizers": ("gd", "gd")}, "expected each of them once"),
+        ({"seeds": 0}, "seeds=0"),
+        ({"steps": 20}, "steps=20 .* every 30"),
+        ({"optimizers": ("gd", "gd")}, "optimizers .* once"),
     ):
         with pytest.raises(InputError, match=sentence):
             EdgeConfig(**changes)  # type: ignore[arg-type]
