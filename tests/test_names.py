@@ -22,6 +22,7 @@ FILLERS = {"found", "each", "what", "given", "told", "mine", "how"}
 ALLOWED = 20
 
 ONE_MEANING = {
+    "adam_direction",  # in the reference of optimizers and, with memory in batches, for a length
     "main",  # of the command line, and the script that calls it
     "inverse_root",  # the reference of optimizers says in plain torch what linalg does fast
     "polar",

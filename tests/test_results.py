@@ -73,14 +73,14 @@ def test_a_data_frame_needs_pandas_and_says_so(
     shown: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"needs pandas.*pip install 'steepest\[dataframe\]'"):
+    with pytest.raises(ImportError, match=r"pandas.*\[dataframe\]"):
         shown.to_dataframe()
     monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=list))
     assert shown.to_dataframe() == [{"name": "up[0] <b>", "value": 1.234, "shape": (2, 3)}]
 
 
 def test_a_result_without_a_table_says_what_is_missing() -> None:
-    with pytest.raises(NotImplementedError, match="Result has no table; write the method `table`"):
+    with pytest.raises(NotImplementedError, match="Result has no table"):
         str(Result())
 
 

@@ -48,14 +48,14 @@ def _use(operator: Operator, model: nn.Module, loss: Any, batch: Any = X, *given
     ],
 )
 def test_loss_without_a_graph(operator: Operator, loss: Any) -> None:
-    with pytest.raises(ValueError, match=r"without a graph.*without no_grad.*detach or item"):
+    with pytest.raises(ValueError, match=r"loss without a graph"):
         _use(operator, _model(), loss)
 
 
 @every_operator
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_loss_that_is_not_finite(operator: Operator, bad: float) -> None:
-    with pytest.raises(FloatingPointError, match=rf"got a loss of {bad}, expected a finite one"):
+    with pytest.raises(FloatingPointError, match=rf"loss of {bad}"):
         _use(operator, _model(), lambda model, x: _loss(model, x) + bad)
 
 
@@ -71,7 +71,7 @@ def test_loss_that_is_not_finite(operator: Operator, bad: float) -> None:
     ],
 )
 def test_loss_that_is_no_scalar(operator: Operator, loss: Any, got: str) -> None:
-    with pytest.raises(ValueError, match=rf"got a loss of shape {got}, expected .* a scalar"):
+    with pytest.raises(ValueError, match=rf"loss of shape {got}"):
         _use(operator, _model(), loss)
 
 
@@ -85,7 +85,7 @@ def test_one_entry_is_a_scalar() -> None:
 def test_loss_of_another_model(operator: Operator) -> None:
     model = _model()
     other = deepcopy(model)
-    with pytest.raises(ValueError, match=r"does not depend on these|calls the model 0 times"):
+    with pytest.raises(ValueError, match=r"depend on|model 0 times"):
         _use(operator, model, lambda _, x: other(x).square().mean())
 
 
@@ -96,7 +96,7 @@ def test_loss_that_does_not_call_the_model_once(operator: Operator, times: int) 
         penalty = sum(p.square().sum() for p in model.parameters())
         return penalty + sum(_loss(model, x) for _ in range(times))
 
-    with pytest.raises(ValueError, match=rf"calls the model {times} times, expected once"):
+    with pytest.raises(ValueError, match=rf"model {times} times"):
         _use(operator, _model(), loss)
     assert _use(Hessian, _model(), loss).shape == (26,)
 
@@ -116,7 +116,7 @@ def test_loss_that_takes_two_outputs(operator: Operator) -> None:
         a, b = model(x)
         return (a + b).square().mean()
 
-    with pytest.raises(ValueError, match=r"takes 2 of the tensors that the model returns.*as one"):
+    with pytest.raises(ValueError, match=r"takes 2 .* model returns"):
         _use(operator, Two(), loss)
 
 
@@ -129,7 +129,7 @@ def test_model_whose_output_has_no_graph(operator: Operator) -> None:
     def loss(model: Any, x: Tensor) -> Tensor:
         return model(x).sum() + model.weight.square().sum()
 
-    with pytest.raises(ValueError, match=r"returns no tensor with a graph"):
+    with pytest.raises(ValueError, match=r"no tensor with a graph"):
         _use(operator, Classes(3, 2), loss)
 
 
@@ -137,7 +137,7 @@ def test_loss_that_takes_nothing_of_the_output() -> None:
     def loss(model: Any, x: Tensor) -> Tensor:
         return model(x).detach().sum() + model[0].weight.square().sum()
 
-    with pytest.raises(ValueError, match=r"not through what the model returns"):
+    with pytest.raises(ValueError, match=r"not through .* model"):
         _use(GaussNewton, _model(), loss)
 
 
@@ -146,13 +146,13 @@ def test_loss_that_takes_nothing_of_the_output() -> None:
 
 @every_operator
 def test_model_without_parameters(operator: Operator) -> None:
-    with pytest.raises(ValueError, match=r"got a Tanh without parameters"):
+    with pytest.raises(ValueError, match=r"Tanh without parameters"):
         _use(operator, nn.Tanh(), _loss)
 
 
 @every_operator
 def test_all_frozen(operator: Operator) -> None:
-    with pytest.raises(ValueError, match=r"4 parameters are all frozen; call requires_grad_\(\)"):
+    with pytest.raises(ValueError, match=r"4 parameters .* frozen"):
         _use(operator, _model().requires_grad_(False), _loss)
 
 
@@ -161,19 +161,19 @@ def test_all_frozen(operator: Operator) -> None:
 def test_frozen_by_name(operator: Operator, names: list[str]) -> None:
     model = _model()
     model[0].weight.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"frozen parameter 0\.weight.*or leave it out"):
+    with pytest.raises(ValueError, match=r"frozen .* 0\.weight"):
         _use(operator, model, _loss, X, names)
 
 
 @every_operator
 @pytest.mark.parametrize("name", ["weight", "1.*", "0.weights"])
 def test_unknown_name(operator: Operator, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"got '{name}'.*there are 0\.weight, 0\.bias"):
+    with pytest.raises(ValueError, match=rf"got '{name}'.*0\.bias"):
         _use(operator, _model(), _loss, X, ["0.weight", name])
 
 
 def test_unknown_column() -> None:
-    with pytest.raises(ValueError, match=r"got 'nothing', which no parameter is called"):
+    with pytest.raises(ValueError, match=r"'nothing'.* no parameter"):
         Hessian(_model(), _loss, X, ["0.weight"], columns=["nothing"])
 
 
@@ -181,13 +181,13 @@ def test_name_of_a_tied_parameter() -> None:
     model = _model()
     model.tied = nn.Linear(3, 4)
     model.tied.weight = model[0].weight
-    with pytest.raises(ValueError, match=r"tied parameter goes by its first name"):
+    with pytest.raises(ValueError, match=r"tied parameter .* name"):
         Hessian(model, _loss, X, ["tied.weight"])
 
 
 @every_operator
 def test_no_names(operator: Operator) -> None:
-    with pytest.raises(ValueError, match=r"got an empty list of parameters"):
+    with pytest.raises(ValueError, match=r"empty .* parameters"):
         _use(operator, _model(), _loss, X, [])
 
 
@@ -195,7 +195,7 @@ def test_no_names(operator: Operator) -> None:
 def test_parameters_that_the_loss_does_not_use(operator: Operator) -> None:
     model = _model()
     model.register_parameter("spare", nn.Parameter(torch.ones(2)))
-    with pytest.raises(ValueError, match=r"expected one that depends on.*parameters that it uses"):
+    with pytest.raises(ValueError, match=r"depends on.*parameters"):
         _use(operator, model, _loss, X, ["spare"])
 
 
@@ -203,7 +203,7 @@ def test_parameters_that_the_loss_does_not_use(operator: Operator) -> None:
 def test_complex_parameters(operator: Operator) -> None:
     model = _model()
     model.register_parameter("phase", nn.Parameter(torch.ones(2, dtype=torch.complex64)))
-    with pytest.raises(ValueError, match=r"complex parameter phase, expected real ones"):
+    with pytest.raises(ValueError, match=r"complex parameter phase"):
         _use(operator, model, _loss)
     assert _use(operator, model, _loss, X, ["0.*"]).ndim == 1  # others may be complex
 
@@ -251,13 +251,13 @@ def test_no_batches(operator: Operator) -> None:
     empty = iter([X])
     next(empty)
     for batches in ([], empty):
-        with pytest.raises(ValueError, match=r"got no batches, expected at least one; a generator"):
+        with pytest.raises(ValueError, match=r"no batches.*generator"):
             _use(operator, _model(), _loss, Batches(batches))
 
 
 @every_operator
 def test_generator_as_a_batch(operator: Operator) -> None:
-    with pytest.raises(ValueError, match=r"got a generator as a batch.*pass Batches\(\.\.\.\)"):
+    with pytest.raises(ValueError, match=r"generator as a batch"):
         _use(operator, _model(), _loss, (x for x in X))
     assert _use(operator, _model(), _loss, Batches(x for x in X)).ndim == 1
 
@@ -265,15 +265,15 @@ def test_generator_as_a_batch(operator: Operator) -> None:
 @pytest.mark.parametrize("batch", ["text", {"x": 3}, torch.tensor(1.0), None])
 def test_batch_without_a_size(batch: Any) -> None:
     kind = type(batch).__name__
-    with pytest.raises(ValueError, match=rf"of type {kind} without a tensor.*size=\.\.\."):
+    with pytest.raises(ValueError, match=rf"{kind} without .*size="):
         Batches([X, batch])
 
 
 @pytest.mark.parametrize("size", [0, -1, float("nan"), float("inf")])
 def test_sizes_that_cannot_be(size: float) -> None:
-    with pytest.raises(ValueError, match=r"got batches of sizes .*, expected positive ones"):
+    with pytest.raises(ValueError, match=r"sizes .* positive"):
         Batches([X, X], size=lambda _: size)
-    with pytest.raises(ValueError, match=r"got batches of sizes \[5\.0, 0\.0\]"):
+    with pytest.raises(ValueError, match=r"sizes \[5\.0, 0\.0\]"):
         Batches([X, X[:0]])
 
 
@@ -285,21 +285,21 @@ def test_sizes_that_cannot_be(size: float) -> None:
 def test_vector_of_the_wrong_shape(operator: Operator, shape: tuple[int, ...]) -> None:
     found = operator(_model(), _loss, X)
     n = found.shape[1]
-    with pytest.raises(ValueError, match=rf"got a vector of shape \(.*\), expected \({n},\)"):
+    with pytest.raises(ValueError, match=rf"vector .* \({n},\)"):
         found @ torch.ones(shape)
-    with pytest.raises(ValueError, match=rf"got a vector of shape \({n}, 2\), expected \({n},\)"):
+    with pytest.raises(ValueError, match=rf"vector .*\({n}, 2\)"):
         found(torch.ones(n, 2))
     assert found.products == 0
 
 
 def test_vector_for_a_cross_block() -> None:
     cross = Hessian(_model(), _loss, X, ["0.weight"], columns=["2.bias"])
-    with pytest.raises(ValueError, match=r"got a vector of shape \(12,\), expected \(2,\)"):
+    with pytest.raises(ValueError, match=r"vector .*\(12,\).*\(2,\)"):
         cross @ torch.ones(12)
 
 
 def test_settings_that_do_not_exist() -> None:
-    with pytest.raises(ValueError, match=r"got batch_norm='train', expected \"eval\" or \"batch\""):
+    with pytest.raises(ValueError, match=r"batch_norm='train'"):
         Hessian(_model(), _loss, X, batch_norm="train")
 
 
@@ -364,17 +364,13 @@ def test_custom_functions_that_cut_the_graph(
 ) -> None:
     """Autograd would leave out their part without a word: a Hessian that is wrong, not an error."""
     name = f"{function.__name__}Backward"
-    with pytest.raises(
-        NotImplementedError, match=rf"cannot be differentiated twice.*{name}.*plain"
-    ):
+    with pytest.raises(NotImplementedError, match=rf"twice.*{name}"):
         _use(operator, *_inside(function))
     model, loss = _last(function)
     if operator is NTK:  # its products do not go through the loss
         assert torch.equal(NTK(model, loss, X).to_dense(), NTK(model, _loss, X).to_dense())
         return
-    with pytest.raises(
-        NotImplementedError, match=rf"cannot be differentiated twice.*{name}.*plain"
-    ):
+    with pytest.raises(NotImplementedError, match=rf"twice.*{name}"):
         _use(operator, model, loss)
 
 
@@ -416,18 +412,14 @@ def test_operation_without_a_second_derivative(operator: Operator) -> None:
         log_p = model(x).log_softmax(-1).unsqueeze(1)
         return F.ctc_loss(log_p, torch.ones(1, 2, dtype=torch.long), [5], [2])
 
-    with pytest.raises(
-        NotImplementedError, match=r"differentiated twice \(.*ctc_loss.*\); use one"
-    ):
+    with pytest.raises(NotImplementedError, match=r"twice \(.*ctc_loss"):
         _use(operator, _model(), loss)
 
 
 @every_operator
 def test_embedding_bag(operator: Operator) -> None:
     model = nn.Sequential(nn.EmbeddingBag(5, 3), nn.Linear(3, 2))
-    with pytest.raises(
-        NotImplementedError, match=r"differentiated twice \(.*embedding_bag.*\); use"
-    ):
+    with pytest.raises(NotImplementedError, match=r"twice \(.*embedding_bag"):
         _use(operator, model, _loss, torch.tensor([[0, 1], [2, 2]]))
 
 
@@ -441,12 +433,12 @@ def test_activation_checkpoints(operator: Operator, reentrant: bool) -> None:
             again = torch.utils.checkpoint.checkpoint
             return self[2](again(self[1], self[0](x), use_reentrant=reentrant))
 
-    expected = r"use_reentrant" if reentrant else r"got activation checkpointing.*switch it off"
+    expected = r"use_reentrant" if reentrant else r"activation checkpointing"
     with pytest.raises(RuntimeError, match=expected):
         _use(operator, Checkpointed(*_model()), _loss)
 
 
 @every_operator
 def test_errors_of_others_are_left_alone(operator: Operator) -> None:
-    with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied"):
+    with pytest.raises(RuntimeError, match=r"cannot be multiplied"):
         _use(operator, _model(), _loss, torch.ones(2, 7))

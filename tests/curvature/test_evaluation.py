@@ -380,7 +380,7 @@ def test_losses_that_are_not_the_same_twice_are_refused(kind: str) -> None:
         return _squares(model, x + float(noise[kind]()))
 
     model, x = nn.Linear(4, 4), torch.randn(6, 4)
-    expected = r"got a loss of .* and then of .* for the same batch and weights.*draw from"
+    expected = r"loss of .* and then of "
     for run in (
         lambda: sharpness(model, loss, x),
         lambda: ntk_spectrum(model, loss, x),

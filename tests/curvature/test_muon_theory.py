@@ -315,7 +315,7 @@ def test_refuses_what_is_no_matrix() -> None:
     model = _mlp(3, 4, 2)
     batch = torch.randn(4, 3), torch.randn(4, 2)
     for call in (muon_conditions, blockwise_diagonal):
-        with pytest.raises(ValueError, match=r"got 0\.bias \(1-dimensional\), expected matrices"):
+        with pytest.raises(ValueError, match=r"0\.bias \(1-dim"):
             call(model, _mse, batch, ["0.*"])
     with pytest.raises(ValueError, match="tolerance=0"):
         muon_conditions(model, _mse, batch, tolerance=0)
@@ -323,7 +323,7 @@ def test_refuses_what_is_no_matrix() -> None:
         muon_conditions(model, _mse, batch, max_products=0)
     with (
         pytest.warns(UserWarning, match="matrix update"),
-        pytest.raises(ValueError, match="without hidden matrices that are trained"),
+        pytest.raises(ValueError, match="without hidden matrices"),
     ):
         muon_conditions(nn.Linear(3, 1), _mse, (batch[0], batch[1][:, :1]))
 
@@ -414,7 +414,7 @@ def test_shares_stop_where_they_are_told(rows: int, most: int, least: int, taken
     row = found.across_rows["2.weight"].share
     assert row.products == taken
     assert not row.converged
-    with pytest.raises(ValueError, match=f"max_products={least - 1}, expected {least} or more"):
+    with pytest.raises(ValueError, match=f"max_products={least - 1}"):
         blockwise_diagonal(model, _mse, batch, "2.weight", max_products=least - 1)
     with pytest.raises(ValueError, match="tolerance=2"):
         blockwise_diagonal(model, _mse, batch, tolerance=2)
@@ -542,12 +542,12 @@ def test_stacks_are_those_of_teon() -> None:
 @pytest.mark.parametrize(
     ("stacks", "match"),
     [
-        ([("0.weight", "2.weight")], "different matrices of one shape"),
-        ([("2.weight", "2.weight")], "different matrices of one shape"),
-        ([("2.weight[1]", "4.weight")], r"got '2.weight\[1\]', but 2.weight is 1 matri"),
+        ([("0.weight", "2.weight")], "matrices of one shape"),
+        ([("2.weight", "2.weight")], "matrices of one shape"),
+        ([("2.weight[1]", "4.weight")], r"'2.weight\[1\]'.* 1 matri"),
         ([("2.bias", "4.bias")], "expected matrices"),
-        ([("8.weight", "4.weight")], "which no parameter is called"),
-        (None, "without queries, keys or values"),
+        ([("8.weight", "4.weight")], "no parameter is called"),
+        (None, "without queries"),
     ],
 )
 def test_refuses_stacks_that_are_none(stacks: Any, match: str) -> None:

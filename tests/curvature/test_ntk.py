@@ -124,7 +124,7 @@ def test_refuses_what_cannot_be() -> None:
     model, batch = _mlp(), _batch()
     with pytest.raises(ValueError, match="count=0"):
         ntk_spectrum(model, _half_mse, batch, count=0)
-    with pytest.raises(ValueError, match="which no parameter is called"):
+    with pytest.raises(ValueError, match="no parameter is called"):
         ntk_spectrum(model, _half_mse, batch, ["9.weight"])
     dead = TwoLayer(4, 3, 1.0)
     nn.init.zeros_(dead.E)
@@ -227,7 +227,7 @@ def test_label_alignment() -> None:
     assert label_alignment(K, top) > label_alignment(K, y)
     classes = nn.functional.one_hot(torch.randint(3, (7,)), 3)
     assert 0 <= label_alignment(K, classes) <= 1
-    with pytest.raises(ValueError, match=r"got targets of shape \(7,\) for 21 outputs"):
+    with pytest.raises(ValueError, match=r"targets .*\(7,\) .* 21"):
         label_alignment(K, classes.argmax(-1))
     with pytest.raises(ValueError, match="targets of zero"):
         label_alignment(K, torch.zeros(7, 3))

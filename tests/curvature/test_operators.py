@@ -585,7 +585,7 @@ def test_the_block_of_some_parameters(name: str, operator: Any) -> None:
         wanted = torch.cat([expected[k] for k in chosen])
         torch.testing.assert_close(images, wanted, rtol=1e-9, atol=kind.tolerance)
         assert (block.products, block.shape) == (1, (len(images), len(images)))
-    with pytest.raises(ValueError, match="'none', which no parameter is called"):
+    with pytest.raises(ValueError, match="'none', which no param"):
         H.block(["none"])
 
 

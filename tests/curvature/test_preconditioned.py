@@ -1001,14 +1001,14 @@ def test_dtype_of_the_computation() -> None:
 
 def test_parameters_of_another_model() -> None:
     model, other = _network(), _network()
-    with pytest.raises(ValueError, match=r"shape \(3, 1, 3, 3\) that is none of the model's"):
+    with pytest.raises(ValueError, match=r"\(3, 1, 3, 3\) .* none"):
         preconditioned_sharpness(model, _cross_entropy, _images(), _trained("adamw", other))
 
 
 def test_nothing_trained() -> None:
     model = _network()
     optimizer = SGD([p.detach() for p in model.parameters()], 0.1)
-    with pytest.raises(ValueError, match="without a trained parameter"):
+    with pytest.raises(ValueError, match="without a trained"):
         preconditioned_sharpness(model, _cross_entropy, _images(), optimizer)
 
 
@@ -1026,7 +1026,7 @@ def test_groups_that_pull_in_different_directions() -> None:
         _dual(_groups(model.params, 0.1, {}, {"maximize": True})),
         steepest.SignSGD(_groups(model.params, 0.1, {}, {"maximize": True}), 0.1),
     ):
-        with pytest.raises(ValueError, match="some maximize the loss and some minimize it"):
+        with pytest.raises(ValueError, match="some maximize"):
             _row(model, groups)
 
 
@@ -1034,13 +1034,13 @@ def test_decay_that_explodes() -> None:
     model = _model()
     optimizer = AdamW(model.params, 0.1, weight_decay=25)
     _warm_up(optimizer, 1)
-    with pytest.raises(ValueError, match=r"multiplies weights by -1.5 in every step"):
+    with pytest.raises(ValueError, match=r"weights by -1\.5 "):
         _row(model, optimizer)
 
 
 def test_steps_that_need_a_closure() -> None:
     model = _model()
-    with pytest.raises(ValueError, match="LBFGS, whose step needs a closure"):
+    with pytest.raises(ValueError, match=r"LBFGS, .* closure"):
         _row(model, torch.optim.LBFGS(model.params))
 
 

@@ -105,7 +105,7 @@ def test_one_generator_is_one_result(model: nn.Module, batch: Any) -> None:
 
 
 def test_a_start_of_another_model(model: nn.Module, batch: Any) -> None:
-    with pytest.raises(ValueError, match=r"got a start of shape \(3,\), expected \(92,\)"):
+    with pytest.raises(ValueError, match=r"start .*\(3,\).*\(92,\)"):
         sharpness(model, _loss, batch, start=torch.ones(3))
 
 
@@ -214,11 +214,11 @@ def test_without_a_minimum_the_best_step_is_infinite() -> None:
 def test_directions_that_cannot_be(model: nn.Module, batch: Any) -> None:
     good = {"0.weight": torch.ones(8, 6)}
     for direction, sentence in (
-        ({"0.weight": torch.ones(6, 8)}, r"got a direction of shape \(6, 8\) for 0.weight"),
-        ({"nothing": torch.ones(1)}, "got 'nothing', which no parameter is called"),
-        ({"*.weight": torch.ones(1)}, "got a pattern that matches 0.weight"),
-        ({"0.weight": torch.zeros(8, 6)}, "got a direction of norm 0.0"),
-        ({"0.weight": torch.full((8, 6), math.nan)}, "got a direction of norm nan"),
+        ({"0.weight": torch.ones(6, 8)}, r"shape \(6, 8\) for 0\."),
+        ({"nothing": torch.ones(1)}, "'nothing', which no"),
+        ({"*.weight": torch.ones(1)}, r"pattern .* 0\.weight"),
+        ({"0.weight": torch.zeros(8, 6)}, "norm 0.0"),
+        ({"0.weight": torch.full((8, 6), math.nan)}, "norm nan"),
     ):
         with pytest.raises(ValueError, match=sentence):
             directional_curvature(model, _loss, batch, direction)

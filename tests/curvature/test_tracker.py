@@ -153,13 +153,13 @@ def test_records_of_another_run_are_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "sharpness.jsonl"
     path.write_text('{"step": 1}\n')
     tracker = SharpnessTracker(_model(), _loss, _batch(), path=path)
-    with pytest.raises(FileExistsError, match="has records already; choose another one"):
+    with pytest.raises(FileExistsError, match="has records already"):
         tracker.measure()
     assert path.read_text() == '{"step": 1}\n'
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match="got every=0, expected at least 1"):
+    with pytest.raises(ValueError, match="every=0"):
         SharpnessTracker(_model(), _loss, _batch(), every=0)
     model = _model()
     tracker = SharpnessTracker(model, lambda m, b: _loss(m, b) * torch.nan, _batch(), every=1)

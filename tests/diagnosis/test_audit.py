@@ -602,11 +602,11 @@ def test_half_precision() -> None:
 def test_impossible_requests() -> None:
     model = _mlp()
     optimizer = Torch.AdamW(model.parameters())
-    with pytest.raises(ValueError, match="LBFGS, which evaluates the loss many times"):
+    with pytest.raises(ValueError, match="LBFGS"):
         audit(model, Torch.LBFGS(model.parameters()))
-    with pytest.raises(TypeError, match="of type int, expected one of torch, or several"):
+    with pytest.raises(TypeError, match="of type int"):
         audit(model, 3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="of type Parameter, expected one of torch, or several"):
+    with pytest.raises(TypeError, match="of type Parameter"):
         audit(model, model.parameters())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no optimizer"):
         audit(model, [])
@@ -620,5 +620,5 @@ def test_impossible_requests() -> None:
         audit(copy.deepcopy(model).to("meta"), optimizer)
     loss(model, _rows()).backward()
     optimizer.step()
-    with pytest.raises(ValueError, match="AdamW that has made steps, and no batch"):
+    with pytest.raises(ValueError, match=r"AdamW .* steps.* no batch"):
         audit(model, optimizer)

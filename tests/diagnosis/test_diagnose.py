@@ -429,11 +429,11 @@ def test_directions_of_zero_are_zero() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match=r"got 2 batches, expected at least 3 for level='quick'"):
+    with pytest.raises(ValueError, match=r"2 batches.* 3 .*'quick'"):
         diagnose(_mlp(), _loss, _batches(2), level="quick")
-    with pytest.raises(ValueError, match="got level='full', expected one of quick"):
+    with pytest.raises(ValueError, match="level='full'"):
         diagnose(_mlp(), _loss, _batches(3), level="full")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="without matrices that are trained"):
+    with pytest.raises(ValueError, match="without matrices"):
         diagnose(nn.LayerNorm(6), lambda m, b: m(b[0]).square().mean(), _batches(4))
     with pytest.raises(FloatingPointError, match="got a loss of nan"):
         diagnose(_mlp(), lambda m, b: _loss(m, b) * math.nan, _batches(4))

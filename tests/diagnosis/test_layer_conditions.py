@@ -494,7 +494,7 @@ def test_nonfinite_gradient_raises_and_names_the_layer(bad: float) -> None:
         _loss(model(torch.randn(5, 8))).backward()
         assert model[2].weight.grad is not None
         model[2].weight.grad[0, 0] = bad
-        with pytest.raises(FloatingPointError, match=r"in the gradient of 2\.weight"):
+        with pytest.raises(FloatingPointError, match=r"gradient of 2\.weight"):
             conditions.measure()
 
 
@@ -505,7 +505,7 @@ def test_nonfinite_activations_raise() -> None:
         _loss(model(x)).backward()
         x[0, 0] = float("nan")
         model(x)
-        with pytest.raises(FloatingPointError, match="NaN or infinite activations"):
+        with pytest.raises(FloatingPointError, match="infinite activations"):
             conditions.measure()
 
 

@@ -308,9 +308,9 @@ def test_lightning(tmp_path: Path) -> None:
 def test_bad_input(tmp_path: Path) -> None:
     model = _model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="got every=0, expected at least 1"):
+    with pytest.raises(ValueError, match="every=0"):
         Monitor(model, optimizer, every=0)
-    with pytest.raises(ValueError, match="got a LayerNorm without matrices"):
+    with pytest.raises(ValueError, match="LayerNorm without"):
         Monitor(nn.LayerNorm(3), optimizer)
     path = tmp_path / "records.jsonl"
     path.write_text('{"step": 4}\n')

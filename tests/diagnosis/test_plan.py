@@ -175,13 +175,13 @@ def test_an_edited_file_is_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("conv.weight", "conv.wieght"), "got the parameter 'conv.wieght' in the plan.*'conv.wei"),
-        (('"spectral"', '"spectrum"'), "the geometry 'spectrum' in conv.weight.*'spectral'"),
-        (("geometry", "geometri"), "got conv.weight in .* without a geometry"),
-        (("shape = [4, 1, 3, 3]", "shape = [4, 9]"), r"got conv.weight as \(4, 9\) in the plan"),
-        (("shape", "lr_scael = 2\nshape"), "the key 'lr_scael' in conv.weight.*'lr_scale'"),
-        (("shape", "lr_scale = -2\nshape"), "got lr_scale of conv.weight = -2"),
-        (("[rates]", "[rates]\nspectal = 1"), "the geometry 'spectal' in .rates..*'spectral'"),
+        (("conv.weight", "conv.wieght"), "'conv.wieght'.*'conv.wei"),
+        (('"spectral"', '"spectrum"'), "'spectrum' .*'spectral'"),
+        (("geometry", "geometri"), "conv.weight .* a geometry"),
+        (("shape = [4, 1, 3, 3]", "shape = [4, 9]"), r"conv.weight as \(4, 9\)"),
+        (("shape", "lr_scael = 2\nshape"), "'lr_scael' .*'lr_scale'"),
+        (("shape", "lr_scale = -2\nshape"), "lr_scale of conv.* = -2"),
+        (("[rates]", "[rates]\nspectal = 1"), "'spectal' .*'spectral'"),
         (("[rates]", "[rates"), "which is no TOML"),
         (("[rates]", "[notes]"), "got the section 'notes'"),
     ],
@@ -200,13 +200,13 @@ def test_edits_that_went_wrong(change: tuple[str, str], sentence: str, tmp_path:
 def test_plans_that_cannot_be() -> None:
     model = _net()
     rows = list(Plan.default(model))
-    with pytest.raises(ValueError, match=r"got a plan without .* \(1 of 7 are missing\)"):
+    with pytest.raises(ValueError, match=r"plan without .*\(1 of 7"):
         Plan(rows[1:]).optimizer(model, lr=0.1)
-    with pytest.raises(ValueError, match="twice, expected each parameter once"):
+    with pytest.raises(ValueError, match="twice"):
         Plan([*rows, rows[0]])
     bias = next(i for i, row in enumerate(rows) if row.parameter == "norm.weight")
     rows[bias] = PlanRow("norm.weight", (4,), "spectral")
-    with pytest.raises(ValueError, match=r'got geometry="spectral" for norm\.weight, which is no'):
+    with pytest.raises(ValueError, match=r'"spectral" for norm\.'):
         Plan(rows).optimizer(model, lr=0.1)
 
 

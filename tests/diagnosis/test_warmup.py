@@ -284,7 +284,7 @@ def test_too_few_batches_keep_muon_and_say_so() -> None:
         "The weights look fresh and were not warmed up: got 6 batches, expected at least 7" in text
     )
     assert [row.geometry for row in result.plan()] == [r.geometry for r in Plan.default(model)]
-    with pytest.raises(ValueError, match="got 6 batches, expected at least 7 to warm up on some"):
+    with pytest.raises(ValueError, match=r"6 batches.* 7 to warm up"):
         diagnose(model, _loss, _classes(6), warmup_steps=10)
 
 
@@ -309,7 +309,7 @@ def test_so_many_steps_are_taken_of_any_weights() -> None:
     assert result.warm_up is not None
     assert (result.warm_up.steps, result.batches, result.warm_up.batches) == (5, 4, 4)
     for wrong in (-1, 2.5, True, "always", None):
-        with pytest.raises(ValueError, match='expected "auto" or a whole number of at least 0'):
+        with pytest.raises(ValueError, match=r'warmup_steps=.*"auto"'):
             checked_steps(wrong)
 
 
@@ -326,7 +326,7 @@ def test_the_rate_falls_where_the_first_one_is_too_large() -> None:
     _, warm_up = warmed_up(LossFunction(model, loss), _classes(8), _classes(2), 60)
     assert warm_up.lr in (0.005, 0.00125)
     flat = LossFunction(model, lambda m, b: -_loss(m, b).detach() + 0 * _loss(m, b))
-    with pytest.raises(ValueError, match=r"5 steps of Muon do not lower \(rates 0.02, 0.005, 0.00"):
+    with pytest.raises(ValueError, match=r"5 steps .*0\.02, 0\.005"):
         warmed_up(flat, _classes(8), _classes(1), 5)
 
 
@@ -350,8 +350,8 @@ def test_what_cannot_be_warmed_up_is_judged_as_it_is_and_keeps_muon() -> None:
     held = Held()
     _loss(held, _classes(1)[0])
     for examples, loss, reason in (
-        (model, closure, "got a loss that does not use the model that it gets"),
-        (held, _loss, "got a Held that cannot be copied for a warm-up"),
+        (model, closure, "does not use the model"),
+        (held, _loss, "Held that cannot be copied"),
     ):
         result = diagnose(examples, loss, _classes(8), level="quick")
         assert result.fresh

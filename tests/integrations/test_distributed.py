@@ -120,7 +120,7 @@ def test_tensor_parallel_layers_are_refused_and_nothing_changes(name, sharded):
     tested = getattr(steepest, name)(model, lr=0.02, weight_decay=0.1)
     half_of_the_loss(model, 0, 0).backward()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(NotImplementedError, match=rf"parameter {sharded}\.weight"):
+    with pytest.raises(NotImplementedError, match=rf"{sharded}\.weight"):
         tested.step()
     after = model.state_dict()
     for key, value in before.items():
@@ -138,7 +138,7 @@ def test_flattened_parameters_are_never_a_silent_adamw():
         warnings.simplefilter("ignore")
         model = FullyShardedDataParallel(network(), device_id=torch.device("cpu"))
     with (
-        pytest.warns(UserWarning, match="none of the .* would get a matrix update"),
+        pytest.warns(UserWarning, match="none of the .* matrix"),
         pytest.raises(NotImplementedError, match="FullyShardedDataParallel"),
     ):
         Muon(model)

@@ -609,8 +609,7 @@ def test_the_trainers_factory_takes_the_steps_of_the_instance(tmp_path):
 @pytest.mark.usefixtures("_offline")
 def test_the_trainer_with_the_class_for_a_factory_is_told_to_pass_the_model(tmp_path):
     trainer = trainer_of(llama(), tmp_path, optimizer_cls_and_kwargs=(Muon, {"lr": 0.03}))
-    line = r"pass the model itself .*optimizer_cls_and_kwargs=\(lambda: steepest\.Muon, "
-    with pytest.raises(ValueError, match=line):
+    with pytest.raises(ValueError, match="optimizer_cls_and_kwargs"):
         trainer.train()
 
 

@@ -45,6 +45,7 @@ from steepest.transfer.runs import Finished
 
 SETTINGS = {"lr": 0.02, "steps": 120, "model": {"width": 32, "names": ["a", "é"]}, "clip": None}
 NUMBERS = {"status": "finished", "validation_loss": 1.2345678, "scores": {0.5: [1e-7, 2.0]}}
+SUMMARY = {"kind": "study", "baseline": "adamw", "optimizers": [], **NUMBERS}
 ROWS = [{"kind": "condition", "step": k, "loss": 1 / k, "matrix": f"m{k}"} for k in range(1, 9)]
 
 
@@ -115,7 +116,7 @@ def _with_diagnosis(folder: Path) -> None:
     )
     found.save(folder / "saved.json")
     found.plan().save(folder / "plan.toml")
-    summary = {"kind": "diagnosis", "plan_sha256": _sha256(folder / "plan.toml"), **SETTINGS}
+    summary = {**found.as_dict(), "plan_sha256": _sha256(folder / "plan.toml"), **SETTINGS}
     write_json(folder / "diagnosis.json", summary)
 
 
@@ -126,7 +127,7 @@ def _plan(folder: Path) -> str:
 
 def _with_page(folder: Path) -> None:
     page = '<html>\n<script type="application/json" id="steepest-summary">'
-    page += json.dumps(sealed(NUMBERS)) + "</script>\n</html>"
+    page += json.dumps(sealed(SUMMARY)) + "</script>\n</html>"
     write_atomically(folder / "report.html", page.encode())
 
 
@@ -146,7 +147,9 @@ KINDS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
         "gd-0.1-seed0.json", _json("gd-0.1-seed0.json"),
         lambda folder: read_with_remedy(folder / "gd-0.1-seed0.json"),
     ),
-    "summary.json": ("summary.json", _json("summary.json"), lambda folder: report.find(folder)[0]),
+    "summary.json": (
+        "summary.json", _json("summary.json", SUMMARY), lambda folder: report.find(folder)[0],
+    ),
     "diagnosis.json": ("diagnosis.json", _with_diagnosis, lambda folder: report.find(folder)[0]),
     "a saved diagnosis": (
         "saved.json", _with_diagnosis, lambda f: Diagnosis.load(f / "saved.json").as_dict(),
@@ -320,9 +323,10 @@ def test_files_of_before_have_no_checksum_and_load(tmp_path: Path) -> None:
     manifest = tmp_path / "step-00000007" / "manifest.json"
     manifest.write_text(json.dumps(read_json(manifest)))
     assert _checkpoint(tmp_path)[0] == 7
-    page = '<script type="application/json" id="steepest-summary">{"a": 1}</script>'
+    summary = json.loads(json.dumps(SUMMARY))
+    page = f'<script type="application/json" id="steepest-summary">{json.dumps(summary)}</script>'
     (tmp_path / "report.html").write_text(page)
-    assert report.read(tmp_path / "report.html") == {"a": 1}
+    assert report.read(tmp_path / "report.html") == summary
 
 
 @pytest.mark.parametrize("begin", ['{"name": "[\\"rate\\"', '["[\\"rate\\", 1', "[", "{", ""])
@@ -333,17 +337,17 @@ def test_a_torn_first_line_loses_nothing(tmp_path: Path, begin: str) -> None:
     assert finished("a", lambda: 1.5) == 1.5
     assert Finished(path)("a", lambda: 2.5) == 1.5
     (tmp_path / "layers.jsonl").write_text('{"step": 1, "lo\n' + "".join(map(json_line, ROWS)))
-    with pytest.warns(UserWarning, match=r"layers\.jsonl is damaged in line 1: these records"):
+    with pytest.warns(UserWarning, match=r"layers\.jsonl .* line 1: "):
         assert _rewound(tmp_path) == ROWS
     path.write_text('{"name": "[\\"ra\n' + path.read_text())
-    with pytest.warns(UserWarning, match=r"runs\.jsonl is damaged in line 1: these runs are made"):
+    with pytest.warns(UserWarning, match=r"runs\.jsonl .* line 1: "):
         assert Finished(path)("a", lambda: 2.5) == 1.5
 
 
 def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path) -> None:
     for text in ("my notes\n", "my notes", '{"a": 1}', '{"a": 1}\n{"b": 2}\n', "[1, 2]\n"):
         (tmp_path / "layers.jsonl").write_text(text)
-        with pytest.raises(ValueError, match="which has lines that are no records"):
+        with pytest.raises(ValueError, match="lines that are no records"):
             Records(tmp_path / "layers.jsonl").rewind(4)
         assert (tmp_path / "layers.jsonl").read_text() == text
 
@@ -397,11 +401,11 @@ def test_a_device_or_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
         read_json, read_lines, report.find, _records, Diagnosis.load, read_with_remedy,
     ]  # fmt: skip
     for read in readers:
-        with pytest.raises((ValueError, InputError), match="is a device, a pipe or a socket"):
+        with pytest.raises((ValueError, InputError), match="a device"):
             read(path)
 
 
 def test_a_record_with_a_checksum_of_its_own_is_refused() -> None:
-    with pytest.raises(ValueError, match="the name of a file's own checksum"):
+    with pytest.raises(ValueError, match="own checksum"):
         sealed({"checksum": "mine"})
     assert unsealed({}) == unsealed(sealed({})) == {}

@@ -49,10 +49,10 @@ def test_import_paths(mine: str) -> None:
     assert imported(f"{mine}:Box.inside") == 3
     assert isinstance(imported(f"{mine}:build")(), nn.Module)
     for path, sentence in (
-        (mine, "expected an import path such as my_package.module:name"),
-        (f"{mine}:nothing", f"{mine} has no nothing; it has .*build"),
-        ("no_such_module:name", "importing no_such_module failed: ModuleNotFoundError"),
-        ("broken:name", "importing broken failed: ZeroDivisionError"),
+        (mine, "my_package.module:name"),
+        (f"{mine}:nothing", f"{mine} .* nothing; .*build"),
+        ("no_such_module:name", "ModuleNotFoundError"),
+        ("broken:name", "broken .*ZeroDivision"),
     ):
         with pytest.raises(InputError, match=sentence):
             imported(path)
@@ -65,9 +65,9 @@ def test_losses_by_default() -> None:
     sequence = nn.Embedding(3, 3)
     expected = F.cross_entropy(sequence(tokens).flatten(0, 1), tokens.flatten())
     assert torch.equal(default_loss(sequence, [tokens, tokens]), expected)
-    with pytest.raises(ValueError, match="got a batch of type Tensor"):
+    with pytest.raises(ValueError, match="batch of type Tensor"):
         default_loss(model, x)
-    with pytest.raises(ValueError, match="expected one tensor and integer classes"):
+    with pytest.raises(ValueError, match="integer classes"):
         default_loss(model, (x, torch.randn(5, 3)))
 
 

@@ -146,7 +146,7 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(memory, "_LIMITS", (tmp_path / "v2", tmp_path / "v1"))
     assert memory.device_memory() == 1_000_000
     config = TrainConfig(model=GPTConfig(width=128))
-    with pytest.raises(InputError, match=r"853,120 parameters\); that takes at least 6.89 MB of m"):
+    with pytest.raises(InputError, match=r"853,120 .* 6\.89 MB"):
         check_memory(config, 256, torch.device("cpu"))
     monkeypatch.setattr(memory, "device_memory", lambda device: None)  # nobody says
     check_memory(config, 256, torch.device("cpu"))
@@ -158,7 +158,7 @@ def test_batches_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(that_fit("m:batches", iter([batch] * 2), 2))) == 2
     assert len(list(that_fit("m:batches", iter([batch] * 2), 10**9))) == 2  # there are no more
     assert len(list(that_fit("m:batches", iter(["text"]), 10**9))) == 1
-    with pytest.raises(InputError, match="got 3 batches of m:batches to keep; that takes at least"):
+    with pytest.raises(InputError, match="3 batches of m:batches"):
         list(that_fit("m:batches", iter([batch] * 9), 3))
 
 
@@ -172,7 +172,7 @@ def test_sizes_that_cannot_be_built_small_are_still_counted() -> None:
 
     base = {"width": 5, "heads": 1}
     _check_memory(build, {"width": 10, "heads": 2}, base)
-    with pytest.raises(InputError, match="got a model of width=5000000,heads=1000000; that takes"):
+    with pytest.raises(InputError, match="width=5000000,heads="):
         _check_memory(build, {"width": 5_000_000, "heads": 1_000_000}, base)
     state = torch.get_rng_state()
     _check_memory(lambda width: nn.Linear(width, int(torch.randn(()))), {"width": 9}, {"width": 3})
@@ -193,5 +193,5 @@ def test_so_many_seeds_that_a_list_of_runs_would_fill_memory(
 
 
 def test_tokens_of_32_bits_make_a_large_table() -> None:
-    with pytest.raises(InputError, match=r"a vocabulary of 4000000400 .* takes at least 8.19 TB"):
+    with pytest.raises(InputError, match=r"4000000400 .* 8\.19 TB"):
         check_memory(TrainConfig(), 4_000_000_400, torch.device("cpu"))

@@ -120,7 +120,7 @@ def test_small_spaces_are_exact(n: int, which: End, dtype: torch.dtype) -> None:
     expected = torch.linalg.eigvalsh(A)
     count = n // 2 if which == "both" else n
     if not count:
-        with pytest.raises(ValueError, match=r"count=1 at 'both', expected 1 to n=1"):
+        with pytest.raises(ValueError, match=r"count=1 at 'both'"):
             eigenpairs(_products(A, dtype), _start(n, dtype), 1, which)
         return
     found = eigenpairs(_products(A, dtype), _start(n, dtype), count, which)
@@ -277,8 +277,8 @@ def test_entries_that_are_not_finite_raise(bad: float, at: int) -> None:
             w[3] = bad
         return w
 
-    message = r"got NaN or infinite entries from"
-    with pytest.raises(FloatingPointError, match=message + rf" product {at}, expected finite"):
+    message = r"entries from"
+    with pytest.raises(FloatingPointError, match=message + rf" product {at},"):
         eigenpairs(operator, _start(30))
     calls.clear()
     with pytest.raises(FloatingPointError, match=message):
@@ -291,25 +291,25 @@ def test_entries_that_are_not_finite_raise(bad: float, at: int) -> None:
 def test_input_that_cannot_be() -> None:
     operator = _products(torch.eye(5, dtype=DOUBLE))
     for count in (0, 6, -1):
-        with pytest.raises(ValueError, match=rf"got count={count} at 'largest', expected 1 to n=5"):
+        with pytest.raises(ValueError, match=rf"count={count} .*n=5"):
             eigenpairs(operator, _start(5), count)
     with pytest.raises(ValueError, match=r"got count=3 at 'both'"):
         eigenpairs(operator, _start(5), 3, "both")
-    with pytest.raises(ValueError, match=r"got max_products=2, expected 3 or more"):
+    with pytest.raises(ValueError, match=r"max_products=2, .* 3"):
         eigenpairs(operator, _start(5), 3, max_products=2)
-    with pytest.raises(ValueError, match=r"got which='top', expected \"largest\""):
+    with pytest.raises(ValueError, match=r"which='top'"):
         eigenpairs(operator, _start(5), 1, "top")  # type: ignore[arg-type]
     for start in (torch.zeros(5), torch.full((5,), math.nan), torch.ones(5, 1)):
-        with pytest.raises(ValueError, match=r"got a start of shape .*finite and not zero"):
+        with pytest.raises(ValueError, match=r"start .* not zero"):
             eigenpairs(operator, start.double())
-    with pytest.raises(ValueError, match=r"got probes=0, steps=3, expected at least 1"):
+    with pytest.raises(ValueError, match=r"probes=0, steps=3"):
         spectral_density(operator, _start(5), probes=0, steps=3)
-    with pytest.raises(ValueError, match=r"got probes=1, steps=0, expected at least 1"):
+    with pytest.raises(ValueError, match=r"probes=1, steps=0"):
         spectral_density(operator, _start(5), probes=1, steps=0)
     for n, least in ((4, 4), (50, 3)):
-        with pytest.raises(ValueError, match=rf"got max_products=1, expected {least} or more"):
+        with pytest.raises(ValueError, match=rf"products=1, .*{least}"):
             trace(operator, _start(n), max_products=1)
-    with pytest.raises(ValueError, match=r"got a start of shape \(50,\) and norm 0.0"):
+    with pytest.raises(ValueError, match=r"start .* norm 0\.0"):
         trace(operator, _start(50), start=torch.zeros(50).double())
 
 

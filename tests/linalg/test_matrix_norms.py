@@ -251,7 +251,7 @@ def test_a_gaussian_matrix_has_the_known_ranks() -> None:
 def test_nonfinite_entries_raise(function: Function, method: str, bad: float) -> None:
     A = torch.randn(3, 4, 5)
     A[1, 2, 3] = bad
-    with pytest.raises(ValueError, match="got a matrix with NaN or infinite entries"):
+    with pytest.raises(ValueError, match="NaN or infinite entries"):
         function(A, method)
 
 
@@ -261,19 +261,19 @@ def test_wrong_input_raises_a_sentence(function: Function) -> None:
         with pytest.raises(ValueError, match=r"expected \(\.\.\., m, n\)"):
             function(torch.ones(shape))
     for shape in ((0, 3), (2, 3, 0), (0, 3, 3)):
-        with pytest.raises(ValueError, match="got an empty matrix of shape"):
+        with pytest.raises(ValueError, match="empty matrix"):
             function(torch.ones(shape))
     for dtype in (torch.int64, torch.complex64, torch.bool):
-        with pytest.raises(TypeError, match=f"{dtype}, expected a real floating-point type"):
+        with pytest.raises(TypeError, match=f"{dtype}, .* real"):
             function(torch.ones(3, 3, dtype=dtype))
-    with pytest.raises(ValueError, match=r"got method='fast', expected \"exact\" or"):
+    with pytest.raises(ValueError, match=r"method='fast'"):
         function(torch.eye(3), "fast")
 
 
 @pytest.mark.parametrize("iterations", [1, 0, -3])
 @pytest.mark.parametrize("function", [spectral_norm, stable_rank])
 def test_too_few_iterations(function: Function, iterations: int) -> None:
-    with pytest.raises(ValueError, match=f"got iterations={iterations}, expected at least 2"):
+    with pytest.raises(ValueError, match=f"iterations={iterations}"):
         function(torch.eye(3), "power", iterations)
 
 

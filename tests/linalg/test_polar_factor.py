@@ -279,7 +279,7 @@ def test_null_rows_and_columns_stay_exactly_null() -> None:
 def test_nonfinite_raises_and_counts(method: PolarMethod, bad: float) -> None:
     G = torch.randn(2, 3, 4, 5)
     G[1, 2, 0, 0] = G[0, 1, 3, 4] = bad
-    with pytest.raises(ValueError, match=r"2 of 6 matrices with NaN or infinite.*upstream"):
+    with pytest.raises(ValueError, match=r"2 of 6 matrices.* NaN"):
         polar(G, method)
 
 
@@ -377,16 +377,14 @@ def test_polynomials_repeat_or_end() -> None:
 @pytest.mark.parametrize("method", [*METHODS, "auto"])
 def test_too_few_steps(method: PolarMethod) -> None:
     for steps in (0, -1):
-        with pytest.raises(ValueError, match=f"got steps={steps}, expected at least 1"):
+        with pytest.raises(ValueError, match=f"steps={steps}, .* least 1"):
             polar(torch.eye(3), method, steps)
 
 
 @pytest.mark.parametrize("method", ["you", "cans", "tuned", "nonic"])
 def test_too_many_steps(method: PolarMethod) -> None:
     most = len(polynomials(method))
-    with pytest.raises(
-        ValueError, match=rf'"{method}" has {most} polynomials.*use "polar-express"'
-    ):
+    with pytest.raises(ValueError, match=rf'"{method}" has {most} '):
         polar(torch.eye(3), method, most + 1)
 
 
@@ -398,20 +396,20 @@ def test_exact_methods_take_no_steps(method: PolarMethod) -> None:
 
 def test_terms_of_zolotarev_that_float32_can_carry() -> None:
     for terms, dtype in ((5, torch.float32), (7, torch.float64)):
-        with pytest.raises(ValueError, match=f"got steps={terms}, expected 1 to"):
+        with pytest.raises(ValueError, match=f"steps={terms}, .* 1 to"):
             polar(torch.eye(3), "zolotarev", terms, dtype=dtype)
 
 
 def test_auto_takes_no_steps_and_the_others_no_tolerance() -> None:
-    with pytest.raises(ValueError, match='got steps=3, but "auto" chooses'):
+    with pytest.raises(ValueError, match='steps=3, but "auto"'):
         polar(torch.eye(3), "auto", 3)
-    with pytest.raises(ValueError, match=r'tolerance=0\.1 for "tuned", expected method="auto"'):
+    with pytest.raises(ValueError, match=r'=0\.1 for "tuned"'):
         polar(torch.eye(3), "tuned", tolerance=0.1)
 
 
 @pytest.mark.parametrize("method", ["newton", "SVD", ""])
 def test_unknown_method_names_the_known_ones(method: str) -> None:
-    with pytest.raises(ValueError, match=f"method='{method}'.*svd.*jordan.*polar-express.*auto"):
+    with pytest.raises(ValueError, match=f"method='{method}'.*auto"):
         polar(torch.eye(3), method)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected"):
         polar(torch.zeros(0, 3), method)  # type: ignore[arg-type]
@@ -423,15 +421,15 @@ def test_svd_has_no_polynomials() -> None:
 
 
 def test_unknown_choice_for_nonfinite_input() -> None:
-    with pytest.raises(ValueError, match=r'got nonfinite=\'skip\', expected "raise" or "nan"'):
+    with pytest.raises(ValueError, match="nonfinite='skip'"):
         polar(torch.eye(3), nonfinite="skip")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
 def test_only_real_floating_point(dtype: torch.dtype) -> None:
-    with pytest.raises(TypeError, match=f"{dtype}, expected a real floating-point type"):
+    with pytest.raises(TypeError, match=f"{dtype}, .* real"):
         polar(torch.ones(3, 3, dtype=dtype))
-    with pytest.raises(TypeError, match=f"dtype={dtype}, expected a real floating-point type"):
+    with pytest.raises(TypeError, match=f"dtype={dtype}, .* real"):
         polar(torch.ones(3, 3), dtype=dtype)
 
 
@@ -446,7 +444,7 @@ def test_no_matrix(shape: tuple[int, ...]) -> None:
 def test_factorizations_in_half_precision_are_refused(
     dtype: torch.dtype, method: PolarMethod
 ) -> None:
-    with pytest.raises(ValueError, match=rf'"{method}" needs torch\.float32 or torch\.float64'):
+    with pytest.raises(ValueError, match=rf'"{method}" needs '):
         polar(torch.eye(3), method, dtype=dtype)
 
 

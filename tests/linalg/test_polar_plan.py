@@ -105,13 +105,13 @@ def test_it_prints_as_a_sentence() -> None:
 
 @pytest.mark.parametrize("shape", [(), (5,), (0, 3), (3, 0)])
 def test_no_matrix(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"expected \(\.\.\., m, n\) with m and n positive"):
+    with pytest.raises(ValueError, match=r"m and n positive"):
         polar_plan(shape)
 
 
 @pytest.mark.parametrize("tolerance", [0.0, -1.0, 1e-12, 2.0, float("nan")])
 def test_tolerances_out_of_range(tolerance: float) -> None:
-    with pytest.raises(ValueError, match="expected 1e-9 to 1, or None"):
+    with pytest.raises(ValueError, match="1e-9 to 1, or None"):
         polar_plan((3, 3), tolerance=tolerance)
-    with pytest.raises(ValueError, match="expected 1e-9 to 1, or None"):
+    with pytest.raises(ValueError, match="1e-9 to 1, or None"):
         polar(torch.eye(3), "auto", tolerance=tolerance)

@@ -497,7 +497,7 @@ def test_nothing_is_changed(fails: bool) -> None:
     hooks = [len(m._forward_hooks) for m in model.modules()]
     inputs = (torch.arange(6), noise)
     if fails:
-        with pytest.raises(ValueError, match="got KeyError from Restless on the example") as info:
+        with pytest.raises(ValueError, match="KeyError from Restless") as info:
             roles(model, example=inputs)
         assert isinstance(info.value.__cause__, KeyError)
     else:
@@ -552,9 +552,9 @@ def test_an_override_stands_above_the_example() -> None:
 
 
 def test_examples_that_say_nothing() -> None:
-    with pytest.raises(ValueError, match="it gives a NoneType without a tensor"):
+    with pytest.raises(ValueError, match="NoneType without a tensor"):
         roles(_network(), example=lambda model: None)
-    with pytest.raises(ValueError, match=r"got 0\.weight without a shape, of a lazy module"):
+    with pytest.raises(ValueError, match=r"0\.weight .* lazy module"):
         roles(nn.Sequential(nn.LazyLinear(3)), example=torch.randn(2, 4))
 
 

@@ -179,29 +179,29 @@ def test_single_rows_and_columns_are_vectors() -> None:
 
 @pytest.mark.parametrize("shape", [(), (3,), (0, 3), (2, 0, 2)])
 def test_no_matrix(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="expected a matrix or more"):
+    with pytest.raises(ValueError, match="a matrix or more"):
         MatrixView.of(shape)
 
 
 @pytest.mark.parametrize("batch", [0, -1, 4, 7])
 def test_batch_must_divide_the_rows(batch: int) -> None:
-    with pytest.raises(ValueError, match=f"got batch={batch}, expected a divisor of 6 rows"):
+    with pytest.raises(ValueError, match=f"batch={batch}, .* 6 rows"):
         MatrixView.of((6, 4), batch=batch)
 
 
 def test_splits_must_add_up_to_the_outputs() -> None:
-    with pytest.raises(ValueError, match="expected sizes that add up to 12 outputs"):
+    with pytest.raises(ValueError, match="add up to 12 outputs"):
         MatrixView.of((12, 4), splits=(4, 4))
-    with pytest.raises(ValueError, match="expected sizes that add up to 4 outputs"):
+    with pytest.raises(ValueError, match="add up to 4 outputs"):
         MatrixView.of((12, 4), transposed=True, splits=(4, 4, 4))
 
 
 def test_a_view_must_fit_the_parameter() -> None:
     view = MatrixView(2, 3, 4)
     view.check((6, 4))
-    with pytest.raises(ValueError, match=r"2 x \(3, 4\) for a parameter of shape \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"2 x \(3, 4\) .*\(5, 4\)"):
         view.check((5, 4))
-    with pytest.raises(RuntimeError, match="invalid for input of size 20"):
+    with pytest.raises(RuntimeError, match="input of size 20"):
         view.matrices(torch.zeros(5, 4))
 
 
@@ -214,20 +214,20 @@ def test_prints_the_outputs_first() -> None:
 
 
 WRONG = [
-    ({"batch": 0}, "got batch=0 for a MatrixView, expected whole numbers of at least 1"),
+    ({"batch": 0}, "batch=0 for a MatrixView"),
     ({"batch": True}, "got batch=True"),
     ({"rows": -8}, "got rows=-8"),
     ({"rows": 8.0}, "got rows=8.0"),
     ({"columns": None}, "got columns=None"),
     ({"columns": "6"}, "got columns='6'"),
-    ({"transposed": 1}, "got transposed=1 for a MatrixView, expected True or False"),
+    ({"transposed": 1}, "transposed=1 for a MatrixView"),
     ({"transposed": "no"}, "got transposed='no'"),
     ({"splits": (8, 0)}, r"got splits=\(8, 0\)"),
     ({"splits": (-4, 12)}, r"got splits=\(-4, 12\)"),
     ({"splits": (4.0, 4)}, r"got splits=\(4.0, 4\)"),
     ({"splits": (True, True)}, r"got splits=\(True, True\)"),
     ({"splits": (None, 8)}, r"got splits=\(None, 8\)"),
-    ({"splits": 8}, "got splits=8 for a MatrixView, expected a tuple of whole numbers"),
+    ({"splits": 8}, "splits=8 for a MatrixView"),
     ({"splits": "44"}, "got splits='44'"),
     ({"splits": None}, "got splits=None"),
 ]
@@ -241,13 +241,13 @@ def test_views_of_no_parameter_are_refused_when_they_are_made(
     with pytest.raises(ValueError, match=message):
         MatrixView(**right | settings)
     if "rows" not in settings and "columns" not in settings:
-        with pytest.raises(ValueError, match=rf"got {next(iter(settings))}"):
+        with pytest.raises(ValueError, match=rf"{next(iter(settings))}="):
             MatrixView.of((8, 6), **settings)
 
 
 @pytest.mark.parametrize("splits", [(3, 3), (8, 8), (1, 1, 1), [4, 3]])
 def test_splits_that_do_not_add_up_are_refused_before_a_step(splits: Sequence[int]) -> None:
-    message = f"got splits {re.escape(str(tuple(splits)))}, expected sizes that add up to 8 outputs"
+    message = f"splits {re.escape(str(tuple(splits)))}, .* 8 "
     with pytest.raises(ValueError, match=message):
         MatrixView.of((8, 6), splits=splits)
     view = MatrixView(1, 8, 6, False, splits)

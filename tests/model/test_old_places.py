@@ -11,7 +11,7 @@ import pytest
 @pytest.mark.parametrize("name", ["parameter_roles.RoleTable", "matrix_view.MatrixView"])
 def test_old_places_of_names_warn_and_work(name: str) -> None:
     module, attribute = name.split(".")
-    with pytest.warns(DeprecationWarning, match=f"moved to steepest.model.{module}"):
+    with pytest.warns(DeprecationWarning, match=f"steepest.model.{module}"):
         old = getattr(importlib.import_module(f"steepest.{module}"), attribute)
     with warnings.catch_warnings(action="error"):
         assert old is getattr(importlib.import_module(f"steepest.model.{module}"), attribute)

@@ -370,7 +370,7 @@ def test_interleaved_splits_hold_every_entry_once() -> None:
         W.zero_()
     assert not tensor.any()
     assert str(view) == "2 x (2 x 4, 3)"
-    with pytest.raises(ValueError, match=r"got splits \(1, 1\), .* add up to 7 outputs"):
+    with pytest.raises(ValueError, match=r"splits \(1, 1\), .* 7 "):
         MatrixView(1, 7, 3, False, (1, 1)).check((7, 3))
 
 
@@ -738,7 +738,7 @@ def test_three_dimensional_parameters_can_be_called_experts() -> None:
 
 
 def test_unknown_pattern_names_similar_ones() -> None:
-    with pytest.raises(ValueError, match=r"'hiden.weight', which matches no.*hidden\.weight"):
+    with pytest.raises(ValueError, match=r"'hiden.*hidden\.weight"):
         roles(Language(), {"hiden.weight": "vector"})
     with pytest.raises(ValueError, match=r"matches no parameter$"):
         roles(Language(), {"@": "vector"})
@@ -763,11 +763,11 @@ def test_a_matrix_stored_as_in_and_out() -> None:
 
 
 def test_impossible_overrides() -> None:
-    with pytest.raises(ValueError, match=r"got 'matrix' for 'hidden\.weight', expected a Matrix"):
+    with pytest.raises(ValueError, match=r"'matrix' for 'hidden\."):
         roles(Language(), {"hidden.weight": "matrix"})  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match=r"which is no matrix.*narrower pattern"):
+    with pytest.raises(ValueError, match=r"no matrix.*narrower"):
         roles(Language(), {"hidden.*": "hidden"})
-    with pytest.raises(ValueError, match=r"1 x \(3, 8\) for a parameter of shape \(8, 8\)"):
+    with pytest.raises(ValueError, match=r"1 x \(3, 8\) .*\(8, 8\)"):
         roles(Language(), {"hidden.weight": MatrixView(1, 3, 8)})
 
 
@@ -775,13 +775,13 @@ def test_impossible_overrides() -> None:
 
 
 def test_warns_if_nothing_gets_a_matrix_update() -> None:
-    with pytest.warns(UserWarning, match="none of the 62 entries.*print steepest.roles"):
+    with pytest.warns(UserWarning, match="none of the 62 entries"):
         roles(nn.Sequential(nn.Embedding(9, 30), nn.LayerNorm(30), nn.Linear(30, 2)))
 
 
 def test_warns_if_almost_nothing_gets_a_matrix_update() -> None:
     model = nn.ModuleList([nn.Linear(4, 4, bias=False), Bare(kernel=(5, 5, 5, 5))])
-    with pytest.warns(UserWarning, match="only 16 of the 641 entries"):
+    with pytest.warns(UserWarning, match="16 of the 641 entries"):
         roles(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -789,7 +789,7 @@ def test_warns_if_almost_nothing_gets_a_matrix_update() -> None:
 
 
 def test_a_model_without_parameters() -> None:
-    with pytest.raises(ValueError, match="got a ReLU without parameters"):
+    with pytest.raises(ValueError, match="ReLU without parameters"):
         roles(nn.ReLU())
 
 
@@ -816,7 +816,7 @@ def test_the_table_is_a_sequence_that_prints() -> None:
     assert all(row.name in text for row in table)
     assert "64 of 408 entries (16%) get a matrix update" in text
     assert "tied to output.weight" in text
-    with pytest.raises(KeyError, match=r"got 'hidden\.wieght'.*similar names: hidden\.weight"):
+    with pytest.raises(KeyError, match=r"hidden\.wieg.*: hidden\."):
         table["hidden.wieght"]
 
 

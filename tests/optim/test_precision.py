@@ -292,13 +292,13 @@ FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2]
 @pytest.mark.parametrize("dtype", FLOAT8, ids=str)
 def test_float8_parameters_are_refused_by_name(optimizer, dtype):
     weight = nn.Parameter(torch.zeros(4, 4).to(dtype))
-    with pytest.raises(ValueError, match=r"parameter up\.weight of torch\.float8.*bfloat16"):
+    with pytest.raises(ValueError, match=r"up\.weight .*\.float8"):
         optimizer([("up.weight", weight)])
-    with pytest.raises(ValueError, match=r"parameter of shape \(4, 4\) of torch\.float8"):
+    with pytest.raises(ValueError, match=r"\(4, 4\) of torch\.float8"):
         optimizer([{"params": [weight], "geometry": "adamw"}])
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = weight
-    with pytest.raises(ValueError, match=r"parameter 1\.weight of torch\.float8"):
+    with pytest.raises(ValueError, match=r"1\.weight .*\.float8"):
         optimizer(model)
 
 

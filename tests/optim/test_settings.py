@@ -189,8 +189,8 @@ def test_numbers_of_other_libraries_and_whole_numbers_are_taken(optimizer):
     [
         ({"method": "svd", "steps": 3}, "steps=3.*takes no steps"),
         ({"method": "you", "steps": 6}, "steps=6"),
-        ({"method": "eigh", "dtype": torch.bfloat16}, "dtype=torch.bfloat16.*needs torch.float32"),
-        ({"steps": 3}, 'steps=3, but "auto" chooses them'),
+        ({"method": "eigh", "dtype": torch.bfloat16}, r"dtype=torch\.bfloat16"),
+        ({"steps": 3}, 'steps=3, but "auto"'),
     ],
     ids=str,
 )
@@ -209,7 +209,7 @@ def test_stacks_are_refused_when_they_are_made():
     for stacks in ("0", 0, [0], [[0.0]], [[True]], [[0, 1]], [[0], [0]]):
         with pytest.raises(ValueError, match="stack"):
             TEON([group(stacks)])
-    with pytest.raises(ValueError, match="stacks for the geometry 'sign'"):
+    with pytest.raises(ValueError, match=r"stacks for .* 'sign'"):
         TEON([group([[0]], geometry="sign")])
     adamw = TEON([group([[0]]), group([[0]], geometry="adamw")])
     assert "stacks" not in adamw.param_groups[1]

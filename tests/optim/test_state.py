@@ -171,7 +171,7 @@ def test_a_layer_that_is_called_module_is_no_wrapper():
 def test_other_names_are_refused_by_name(optimizer):
     tested = trained(optimizer, Net("abc"))
     before = everything(tested)
-    with pytest.raises(ValueError, match=r"'a\.weight'; nothing was loaded.*pre_hook"):
+    with pytest.raises(ValueError, match=r"'a\.weight'; .*pre_hook"):
         tested.load_state_dict(trained(optimizer, Net("dbc")).state_dict())
     assert equal(everything(tested), before)
 
@@ -529,7 +529,7 @@ def test_a_new_type_goes_on_after_the_remedy(optimizer):
     tested = trained(optimizer, model)
     model.double()
     gradients(model, 5)
-    with pytest.raises(ValueError, match=r"load_state_dict\(optimizer.state_dict\(\)\)"):
+    with pytest.raises(ValueError, match=r"state_dict\(optimizer"):
         tested.step()
     tested.load_state_dict(tested.state_dict())
     before = everything(tested)
@@ -570,7 +570,7 @@ def test_lost_factors_are_noticed(optimizer, key):
     gradients(model, 5)
     del tested.state[model.c.weight][key]
     before = everything(tested)
-    with pytest.raises(ValueError, match=f"parameter c.weight has lost its memory '{key}'"):
+    with pytest.raises(ValueError, match=rf"c\.weight .*'{key}'"):
         tested.step()
     assert equal(everything(tested), before)
 
@@ -589,7 +589,7 @@ def test_replaced_and_appended_parameters_are_checked(optimizer):
     gradients(model, 5)
     old = matrices[0]
     matrices[0] = new(8, 2)
-    with pytest.raises(ValueError, match=r"a.weight with the shape \(8, 2\), which had"):
+    with pytest.raises(ValueError, match=r"a\.weight .* \(8, 2\)"):
         tested.step()
     matrices[0] = new(4, 4)  # starts afresh
     tested.state.pop(old, None)
@@ -600,9 +600,7 @@ def test_replaced_and_appended_parameters_are_checked(optimizer):
     assert not torch.equal(others[-1], before)
     matrices.append(new(4, 4))
     before = everything(tested)
-    with pytest.raises(
-        ValueError, match=r"4 parameters in a group that was made with 3.*add_param"
-    ):
+    with pytest.raises(ValueError, match=r"4 parameters .* with 3"):
         tested.step()
     assert equal(everything(tested), before)
 
@@ -628,7 +626,7 @@ def test_settings_changed_later_are_checked_over_all_groups_first(optimizer, key
     with pytest.raises(ValueError, match=f"got {key}="):
         tested.step()
     del tested.param_groups[1][key]
-    with pytest.raises(ValueError, match=rf"got a group without \['{key}'\]"):
+    with pytest.raises(ValueError, match=rf"without \['{key}'\]"):
         tested.step()
     assert equal(everything(tested), before)
 
@@ -709,7 +707,7 @@ def test_memory_of_all_groups_is_made_before_anything_moves(monkeypatch):
         raise torch.OutOfMemoryError("no memory left")
 
     monkeypatch.setattr(torch, "zeros_like", out_of_memory)
-    with pytest.raises(torch.OutOfMemoryError, match=r"no memory left. The step ended before any"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"no memory left"):
         tested.step()
     assert equal([p.detach() for p in model.parameters()], before)
 
@@ -725,7 +723,7 @@ def test_broken_memory_is_refused_by_name_before_anything_moves(make, key, value
     broken[key].view(-1)[0] = value
     optimizer.load_state_dict(state)
     before = [p.detach().clone() for p in model.parameters()]
-    with pytest.raises(FloatingPointError, match=f"the memory '{key}' of the parameter .* NaN or"):
+    with pytest.raises(FloatingPointError, match=f"memory '{key}' .* NaN"):
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
@@ -746,7 +744,7 @@ def test_memory_that_was_written_to_in_place_is_checked_again(make, key, write):
     gradients(model)
     write(next(kept[key] for kept in optimizer.state.values() if key in kept))
     before = [p.detach().clone() for p in model.parameters()]
-    with pytest.raises(FloatingPointError, match=f"the memory '{key}' of the parameter .* NaN or"):
+    with pytest.raises(FloatingPointError, match=f"memory '{key}' .* NaN"):
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 

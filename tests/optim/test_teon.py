@@ -378,7 +378,7 @@ def test_a_model_without_attention_warns_and_is_trained_as_by_muon():
         return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2))
 
     first, second = build(), build()
-    with pytest.warns(UserWarning, match="nothing to stack, so it is Muon here"):
+    with pytest.warns(UserWarning, match="nothing to stack"):
         teon = TEON(first, lr=0.1)
     muon = Muon(second, lr=0.1)
     for t in range(3):
@@ -387,7 +387,7 @@ def test_a_model_without_attention_warns_and_is_trained_as_by_muon():
             optimizer.step()
     for p, q in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(p, q)
-    with pytest.warns(UserWarning, match="queries, keys or values of 6 layers"):
+    with pytest.warns(UserWarning, match="values of 6 layers"):
         TEON(gpt(5), stack=6)
 
 
@@ -494,7 +494,7 @@ def test_loading_keeps_the_stacks_of_the_optimizer():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"stack": 0}, "got stack=0"), ({"mode": 3}, "got mode=3, expected")]
+    ("settings", "message"), [({"stack": 0}, "got stack=0"), ({"mode": 3}, "mode=3")]
 )
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):

@@ -125,8 +125,8 @@ class Tabular(nn.Module):
 @pytest.mark.parametrize(
     ("build", "target", "message"),
     [
-        (lambda width: Tabular(width, extra=10), {"width": 64}, "axis 0 of up.weight growing fro"),
-        (lambda width: Tabular(width, kind="new"), {"width": 64}, "surprise.weight at the target"),
+        (lambda width: Tabular(width, extra=10), {"width": 64}, "axis 0 of up.weight"),
+        (lambda width: Tabular(width, kind="new"), {"width": 64}, "surprise.weight .* target"),
         (lambda width: Tabular(8, kind=width), {"width": "list"}, "expected positive numbers"),
         (
             lambda width: Tabular(8, kind="list", experts=width // 2),
@@ -143,7 +143,7 @@ class Tabular(nn.Module):
                 nn.Linear(3, 8), nn.utils.parametrizations.weight_norm(nn.Linear(8, width))
             ),
             {"width": 64},
-            "parametrizations.weight.original0, part of a weight",
+            "original0, .* of a weight",
         ),
         (lambda width: nn.Linear(3, 1 + width // 8), {"width": 32}, "from 2 to 5 with"),
         (lambda width: nn.Linear(3, width).weight, {"width": 64}, "expected an nn.Module"),
@@ -153,7 +153,7 @@ class Tabular(nn.Module):
                 *(nn.Linear(8, 8) for _ in range(width // 8)), nn.Linear(8, 1)
             ),
             {"width": 16},
-            "got the model, an nn.Sequential .* expected the blocks in a module of their own",
+            "the model, .*Sequential",
         ),
         (
             lambda width: nn.ModuleDict(
@@ -167,7 +167,7 @@ class Tabular(nn.Module):
                 }
             ),
             {"width": 6},
-            "got net, an nn.Sequential .* with 10 layers at the base and 8 at the target",
+            "net, .*Sequential .* 10 ",
         ),
     ],
 )
@@ -209,7 +209,7 @@ def test_roles_can_be_overridden() -> None:
             self.matrix = nn.Parameter(torch.randn(7, width))
             self.head = nn.Linear(width, 2)
 
-    with pytest.raises(ValueError, match=r"got matrix, .* nothing says which axis is the input"):
+    with pytest.raises(ValueError, match=r"matrix, .* which axis"):
         parametrize(Stored, {"width": 8}, {"width": 16})
     view = MatrixView.of((7, 16), transposed=True)
     with pytest.raises(ValueError, match="same number of entries"):  # views have a size
@@ -295,7 +295,7 @@ def test_a_size_that_changes_nothing() -> None:
     def build(width: int, dept: int = 2) -> nn.Module:
         return nn.Linear(3, width)
 
-    with pytest.raises(ValueError, match="dept=2 and 64, which make the same model"):
+    with pytest.raises(ValueError, match=r"dept=2 .* same model"):
         parametrize(build, {"width": 8, "dept": 2}, {"width": 32, "dept": 64})
     found = growth(
         lambda heads: gpt(heads=heads, positions="learned"), {"heads": 2}, {"heads": 4}, None
@@ -328,9 +328,9 @@ def test_what_can_and_what_cannot_be_placed() -> None:
     def named_head(width: int) -> nn.Module:
         return Placed(width, lm_head=(width, 5))
 
-    with pytest.raises(ValueError, match=r"got pos_embed .* not in its last axis"):
+    with pytest.raises(ValueError, match=r"pos_embed .* last axis"):
         parametrize(channels_first, base, target)
-    with pytest.raises(ValueError, match=r"got gain, .* multiplied entry by entry"):
+    with pytest.raises(ValueError, match=r"gain, .* entry by entry"):
         parametrize(lambda width: Placed(width, gain=(1, width)), base, target)
     with pytest.raises(ValueError, match="got lm_head"):
         parametrize(named_head, base, target)

@@ -185,7 +185,7 @@ def test_bad_arguments() -> None:
             lr=lr, optimizer="sgd", seeds=1, **how,
         )  # fmt: skip
 
-    with pytest.raises(ValueError, match="got steps=4 with a snapshot every 2, expected at least"):
+    with pytest.raises(ValueError, match=r"steps=4 .* every 2"):
         follow(steps=4, every=2)
-    with pytest.raises(BlownUp, match="got a run at width 4 that blew up after"):
+    with pytest.raises(BlownUp, match="width 4 that blew up"):
         follow(lr=100.0, steps=30)

@@ -318,7 +318,7 @@ def test_experts_whose_tokens_are_chosen_are_named_and_left_out() -> None:
 
 
 def test_nothing_that_moves_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no layer moves at all sizes with lr=0 in 5 steps"):
+    with pytest.raises(ValueError, match=r"no layer moves .* lr=0 "):
         _check(optimizer="adamw", lr=0.0)
 
 

@@ -270,7 +270,7 @@ def test_a_branch_that_a_known_block_does_not_have() -> None:
             block.adapter = nn.Linear(32, 32)
         return model
 
-    with pytest.raises(ValueError, match=r"h\.0\.adapter, which a GPT2Block is not known to have"):
+    with pytest.raises(ValueError, match=r"h\.0\.adapter, .*GPT2Bl"):
         parametrize(build, {"depth": 2}, {"depth": 8}, rule="completep")
 
 
@@ -282,7 +282,7 @@ def test_a_norm_that_multiplies_with_one_plus_its_gain() -> None:
         )  # fmt: skip
         return transformers.Gemma3ForCausalLM(config)
 
-    with pytest.raises(ValueError, match=r"q_norm\.weight, a gain of zeros"):
+    with pytest.raises(ValueError, match=r"q_norm\.weight, .* zeros"):
         parametrize(gemma, {"width": 32}, {"width": 64})
     assert parametrize(gemma, {"width": 32}, {"width": 64}, head_size=lambda model: 1)
 

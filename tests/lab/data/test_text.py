@@ -163,8 +163,8 @@ def test_token_files_with_and_without_a_header(tmp_path: Path, header: bool) -> 
         ("wide.txt", "text".encode("utf-16"), "UTF-16 text; convert it"),
         ("image.png", b"\x89PNG\r\n\x1a\n\0\0", "binary"),
         ("arrays.npz", b"PK\3\4\0\0", "or tokens as .bin or .npy"),
-        ("odd.bin", b"\1\2\3\4\5", "expected tokens of 16, 32 or 64 bits"),
-        ("empty.bin", b"", "expected tokens of 16, 32 or 64 bits"),
+        ("odd.bin", b"\1\2\3\4\5", "16, 32 or 64 bits"),
+        ("empty.bin", b"", "16, 32 or 64 bits"),
         ("torn.npy", b"\x93NUMPY\1\0", "is torn, or no array"),
         ("notes.npy", b"my notes", "is torn, or no array"),
         ("bare.bin", np.array([20240520, 1, 0] + 253 * [0], "<i4").tobytes(), "no tokens"),
@@ -198,7 +198,7 @@ def test_a_header_of_32_bit_tokens(tmp_path: Path) -> None:
     corpus = load(str(tmp_path / "a.bin"))
     assert np.array_equal(np.concatenate([corpus.train, corpus.validation]), tokens)
     (tmp_path / "a.bin").write_bytes(front.tobytes() + tokens.tobytes()[:-2])
-    with pytest.raises(InputError, match="torn: its header promises 2000 tokens"):
+    with pytest.raises(InputError, match=r"torn: .* 2000 tokens"):
         load(str(tmp_path / "a.bin"))
 
 
@@ -206,10 +206,10 @@ def test_a_header_of_32_bit_tokens(tmp_path: Path) -> None:
     ("array", "sentence"),
     [
         (np.ones(9), "holds float64 of shape"),
-        (np.ones((3, 3), dtype=int), r"shape \(3, 3\), expected whole numbers of shape"),
-        (np.array([1, -100, 2]), "has numbers from -100 to 2, expected tokens"),
-        (np.array([1, 2**30]), "expected tokens from 0 to 1048575"),
-        (np.array([{}]), "is torn, or no array of numbers"),
+        (np.ones((3, 3), dtype=int), r"shape \(3, 3\), .* whole"),
+        (np.array([1, -100, 2]), "numbers from -100 to 2"),
+        (np.array([1, 2**30]), "from 0 to 1048575"),
+        (np.array([{}]), "no array of numbers"),
         (np.zeros(0, dtype=int), "has no tokens"),
     ],
 )
@@ -228,7 +228,7 @@ def test_pipes_and_sockets_are_refused(tmp_path: Path, name: str) -> None:
             server.bind(str(tmp_path / name))
     else:
         os.mkfifo(tmp_path / name)
-    with pytest.raises(InputError, match="which cannot be read twice; write the text to a file"):
+    with pytest.raises(InputError, match="cannot be read twice"):
         load(str(tmp_path / name))
     _folder(tmp_path, {"a.txt": "a" * 900, "b.txt": "b" * 900})
     assert "1 left out: devices, pipes or sockets" in load(str(tmp_path)).description
@@ -236,7 +236,7 @@ def test_pipes_and_sockets_are_refused(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/null", "/dev/urandom"])
 def test_devices_are_refused(device: str) -> None:
-    with pytest.raises(InputError, match="is a device, a pipe or a socket"):
+    with pytest.raises(InputError, match="a device"):
         load(device)
 
 
@@ -292,12 +292,12 @@ def test_a_token_file_shorter_than_a_header_is_bare_tokens(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("source", ["", "~nobody-of-that-name/text", "x" * 5000])
 def test_paths_that_cannot_be_get_a_sentence(source: str) -> None:
-    with pytest.raises(InputError, match=r"existing path|could not read"):
+    with pytest.raises(InputError, match=r"existing|could not read"):
         load(source)
 
 
 def test_missing_data_and_empty_folders_get_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="neither 'stdlib' nor 'reference' nor an existing path"):
+    with pytest.raises(InputError, match="'stdlib' nor 'reference'"):
         load(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="found no UTF-8 text"):
         load(str(tmp_path))

@@ -110,7 +110,7 @@ def test_a_failed_write_leaves_the_old_page(summary, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("<html><p>hello</p></html>", r"got .*page\.html.*expected an HTML page.*Give a page"),
+        ("<html><p>hello</p></html>", r"page\.html.* HTML page"),
         ('<script type="application/json" id="steepest-summary">{"a": 1', "cut off or damaged"),
         ('<script type="application/json" id="steepest-summary">{a</script>', "damaged"),
         ('<script type="application/json" id="steepest-summary">[1]</script>', "not a JSON object"),
@@ -196,6 +196,8 @@ def test_hostile_texts_stay_texts(summary, tmp_path):
     assert "<script>document.documentElement" not in page
     assert HOSTILE in text_of(page)
     assert "49 µ" not in page
+    for optimizer in given["optimizers"]:
+        optimizer["rates"][0]["runs"][0]["seed"] = 0  # a text in its place is refused
     assert read(write(given, tmp_path / "page.html")) == given
 
 

@@ -46,7 +46,7 @@ def test_digits_are_centred_and_scaled() -> None:
     assert float(X.mean(0).abs().max()) < 1e-5
     assert X.square().mean().item() == pytest.approx(1, rel=1e-5)
     assert torch.equal(Y.sum(1), torch.ones(300))
-    with pytest.raises(InputError, match="got examples=1798, expected at most 1797"):
+    with pytest.raises(InputError, match=r"examples=1798, .* 1797"):
         digits(1798)
 
 
@@ -103,7 +103,7 @@ def test_runs_that_are_finished_are_not_made_again(small: EdgeConfig, tmp_path: 
             assert {**a, "seconds": 0} == {**b, "seconds": 0}
 
     page = write(summary, tmp_path / "report.html")
-    assert read(page)["entries"][0]["label"] == "GD"
+    assert read(page)["entries"][0]["label"] == "GD"  # read checks every field
     with pytest.raises(InputError, match="steps"):
         study.edge_of_stability(EdgeConfig(steps=30, every=4), out)
 
@@ -134,15 +134,15 @@ def test_the_page_shows_every_optimizer_and_diverged_runs(monkeypatch: Any) -> N
     assert "At the threshold in every run that settled: GD; SOAP." in html
     assert "3 runs: 2 at the edge, 1 diverged" in html
     assert html.count("λ_max of the Hessian") >= 1
-    with pytest.raises(ValueError, match="got a summary of the kind 'poem', expected one of study"):
+    with pytest.raises(InputError, match="kind 'poem'"):
         render({"kind": "poem"})
 
 
 def test_impossible_settings_get_a_sentence() -> None:
     for changes, sentence in (
-        ({"seeds": 0}, "got seeds=0, expected at least 1"),
-        ({"steps": 20}, "got steps=20 with a measurement every 30"),
-        ({"optimizers": ("gd", "gd")}, "expected each of them once"),
+        ({"seeds": 0}, "seeds=0"),
+        ({"steps": 20}, "steps=20 .* every 30"),
+        ({"optimizers": ("gd", "gd")}, "optimizers .* once"),
     ):
         with pytest.raises(InputError, match=sentence):
             EdgeConfig(**changes)  # type: ignore[arg-type]

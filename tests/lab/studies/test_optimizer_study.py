@@ -258,7 +258,7 @@ def test_a_finished_run_that_lost_measurements_is_an_error(
     study(config, tmp_path / "study", Quiet())
     path = next((tmp_path / "study" / "runs").glob("muon-*-seed2")) / "metrics.jsonl"
     path.write_text(path.read_text().splitlines()[0] + "\n")
-    with pytest.raises(InputError, match=r"metrics.jsonl is cut off: .* after step 5\. Delete"):
+    with pytest.raises(InputError, match=r"cut off: .* step 5\."):
         study(config, tmp_path / "study", Quiet())
 
 

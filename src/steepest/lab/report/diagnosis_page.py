@@ -17,7 +17,7 @@ from steepest.lab.report.condition_map import (
     condition_map,
 )
 from steepest.lab.report.figures import Picture, finish, plain
-from steepest.lab.report.wording import NOT_MEASURED, finite, number, plural
+from steepest.lab.report.wording import NOT_MEASURED, finite, number, plural, whole
 from steepest.printing import sentence
 
 GEOMETRIES = ("spectral", "sign", "adaptive")
@@ -117,6 +117,8 @@ def _place(matrix: str) -> tuple[str, str]:
 def _times(ratio: dict[str, Any] | None) -> str:
     if ratio is None or finite(ratio["value"]) is None:
         return NOT_MEASURED
+    if whole(ratio) is None:
+        return number(math.exp(ratio["value"]), 2)
     value, low, high = (math.exp(ratio[key]) for key in ("value", "low", "high"))
     return f"{number(value, 2)} ({number(low, 2)} to {number(high, 2)})"
 
@@ -189,7 +191,7 @@ def _audit(audit: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _disagreement(row: dict[str, Any]) -> str | None:
     """Where the race says the opposite of what the theory's condition or the prediction say."""
-    raced = next((r["log_ratio"] for r in row["race"] if r["geometry"] == "spectral"), None)
+    raced = next((whole(r["log_ratio"]) for r in row["race"] if r["geometry"] == "spectral"), None)
     if raced is None or raced["low"] <= 0 <= raced["high"]:
         return None
     won = raced["value"] > 0

@@ -24,6 +24,7 @@ from steepest.lab.report.edge_page import edge_page
 from steepest.lab.report.study_page import study_page
 from steepest.lab.report.transfer_page import transfer_page
 from steepest.lab.report.wording import NOT_MEASURED, finite
+from steepest.lab.studies.schemas import checked, kind_of
 
 PAGES = {
     "study": study_page,
@@ -52,15 +53,10 @@ def render(summary: dict[str, Any]) -> str:
 
     Raises:
         TypeError: if the summary holds something that JSON cannot.
-        ValueError: for another kind.
+        InputError: for another kind.
     """
     summary = _without_nan(summary)
-    kind = summary.get("kind") or "study"
-    if kind not in PAGES:
-        raise ValueError(
-            f"got a summary of the kind {kind!r}, expected one of {', '.join(PAGES)}; it may be "
-            "from a newer version of steepest"
-        )
+    kind = kind_of(summary)
     content, pictures = PAGES[kind](summary)
     figures = {
         name: json.loads(to_json(picture.figure, validate=False))
@@ -99,7 +95,7 @@ def find(path: Path) -> tuple[dict[str, Any], Path]:
     """Return the summary in a folder or in a page, and where the page belongs.
 
     Raises:
-        InputError: for a path that holds none.
+        InputError: for a path that holds none, or one with a missing or wrong field.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist; give the folder of a study or a report.html")
@@ -117,7 +113,8 @@ def find(path: Path) -> tuple[dict[str, Any], Path]:
                 "more the command that began it"
             )
         remedy = "Run once more the command that made it; no finished run is lost"
-        return read_json(path / names[0], remedy), path / "report.html"
+        summary = read_json(path / names[0], remedy)
+        return checked(summary, path / names[0]), path / "report.html"
     try:
         return read(path), path
     except ValueError as error:
@@ -129,6 +126,7 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: if the file holds no such summary, or one that is damaged.
+        InputError: for a summary with a missing or wrong field.
     """
     text = read_bytes(path).decode(errors="replace")
     advice = "Give a page that `steepest report` or `steepest study` wrote."
@@ -140,11 +138,12 @@ def read(path: Path) -> dict[str, Any]:
         )
     begin += len(_OPEN)
     try:
-        return unsealed(json.loads(text[begin : text.index(_CLOSE, begin)]))
+        summary = unsealed(json.loads(text[begin : text.index(_CLOSE, begin)]))
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"got {path}, whose summary is cut off or damaged ({error}); expected JSON. {advice}"
         ) from error
+    return checked(summary, path)
 
 
 @cache

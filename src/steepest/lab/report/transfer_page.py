@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from steepest.lab.report.figures import BASELINE_COLOUR, PALETTE, Picture, finish, log_ticks
-from steepest.lab.report.wording import NOT_MEASURED, finite, fixed, number, rate
+from steepest.lab.report.wording import NOT_MEASURED, finite, fixed, number, rate, whole
 from steepest.transfer.coordinates import THRESHOLD
 from steepest.transfer.outcomes import span
 from steepest.transfer.runs import written
@@ -63,7 +63,7 @@ def transfer_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Pi
 
 
 def _optimum(row: dict[str, Any]) -> dict[str, str]:
-    ends = row["interval"]
+    ends = whole(row["interval"])
     known = ends and span(2.0 ** ends["low"], 2.0 ** ends["high"], map(float, row["scores"]), rate)
     return {
         "size": written(row["size"]),
@@ -97,7 +97,8 @@ def _losses(horizon: dict[str, Any]) -> Picture | None:
             },
             hovertemplate="lr %{x:.3g}: %{y:.4g}",
         )  # fmt: skip
-        ends = row["interval"] or {"low": row["octaves"], "high": row["octaves"]}
+        interval = whole(row["interval"])
+        ends = interval or {"low": row["octaves"], "high": row["octaves"]}
         tried = [lr for lr, _ in points]
         vertex = 2.0 ** row["octaves"]
         low, high = max(2.0 ** ends["low"], min(tried)), min(2.0 ** ends["high"], max(tried))
@@ -108,7 +109,7 @@ def _losses(horizon: dict[str, Any]) -> Picture | None:
                 "type": "data", "symmetric": False, "thickness": 2,
                 "array": [max(0.0, high - vertex)],
                 "arrayminus": [max(0.0, vertex - low)],
-            } if row["interval"] else None,
+            } if interval else None,
             hovertemplate="optimum %{x:.3g}",
         )  # fmt: skip
         at = means.index(min(means))

@@ -88,6 +88,18 @@ def duration(value: Any) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def whole(interval: dict[str, Any] | None) -> dict[str, float] | None:
+    """An interval whose three numbers are all measured, otherwise None.
+
+    >>> whole({"value": 0.1, "low": 0, "high": 1}), whole({"value": 0.1, "low": 0, "high": None})
+    ({'value': 0.1, 'low': 0, 'high': 1}, None)
+    """
+    measured = interval is not None and all(
+        finite(interval[key]) is not None for key in ("value", "low", "high")
+    )
+    return interval if measured else None
+
+
 def plural(n: int, noun: str) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

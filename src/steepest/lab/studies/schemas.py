@@ -1,0 +1,487 @@
+"""The four kinds of summaries, field by field; a summary is checked when it is read.
+
+The report and the tables of the command line take nothing but these. A field may be absent where it
+is `NotRequired`: either not every study measures it, or version 0.1 did not write it yet. Fields
+that are not listed here are kept and not checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import (
+    Any,
+    Literal,
+    NotRequired,
+    TypedDict,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+from steepest.lab.errors import InputError
+
+Number = float | None
+"""A whole number or another one; None and NaN say that it was not measured."""
+
+
+class Interval(TypedDict):
+    """An estimate with the two ends of its interval."""
+
+    value: Number
+    low: Number
+    high: Number
+
+
+class Mean(TypedDict):
+    """A mean over `n` seeds with its 95% interval, which a single seed does not have."""
+
+    mean: Number
+    low: Number
+    high: Number
+    n: int
+
+
+class Header(TypedDict):
+    """The fields that every kind has: the title, and where and how the numbers were made."""
+
+    title: NotRequired[str]
+    created: NotRequired[str | None]
+    command: NotRequired[str | None]
+    settings: NotRequired[dict[str, Any] | None]
+    environment: NotRequired[dict[str, Any] | None]
+    data: NotRequired[dict[str, Any] | None]
+    plan: NotRequired[dict[str, Any] | None]
+
+
+class Condition(TypedDict):
+    """Nuclear rank of a gradient and stable rank of what enters its layer, at a step."""
+
+    step: int
+    matrix: str
+    role: str
+    nuclear_rank: Number
+    stable_rank: Number
+    stable_rank_output: NotRequired[Number]
+
+
+# A study of optimizers.
+
+
+class StudyRun(TypedDict):
+    """A run at one rate: its last losses, in nats per token and bits per byte."""
+
+    seed: int
+    purpose: str
+    status: str
+    validation_loss: Number
+    bits_per_byte: NotRequired[Number]
+
+
+class StudyRate(TypedDict):
+    """All runs at one rate."""
+
+    lr: float
+    runs: list[StudyRun]
+
+
+class Curve(TypedDict):
+    """The validation losses of one seed."""
+
+    seed: int
+    tokens: list[Number]
+    seconds: list[Number]
+    validation_loss: list[Number]
+
+
+class Stability(TypedDict):
+    """What limits the steps of one group of parameters, over its threshold."""
+
+    measure: str
+    ratio: Number
+
+
+class SharpnessAt(TypedDict):
+    """The largest eigenvalue of the Hessian at a step."""
+
+    step: int
+    sharpness: Number
+    stability: list[Stability]
+
+
+class StudyOptimizer(TypedDict):
+    """An optimizer at its own best rate."""
+
+    name: str
+    label: str
+    geometry: str
+    memory: str
+    verdict: str
+    reason: str
+    rates: list[StudyRate]
+    best_lr: Number
+    validation_loss: Mean | None
+    bits_per_byte: Mean | None
+    gap_to_baseline: Mean | None
+    tokens_to_baseline: Number
+    seconds_to_baseline: Number
+    step_seconds: Number
+    optimizer_share: Number
+    peak_memory_bytes: Number
+    optimizer_state_bytes: Number
+    curves: list[Curve]
+    conditions: NotRequired[list[Condition]]
+    sharpness: NotRequired[list[SharpnessAt]]
+
+
+class StudySummary(Header):
+    """Which optimizer, at its own best rate?"""
+
+    kind: NotRequired[Literal["study"]]
+    baseline: str
+    optimizers: list[StudyOptimizer]
+
+
+# The edge of stability.
+
+
+class EdgeRun(TypedDict):
+    """A run of one seed: its curves, and where they end."""
+
+    ratio: Number
+    low: Number
+    high: Number
+    verdict: str
+    steps: list[int]
+    loss: list[Number]
+    sharpness: list[Number]
+    ratios: list[Number]
+
+
+class EdgeEntry(TypedDict):
+    """An optimizer at one rate."""
+
+    name: str
+    label: str
+    lr: float
+    measure: str | None
+    threshold: Number
+    runs: list[EdgeRun]
+
+
+class EdgeSummary(Header):
+    """Where does curvature settle under each optimizer?"""
+
+    kind: Literal["edge_of_stability"]
+    edge: list[float]
+    entries: list[EdgeEntry]
+
+
+# A diagnosis.
+
+
+class Spectrum(TypedDict):
+    """The largest singular values of a matrix, and its nuclear rank."""
+
+    leading: list[float]
+    nuclear_rank: Number
+
+
+class Prediction(TypedDict):
+    """What steps in a geometry gain over Euclidean ones, as a logarithm."""
+
+    geometry: str
+    log_ratio: Interval | None
+
+
+class DiagnosisRow(TypedDict):
+    """A matrix, what was measured of it, and its verdict."""
+
+    matrix: str
+    role: str
+    shape: list[int]
+    tokens: int
+    stable_rank: Number
+    stable_rank_centred: Number
+    stable_rank_output: Number
+    nuclear_rank: Number
+    nuclear_rank_across: Number
+    gradient: NotRequired[Spectrum | None]
+    momentum: NotRequired[Spectrum | None]
+    predictions: list[Prediction]
+    race: list[Prediction]
+    verdict: str
+    reason: str
+
+
+class StackRow(TypedDict):
+    """Matrices of neighbouring layers: as one over apart."""
+
+    matrices: list[str]
+    log_ratio: Interval | None
+    verdict: str
+
+
+class PlannedRow(TypedDict):
+    """The geometry that a parameter gets."""
+
+    parameter: str
+    geometry: str
+    reason: NotRequired[str]
+
+
+class Advice(TypedDict):
+    """A plan, and what to know of it."""
+
+    rows: list[PlannedRow]
+    notes: list[str]
+
+
+class AuditedRow(TypedDict):
+    """The first step of a parameter."""
+
+    parameter: str
+    geometry: str
+    lr: Number
+    rms: Number
+    spectral_norm: Number
+    relative_spectral_norm: Number
+    against_adamw: Number
+
+
+class AuditWarning(TypedDict):
+    """A mistake that the audit sees."""
+
+    kind: str
+    message: str
+
+
+class AuditSummary(TypedDict):
+    """What the first step of an optimizer does."""
+
+    rows: list[AuditedRow]
+    warnings: list[AuditWarning]
+    measured_on: str
+
+
+class DiagnosisSummary(Header):
+    """Which norm does each matrix want?"""
+
+    kind: Literal["diagnosis"]
+    level: str
+    batches: int
+    rows: list[DiagnosisRow]
+    stacks: NotRequired[list[StackRow]]
+    advice: NotRequired[Advice | None]
+    default: NotRequired[list[PlannedRow] | None]
+    notes: NotRequired[list[str]]
+    audit: NotRequired[AuditSummary | None]
+    monitored: NotRequired[list[Condition]]
+
+
+# A check of transfer.
+
+
+class SizeOptimum(TypedDict):
+    """The best rate of a size; `scores` are the losses of all seeds by rate."""
+
+    size: dict[str, Any]
+    lr: float
+    octaves: float
+    interval: Interval | None
+    score: float
+    scores: dict[str, list[Number]]
+
+
+class Horizon(TypedDict):
+    """The best rates of all sizes after a number of steps."""
+
+    steps: int
+    rows: list[SizeOptimum]
+    advised: NotRequired[Number]
+    advised_penalty: NotRequired[Number]
+    advised_diverged: NotRequired[bool]
+
+
+class Rates(TypedDict):
+    """The best rates of all sizes."""
+
+    rule: str
+    optimizer: str
+    horizons: list[Horizon]
+
+
+class LayerSlope(TypedDict):
+    """How the change of a layer's output depends on the size."""
+
+    layer: str
+    step: int
+    slope: Number
+    error: Number
+    passed: NotRequired[bool | None]
+
+
+class Coordinates(TypedDict):
+    """The coordinate check."""
+
+    rows: list[LayerSlope]
+
+
+class SizeCurve(TypedDict):
+    """The sharpness of a size along training, over its threshold."""
+
+    size: dict[str, Any]
+    steps: list[int]
+    ratios: list[Number]
+    losses: list[Number]
+    ending: list[float]
+    movement: list[float]
+
+
+class Consistency(TypedDict):
+    """The sharpness of all sizes along training."""
+
+    measure: str
+    rows: list[SizeCurve]
+
+
+class TransferAxis(TypedDict):
+    """What grows, and what was measured while it did."""
+
+    name: str
+    rates: Rates
+    coordinates: Coordinates | None
+    consistency: Consistency | None
+    blown: list[str]
+
+
+class TransferAdvice(TypedDict):
+    """The rate for the target, as a sentence."""
+
+    said: str
+
+
+class TransferSummary(Header):
+    """Does the learning rate transfer?"""
+
+    kind: Literal["transfer"]
+    verdict: str
+    reasons: list[str]
+    retune: list[str]
+    advice: TransferAdvice | None
+    axes: list[TransferAxis]
+
+
+SCHEMAS: dict[str, type] = {
+    "study": StudySummary,
+    "edge_of_stability": EdgeSummary,
+    "diagnosis": DiagnosisSummary,
+    "transfer": TransferSummary,
+}
+"""The schema of each kind; a summary without a kind is a study."""
+
+
+def kind_of(summary: Mapping[str, Any]) -> str:
+    """Return the kind of a summary; one without a kind is a study.
+
+    Raises:
+        InputError: for another kind.
+    """
+    kind = summary.get("kind") or "study"
+    if not isinstance(kind, str) or kind not in SCHEMAS:
+        raise InputError(
+            f"got a summary of the kind {kind!r}, expected one of {', '.join(SCHEMAS)}; it may be "
+            "from a newer version of steepest"
+        )
+    return kind
+
+
+def checked(summary: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return a summary as it is, if it has every field of its kind.
+
+    Raises:
+        InputError: for another kind, and for the first field that is missing or of another type,
+            by its name and the file it is in.
+
+    >>> checked({"kind": "edge_of_stability", "edge": [0.9, "1.1"], "entries": []}, Path("a.json"))
+    Traceback (most recent call last):
+    steepest.lab.errors.InputError: got a.json with edge[1] = '1.1', expected a number. ...
+    """
+    try:
+        kind = kind_of(summary)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    for problem in _problems(summary, SCHEMAS[kind], ""):
+        raise InputError(
+            f"got {path} {problem}. That is not how steepest writes a summary of the kind "
+            f"{kind!r}: run once more the command that made it; no finished run is lost"
+        )
+    return summary
+
+
+def _problems(value: Any, wanted: Any, name: str) -> Iterator[str]:
+    """The fields of a value that are missing or of another type than is wanted."""
+    origin, parts = get_origin(wanted), get_args(wanted)
+    if origin is NotRequired:
+        yield from _problems(value, parts[0], name)
+    elif origin in (Union, UnionType) and value is not None and len(parts) == 2:
+        yield from _problems(value, parts[0], name)  # something or None
+    elif is_typeddict(wanted) and isinstance(value, dict):
+        yield from _problems_of_fields(value, wanted, name)
+    elif origin is list and isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _problems(item, parts[0], f"{name}[{i}]")
+    elif origin is dict and isinstance(value, dict):
+        for key, item in value.items():
+            yield from _problems(item, parts[1], f"{name}[{key!r}]")
+    elif not _is(value, wanted):
+        yield f"with {name} = {value!r:.60}, expected {_named(wanted)}"
+
+
+def _problems_of_fields(value: dict[str, Any], schema: Any, name: str) -> Iterator[str]:
+    dotted = f"{name}." if name else ""
+    hints = get_type_hints(schema, include_extras=True)
+    for field, wanted in hints.items():
+        if field in value:
+            yield from _problems(value[field], wanted, dotted + field)
+        elif get_origin(wanted) is not NotRequired:
+            yield f"without {dotted}{field}, expected {_named(wanted)}"
+
+
+def _is(value: Any, wanted: Any) -> bool:
+    """Whether a value that holds no others is of a type; a whole number is a number too."""
+    if wanted is Any:
+        return True
+    if get_origin(wanted) is Literal:
+        return value in get_args(wanted)
+    if get_origin(wanted) in (Union, UnionType):
+        return any(_is(value, part) for part in get_args(wanted))
+    if isinstance(value, bool) or wanted is bool:
+        return wanted is bool and isinstance(value, bool)
+    if wanted is float:
+        return isinstance(value, int | float)
+    return isinstance(wanted, type) and not is_typeddict(wanted) and isinstance(value, wanted)
+
+
+def _named(wanted: Any) -> str:
+    """A type as a reader says it.
+
+    >>> _named(Number), _named(list[str]), _named(Mean), _named(Literal["study"])
+    ('a number or null', 'a list', 'an object', "'study'")
+    """
+    origin, parts = get_origin(wanted), get_args(wanted)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_named, parts))
+    if origin is Literal:
+        return ", ".join(map(repr, parts))
+    if is_typeddict(wanted):
+        return "an object"
+    names = {
+        float: "a number", int: "a whole number", str: "a text", bool: "true or false",
+        list: "a list", dict: "an object", type(None): "null",
+    }  # fmt: skip
+    return names.get(cast(type, origin or wanted), "a value")
