@@ -23,7 +23,7 @@ LARGEST_STEP = 1.0  # in spectral norm, over that of the weight
 LARGEST_RATIO = 100.0  # between updates of matrices of one role and shape
 LARGE_ADAMW_RATE = 0.01
 _OURS: dict[str, AuditGeometry] = {
-    ADAMW: "adamw", "sign": "sign", "euclidean": "euclidean", "spectral": "spectral",
+    ADAMW: ADAMW, "sign": "sign", "euclidean": "euclidean", "spectral": "spectral",
 }  # fmt: skip
 _NAMES = ("Adam", "NAdam", "RAdam", "Adamax", "Adafactor", "Adagrad", "RMSprop")  # and subclasses
 _ADAPTIVE = tuple(getattr(torch.optim, name) for name in _NAMES)
@@ -126,10 +126,10 @@ class Membership:
         if isinstance(optimizer, torch.optim.Muon):
             return "spectral"
         if isinstance(group.get("use_muon"), bool):  # as in K. Jordan's groups
-            return "spectral" if group["use_muon"] else "adamw"
+            return "spectral" if group["use_muon"] else ADAMW
         if isinstance(optimizer, torch.optim.SGD):
             return "euclidean"
-        return "adamw" if isinstance(optimizer, _ADAPTIVE) else "unknown"
+        return ADAMW if isinstance(optimizer, _ADAPTIVE) else "unknown"
 
 
 @dataclass(frozen=True)
@@ -289,8 +289,8 @@ def _apart(setup: Setup) -> Findings:
 def _rate(setup: Setup) -> Findings:
     """Of spectral updates whose scale is known not to be that of AdamW."""
     rates = {p.row.lr for p in setup.parts if p.spectral and _large_rates(p.memberships[0])}
-    adaptive = [p for p in setup.parts if p.trains and p.row.geometry == ADAMW]
-    same = [p for p in adaptive if p.row.lr in rates and (p.row.lr or 0.0) >= LARGE_ADAMW_RATE]
+    adamw = [p for p in setup.parts if p.trains and p.row.geometry == ADAMW]
+    same = [p for p in adamw if p.row.lr in rates and (p.row.lr or 0.0) >= LARGE_ADAMW_RATE]
     text = "AdamW moves {} at the rate of the spectral updates, whose entries are far smaller; "
     yield "one rate", same, text + 'give it about 0.15 of that, or them the scale "match-rms-adamw"'
 

@@ -17,6 +17,7 @@ from steepest.diagnosis.stacks import StackDiagnosis
 from steepest.diagnosis.warmup import WarmUp
 from steepest.files import read_json
 from steepest.model.parameter_roles import Role
+from steepest.optim.record import ADAMW
 from steepest.printing import sentence
 from steepest.results import Column, Result, ResultTable
 from steepest.statistics import Interval
@@ -205,7 +206,7 @@ class Diagnosis(Result, Sequence[MatrixDiagnosis]):
         """Return ranks, predicted ratios and verdict of each matrix."""
         shown: tuple[GeometryName, ...] = ("spectral",)
         if self.level != "quick":
-            shown = ("spectral", "sign", "adamw")
+            shown = ("spectral", "sign", ADAMW)
         columns = (
             Column("matrix"),
             Column("ranks", "nr / st", right=True),

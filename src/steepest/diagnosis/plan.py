@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -157,7 +157,7 @@ class Plan(Result, Sequence[PlanRow]):
             PlanRow(
                 row.name,
                 tuple(row.parameter.shape),
-                "spectral" if row.is_matrix else "adamw",
+                "spectral" if row.is_matrix else ADAMW,
                 reason=f"{row.role}: {row.reason}",
                 view=row.view if row.by_example else None,
             )
@@ -324,7 +324,7 @@ def _positive(value: Any, name: str) -> None:
         raise ValueError(f"got {name} = {value!r}, expected a finite number of at least 0")
 
 
-_OLD = {"adaptive": "adamw"}
+_OLD: dict[str, Planned] = {"adaptive": ADAMW}
 """Geometries as version 0.1 called them."""
 
 
@@ -335,4 +335,4 @@ def _modern_geometry(name: str) -> str:
 def _modern(row: PlanRow) -> PlanRow:
     if row.geometry not in _OLD:
         return row
-    return replace(row, geometry=cast(Planned, _OLD[row.geometry]))
+    return replace(row, geometry=_OLD[row.geometry])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from torch.optim.optimizer import Optimizer
 
@@ -17,7 +17,7 @@ Kind = Literal["input", "hidden", "output", "vector", "fixed"]
 """Which fans of a parameter grow with the model."""
 
 
-ADAMW = "adamw"
+ADAMW: Final = "adamw"
 """The optimizer of everything that is no matrix, and the geometry of its groups."""
 
 

@@ -15,7 +15,7 @@ import pytest
 from steepest.lab.errors import InputError
 from steepest.lab.files import write_json
 from steepest.lab.report import find, write
-from steepest.lab.studies.schemas import SCHEMAS, checked
+from steepest.lab.studies.schemas import SCHEMAS, checked_summary
 
 PATH = Path("runs/mine/summary.json")
 RATIO = {"value": 0.1, "low": -0.1, "high": None}
@@ -125,7 +125,7 @@ def test_every_missing_and_every_wrong_field_is_named(
     kind: str, summaries: dict[str, dict[str, Any]]
 ) -> None:
     whole = summaries[kind]
-    assert checked(whole, PATH) is whole
+    assert checked_summary(whole, PATH) == whole
     paths = [path for path in fields(whole, SCHEMAS[kind]) if path != ("kind",)]
     assert len(paths) > 10
     for path in paths:
@@ -140,7 +140,7 @@ def test_every_missing_and_every_wrong_field_is_named(
                 place[path[-1]] = {1, 2}
             name = re.escape(dotted(path))
             with pytest.raises(InputError, match=rf"with(out)? {name}\b"):
-                checked(changed, PATH)
+                checked_summary(changed, PATH)
 
 
 @pytest.mark.parametrize("kind", SCHEMAS)
@@ -168,15 +168,15 @@ def test_numbers_are_told_from_texts_and_from_true(summaries: dict[str, dict[str
         changed = copy.deepcopy(summaries["edge_of_stability"])
         changed["entries"][0]["lr"] = value
         with pytest.raises(InputError, match=r"\[0\]\.lr = .* a number"):
-            checked(changed, PATH)
+            checked_summary(changed, PATH)
         changed = copy.deepcopy(summaries["study"])
         changed["optimizers"][1]["curves"][0]["tokens"][2] = value
         with pytest.raises(InputError, match=r"\[1\]\..*\.tokens\[2\] "):
-            checked(changed, PATH)
+            checked_summary(changed, PATH)
     changed = copy.deepcopy(summaries["transfer"])
     changed["axes"][0]["rates"]["horizons"][0]["rows"][0]["scores"]["0.2"][1] = "none"
     with pytest.raises(InputError, match=r"scores\['0\.2'\]\[1\] "):
-        checked(changed, PATH)
+        checked_summary(changed, PATH)
 
 
 def test_forms_of_version_0_1_are_read(summaries: dict[str, dict[str, Any]]) -> None:
@@ -185,19 +185,21 @@ def test_forms_of_version_0_1_are_read(summaries: dict[str, dict[str, Any]]) -> 
     for optimizer in old["optimizers"]:
         optimizer.pop("sharpness", None)
         del optimizer["conditions"]
-    checked(old, PATH)
+    checked_summary(old, PATH)
     old = copy.deepcopy(summaries["diagnosis"])  # no stacks, no plan, no warm-up, no audit
     del old["rows"][0]["gradient"], old["rows"][0]["momentum"]
-    checked(old, PATH)
+    checked_summary(old, PATH)
     old = copy.deepcopy(summaries["transfer"])  # slopes without a verdict, horizons without advice
     del old["axes"][0]["coordinates"]["rows"][0]["passed"]
     old["advice"] = None
-    checked(old, PATH)
-    checked({**summaries["edge_of_stability"], "new": "fields of later versions stay"}, PATH)
+    checked_summary(old, PATH)
+    checked_summary(
+        {**summaries["edge_of_stability"], "new": "fields of later versions stay"}, PATH
+    )
 
 
 def test_an_unknown_kind_is_named() -> None:
     with pytest.raises(InputError, match=r"summary\.json: .*'poem'"):
-        checked({"kind": "poem"}, PATH)
+        checked_summary({"kind": "poem"}, PATH)
     with pytest.raises(InputError, match=r"json: .*\['study'\]"):
-        checked({"kind": ["study"]}, PATH)
+        checked_summary({"kind": ["study"]}, PATH)

@@ -133,7 +133,7 @@ def test_bad_input_is_a_sentence(
 
 
 def test_options_are_values_of_python() -> None:
-    typed = ["block=32", "nesterov=false", "eps=1e-8", "betas=(0.9,0.95)", "graft=none", "scale=a"]
+    typed = ["block=32", "nesterov=false", "eps=1e-8", "betas=(0.9,0.95)", "length=own", "scale=a"]
     assert dict(map(_option, typed)) == {
         "block": 32, "nesterov": False, "eps": 1e-8, "betas": (0.9, 0.95), "length": "own",
         "scale": "a",

@@ -24,7 +24,7 @@ from steepest.lab.report.edge_page import edge_page
 from steepest.lab.report.study_page import study_page
 from steepest.lab.report.transfer_page import transfer_page
 from steepest.lab.report.wording import NOT_MEASURED, finite
-from steepest.lab.studies.schemas import checked, kind_of
+from steepest.lab.studies.schemas import checked_summary, kind_of
 
 PAGES = {
     "study": study_page,
@@ -114,7 +114,7 @@ def find(path: Path) -> tuple[dict[str, Any], Path]:
             )
         remedy = "Run once more the command that made it; no finished run is lost"
         summary = read_json(path / names[0], remedy)
-        return checked(summary, path / names[0]), path / "report.html"
+        return checked_summary(summary, path / names[0]), path / "report.html"
     try:
         return read(path), path
     except ValueError as error:
@@ -143,7 +143,7 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"got {path}, whose summary is cut off or damaged ({error}); expected JSON. {advice}"
         ) from error
-    return checked(summary, path)
+    return checked_summary(summary, path)
 
 
 @cache

@@ -30,7 +30,7 @@ Number = float | None
 """A whole number or another one; None and NaN say that it was not measured."""
 
 
-class Interval(TypedDict):
+class StoredInterval(TypedDict):
     """An estimate with the two ends of its interval."""
 
     value: Number
@@ -99,7 +99,7 @@ class Curve(TypedDict):
     validation_loss: list[Number]
 
 
-class Stability(TypedDict):
+class StoredStability(TypedDict):
     """What limits the steps of one group of parameters, over its threshold."""
 
     measure: str
@@ -111,7 +111,7 @@ class SharpnessAt(TypedDict):
 
     step: int
     sharpness: Number
-    stability: list[Stability]
+    stability: list[StoredStability]
 
 
 class StudyOptimizer(TypedDict):
@@ -185,18 +185,18 @@ class EdgeSummary(Header):
 # A diagnosis.
 
 
-class Spectrum(TypedDict):
+class StoredSpectrum(TypedDict):
     """The largest singular values of a matrix, and its nuclear rank."""
 
     leading: list[float]
     nuclear_rank: Number
 
 
-class Prediction(TypedDict):
+class StoredPrediction(TypedDict):
     """What steps in a geometry gain over Euclidean ones, as a logarithm."""
 
     geometry: str
-    log_ratio: Interval | None
+    log_ratio: StoredInterval | None
 
 
 class DiagnosisRow(TypedDict):
@@ -211,10 +211,10 @@ class DiagnosisRow(TypedDict):
     stable_rank_output: Number
     nuclear_rank: Number
     nuclear_rank_across: Number
-    gradient: NotRequired[Spectrum | None]
-    momentum: NotRequired[Spectrum | None]
-    predictions: list[Prediction]
-    race: list[Prediction]
+    gradient: NotRequired[StoredSpectrum | None]
+    momentum: NotRequired[StoredSpectrum | None]
+    predictions: list[StoredPrediction]
+    race: list[StoredPrediction]
     verdict: str
     reason: str
 
@@ -223,7 +223,7 @@ class StackRow(TypedDict):
     """Matrices of neighbouring layers: as one over apart."""
 
     matrices: list[str]
-    log_ratio: Interval | None
+    log_ratio: StoredInterval | None
     verdict: str
 
 
@@ -235,7 +235,7 @@ class PlannedRow(TypedDict):
     reason: NotRequired[str]
 
 
-class Advice(TypedDict):
+class StoredAdvice(TypedDict):
     """A plan, and what to know of it."""
 
     rows: list[PlannedRow]
@@ -254,7 +254,7 @@ class AuditedRow(TypedDict):
     against_adamw: Number
 
 
-class AuditWarning(TypedDict):
+class StoredAuditWarning(TypedDict):
     """A mistake that the audit sees."""
 
     kind: str
@@ -265,7 +265,7 @@ class AuditSummary(TypedDict):
     """What the first step of an optimizer does."""
 
     rows: list[AuditedRow]
-    warnings: list[AuditWarning]
+    warnings: list[StoredAuditWarning]
     measured_on: str
 
 
@@ -277,7 +277,7 @@ class DiagnosisSummary(Header):
     batches: int
     rows: list[DiagnosisRow]
     stacks: NotRequired[list[StackRow]]
-    advice: NotRequired[Advice | None]
+    advice: NotRequired[StoredAdvice | None]
     default: NotRequired[list[PlannedRow] | None]
     notes: NotRequired[list[str]]
     audit: NotRequired[AuditSummary | None]
@@ -287,36 +287,36 @@ class DiagnosisSummary(Header):
 # A check of transfer.
 
 
-class SizeOptimum(TypedDict):
+class StoredSizeOptimum(TypedDict):
     """The best rate of a size; `scores` are the losses of all seeds by rate."""
 
     size: dict[str, Any]
     lr: float
     octaves: float
-    interval: Interval | None
+    interval: StoredInterval | None
     score: float
     scores: dict[str, list[Number]]
 
 
-class Horizon(TypedDict):
+class StoredHorizon(TypedDict):
     """The best rates of all sizes after a number of steps."""
 
     steps: int
-    rows: list[SizeOptimum]
+    rows: list[StoredSizeOptimum]
     advised: NotRequired[Number]
     advised_penalty: NotRequired[Number]
     advised_diverged: NotRequired[bool]
 
 
-class Rates(TypedDict):
+class StoredRates(TypedDict):
     """The best rates of all sizes."""
 
     rule: str
     optimizer: str
-    horizons: list[Horizon]
+    horizons: list[StoredHorizon]
 
 
-class LayerSlope(TypedDict):
+class StoredLayerSlope(TypedDict):
     """How the change of a layer's output depends on the size."""
 
     layer: str
@@ -329,10 +329,10 @@ class LayerSlope(TypedDict):
 class Coordinates(TypedDict):
     """The coordinate check."""
 
-    rows: list[LayerSlope]
+    rows: list[StoredLayerSlope]
 
 
-class SizeCurve(TypedDict):
+class StoredSizeCurve(TypedDict):
     """The sharpness of a size along training, over its threshold."""
 
     size: dict[str, Any]
@@ -347,14 +347,14 @@ class Consistency(TypedDict):
     """The sharpness of all sizes along training."""
 
     measure: str
-    rows: list[SizeCurve]
+    rows: list[StoredSizeCurve]
 
 
 class TransferAxis(TypedDict):
     """What grows, and what was measured while it did."""
 
     name: str
-    rates: Rates
+    rates: StoredRates
     coordinates: Coordinates | None
     consistency: Consistency | None
     blown: list[str]
@@ -401,14 +401,15 @@ def kind_of(summary: Mapping[str, Any]) -> str:
     return kind
 
 
-def checked(summary: dict[str, Any], path: Path) -> dict[str, Any]:
+def checked_summary(summary: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return a summary with the names of this version, if it has every field of its kind.
 
     Raises:
         InputError: for another kind, and for the first field that is missing or of another type,
             by its name and the file it is in.
 
-    >>> checked({"kind": "edge_of_stability", "edge": [0.9, "1.1"], "entries": []}, Path("a.json"))
+    >>> summary = {"kind": "edge_of_stability", "edge": [0.9, "1.1"], "entries": []}
+    >>> checked_summary(summary, Path("a.json"))
     Traceback (most recent call last):
     steepest.lab.errors.InputError: got a.json with edge[1] = '1.1', expected a number. ...
     """
