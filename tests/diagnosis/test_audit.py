@@ -224,7 +224,7 @@ def test_geometries_have_the_names_of_the_house() -> None:
 
     expected = {
         "spectral": [Torch.Muon(params), steepest.Muon(params), steepest.Shampoo(params)],
-        "adaptive": [Torch.AdamW(params), Torch.RMSprop(params), Torch.Adafactor(params)],
+        "adamw": [Torch.AdamW(params), Torch.RMSprop(params), Torch.Adafactor(params)],
         "euclidean": [Torch.SGD(params)],
         "sign": [steepest.Signum(params, lr=0.1)],
         "unknown": [Own(params)],
@@ -244,7 +244,7 @@ def test_stacks_are_named_and_others_are_not() -> None:
     model = GPT(GPTConfig(width=8, depth=2, heads=2, context=4), 7)
     found = audit(model, steepest.TEON(model))
     assert found.ok
-    assert {row.geometry for row in found.rows} == {"stacked", "spectral", "adaptive"}
+    assert {row.geometry for row in found.rows} == {"stacked", "spectral", "adamw"}
 
 
 def test_long_matrices_take_the_power_method() -> None:
@@ -440,7 +440,7 @@ def test_matrices_left_out() -> None:
 
 
 def _adaptive(row: Any) -> Any:
-    return type(row)(row.parameter, row.shape, "adaptive")
+    return type(row)(row.parameter, row.shape, "adamw")
 
 
 def test_several_matrices_as_one() -> None:
@@ -589,7 +589,7 @@ def test_an_optimizer_behind_another() -> None:
 
     model = _mlp()
     found = audit(model, Wrapper(steepest.Muon(model)))
-    assert [row.geometry for row in found.rows] == ["spectral", "spectral", "adaptive"]
+    assert [row.geometry for row in found.rows] == ["spectral", "spectral", "adamw"]
 
 
 def test_half_precision() -> None:

@@ -75,7 +75,7 @@ def test_structure_is_that_of_the_activations_and_gradients() -> None:
 
 
 def _directions(G: list[Tensor]) -> dict[str, Callable[[Tensor, int], Tensor]]:
-    """Exact directions of length 1; the second moment of "adaptive" is without batch j."""
+    """Exact directions of length 1; the second moment of "adamw" is without batch j."""
 
     def adaptive(M: Tensor, j: int) -> Tensor:
         root = torch.stack([g**2 for k, g in enumerate(G) if k != j]).mean(0).sqrt()
@@ -86,7 +86,7 @@ def _directions(G: list[Tensor]) -> dict[str, Callable[[Tensor, int], Tensor]]:
         "euclidean": lambda M, j: M / M.norm(),
         "sign": lambda M, j: M.sign(),
         "spectral": lambda M, j: polar(M, "svd"),
-        "adaptive": adaptive,
+        "adamw": adaptive,
     }
 
 

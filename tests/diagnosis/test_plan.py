@@ -101,7 +101,7 @@ def test_mixed_geometries_each_move_as_they_say() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(6, 6, bias=False) for _ in range(4)))
     names = [name for name, _ in model.named_parameters()]
-    geometries: list[Any] = ["spectral", "euclidean", "sign", "adaptive"]
+    geometries: list[Any] = ["spectral", "euclidean", "sign", "adamw"]
     plan = Plan(
         PlanRow(name, (6, 6), geometry, 2.0 if geometry == "euclidean" else 1.0)
         for name, geometry in zip(names, geometries, strict=True)
@@ -145,7 +145,7 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
 def test_a_file_gives_back_the_plan(tmp_path: Path) -> None:
     odd = 'layer "one".weight\\with\n\t[odd] = é # names'
     plan = Plan(
-        [PlanRow(odd, (2, 3), "sign", 0.5, 'say "why" \\ not'), PlanRow("b", (), "adaptive")],
+        [PlanRow(odd, (2, 3), "sign", 0.5, 'say "why" \\ not'), PlanRow("b", (), "adamw")],
         {"sign": 0.1},
     )
     plan.save(tmp_path / "plan.toml")
@@ -233,8 +233,8 @@ def test_a_diagnosis_makes_a_plan() -> None:
     for row in found:
         chosen = better(row)
         expected = "spectral" if chosen is None else chosen[0]
-        assert geometries[row.matrix] == ("adaptive" if row.matrix == "4.weight" else expected)
-    assert geometries["0.bias"] == "adaptive"
+        assert geometries[row.matrix] == ("adamw" if row.matrix == "4.weight" else expected)
+    assert geometries["0.bias"] == "adamw"
     optimizer = plan.optimizer(model, lr=0.02)
     first = loss(model, batches[0]).item()
     for batch in batches:
@@ -278,9 +278,9 @@ def _diagnosis(
     ("over_spectral", "bound", "geometry"),
     [
         ({"sign": STRONG}, None, "sign"),
-        ({"adaptive": STRONG}, None, "adaptive"),
+        ({"adamw": STRONG}, None, "adamw"),
         ({"euclidean": STRONG}, None, "euclidean"),
-        ({"sign": STRONG, "adaptive": (0.6, 0.1, 1.1)}, None, "adaptive"),
+        ({"sign": STRONG, "adamw": (0.6, 0.1, 1.1)}, None, "adamw"),
         ({"sign": WIDE}, None, "spectral"),
         ({"sign": WIDE}, LOW, "spectral"),  # the theory speaks of Euclidean steps alone
         ({"sign": LITTLE}, None, "spectral"),
@@ -298,7 +298,7 @@ def test_a_matrix_leaves_muon_on_strong_evidence(
     plan = _diagnosis(over_spectral, bound).plan()
     for row in plan:
         hidden = row.parameter in ("0.weight", "2.weight")
-        assert row.geometry == (geometry if hidden else "adaptive")
+        assert row.geometry == (geometry if hidden else "adamw")
         if hidden and geometry != "spectral":
             assert f"{geometry} steps are predicted to decrease the loss" in row.reason
         elif hidden:
@@ -312,7 +312,7 @@ def test_a_matrix_leaves_muon_on_strong_evidence(
 def test_a_plan_without_strong_evidence_is_that_of_muon(more: Any, note: str) -> None:
     plan = _diagnosis({"sign": STRONG, "euclidean": STRONG}, LOW, **more).plan()
     assert {row.geometry for row in plan if row.parameter[2:] == "weight"} == {
-        "spectral", "adaptive",
+        "spectral", "adamw",
     }  # fmt: skip
     [sentence] = plan.notes
     assert note in sentence
@@ -344,3 +344,12 @@ def test_a_matrix_without_evidence_stays_with_muon() -> None:
     for plan in (found.plan(), few.plan()):
         assert [r.geometry for r in plan] == [r.geometry for r in Plan.default(model)]
     assert "cannot tell (zero gradient)" in str(found)
+
+
+def test_a_plan_of_version_0_1_is_read(tmp_path: Path) -> None:
+    text = '[rates]\nadaptive = 0.3\n\n[parameters."0.weight"]\ngeometry = "adaptive"\n'
+    (tmp_path / "plan.toml").write_text(text)
+    plan = Plan.load(tmp_path / "plan.toml")
+    assert [row.geometry for row in plan] == ["adamw"]
+    assert plan.rates["adamw"] == 0.3
+    assert "adaptive" not in plan.rates

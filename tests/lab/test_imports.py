@@ -101,7 +101,7 @@ def test_an_edited_plan_is_not_overwritten(
     cli.main(given)  # in a folder that is named after the settings
     cli.main(given)  # nobody edited
     [plan] = tmp_path.glob("runs/diagnosis-*/plan.toml")
-    edited = plan.read_text().replace("spectral", "adaptive")
+    edited = plan.read_text().replace("spectral", "adamw")
     plan.write_text(edited)
     with monkeypatch.context() as nothing:
         nothing.setattr("steepest.lab.studies.diagnosis_study.started", None)  # not even begun

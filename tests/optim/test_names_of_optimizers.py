@@ -40,6 +40,8 @@ def named(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 apart.add(id(part.value))
         if isinstance(node, ast.arguments):
             apart |= {id(default) for default in (*node.defaults, *node.kw_defaults) if default}
+        if isinstance(node, ast.Subscript) and getattr(node.value, "id", "") == "Literal":
+            apart |= {id(part) for part in ast.walk(node)}
         if isinstance(node, ast.Raise):
             apart |= {id(part) for part in ast.walk(node)}
     for node in ast.walk(tree):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from steepest.diagnosis.intervals import WORTH_IT, worth_it
 from steepest.diagnosis.plan import Plan, Planned, PlanRow
+from steepest.optim.record import ADAMW
 from steepest.statistics import Interval
 
 AGREED = 2.0
@@ -92,7 +93,7 @@ def _leaving(matrices: Sequence[MatrixDiagnosis]) -> tuple[Planned, str] | None:
 def _with_verdict(row: PlanRow, matrices: Sequence[MatrixDiagnosis]) -> PlanRow:
     """The default row, with the verdict on what keeps AdamW."""
     verdicts = list(dict.fromkeys(m.verdict for m in matrices if m.verdict != "cannot tell"))
-    if row.geometry != "adaptive" or not verdicts:
+    if row.geometry != ADAMW or not verdicts:
         return row
     return replace(row, reason=f"{row.reason}; verdict: {', '.join(verdicts)}")
 

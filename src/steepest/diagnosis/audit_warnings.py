@@ -23,7 +23,7 @@ LARGEST_STEP = 1.0  # in spectral norm, over that of the weight
 LARGEST_RATIO = 100.0  # between updates of matrices of one role and shape
 LARGE_ADAMW_RATE = 0.01
 _OURS: dict[str, AuditGeometry] = {
-    ADAMW: "adaptive", "sign": "sign", "euclidean": "euclidean", "spectral": "spectral",
+    ADAMW: "adamw", "sign": "sign", "euclidean": "euclidean", "spectral": "spectral",
 }  # fmt: skip
 _NAMES = ("Adam", "NAdam", "RAdam", "Adamax", "Adafactor", "Adagrad", "RMSprop")  # and subclasses
 _ADAPTIVE = tuple(getattr(torch.optim, name) for name in _NAMES)
@@ -41,7 +41,7 @@ class AuditRow:
         shape: its shape.
         role: what it is, see `steepest.roles`.
         matrices: how many matrices it is by that role's view; 0 for what gets no matrix update.
-        geometry: of its update; "adaptive" is Adam and its kin; "unknown" is measured all the same.
+        geometry: of its update; "adamw" for all of Adam's family; "unknown" is measured too.
         lr: the rate of its group.
         rms: root-mean-square entry of the update.
         spectral_norm: of the update, the largest over its matrices; None for what is no matrix. A
@@ -126,10 +126,10 @@ class Membership:
         if isinstance(optimizer, torch.optim.Muon):
             return "spectral"
         if isinstance(group.get("use_muon"), bool):  # as in K. Jordan's groups
-            return "spectral" if group["use_muon"] else "adaptive"
+            return "spectral" if group["use_muon"] else "adamw"
         if isinstance(optimizer, torch.optim.SGD):
             return "euclidean"
-        return "adaptive" if isinstance(optimizer, _ADAPTIVE) else "unknown"
+        return "adamw" if isinstance(optimizer, _ADAPTIVE) else "unknown"
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _left_out(setup: Setup) -> Findings:
     """Not of a plan, which has a reason for each matrix."""
     matrices = [p for p in setup.parts if p.trains and p.role.is_matrix and p.memberships]
     count = sum(p.spectral for p in matrices)
-    left = [p for p in matrices if p.row.geometry in ("adaptive", "euclidean")]
+    left = [p for p in matrices if p.row.geometry in (ADAMW, "euclidean")]
     left = [p for p in left if not p.memberships[0].group.get("planned")]
     for name, conv in (("convolutions", True), ("hidden matrices", False)):
         parts = [p for p in left if (p.row.role == "conv") == conv] if count else []
@@ -289,7 +289,7 @@ def _apart(setup: Setup) -> Findings:
 def _rate(setup: Setup) -> Findings:
     """Of spectral updates whose scale is known not to be that of AdamW."""
     rates = {p.row.lr for p in setup.parts if p.spectral and _large_rates(p.memberships[0])}
-    adaptive = [p for p in setup.parts if p.trains and p.row.geometry == "adaptive"]
+    adaptive = [p for p in setup.parts if p.trains and p.row.geometry == ADAMW]
     same = [p for p in adaptive if p.row.lr in rates and (p.row.lr or 0.0) >= LARGE_ADAMW_RATE]
     text = "AdamW moves {} at the rate of the spectral updates, whose entries are far smaller; "
     yield "one rate", same, text + 'give it about 0.15 of that, or them the scale "match-rms-adamw"'

@@ -22,7 +22,7 @@ from steepest.results import Column, Result, ResultTable
 from steepest.statistics import Interval
 
 Level = Literal["quick", "standard", "thorough"]
-Verdict = Literal["spectral", "euclidean", "sign", "adaptive", "cannot tell"]
+Verdict = Literal["spectral", "euclidean", "sign", "adamw", "cannot tell"]
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Diagnosis(Result, Sequence[MatrixDiagnosis]):
         """Return ranks, predicted ratios and verdict of each matrix."""
         shown: tuple[GeometryName, ...] = ("spectral",)
         if self.level != "quick":
-            shown = ("spectral", "sign", "adaptive")
+            shown = ("spectral", "sign", "adamw")
         columns = (
             Column("matrix"),
             Column("ranks", "nr / st", right=True),
@@ -233,7 +233,7 @@ class Diagnosis(Result, Sequence[MatrixDiagnosis]):
             )
         lines = [
             "nr / st: nuclear rank of the gradient across batches over stable rank of the input.",
-            f"spectral{', sign, adaptive' if self.level != 'quick' else ''}: {ratio}.",
+            f"spectral{', sign, adamw' if self.level != 'quick' else ''}: {ratio}.",
             "Behind a verdict: the 80% interval of its ratio.",
         ]
         if self.stacks:

@@ -22,8 +22,9 @@ from steepest.linalg import gram_singular_values, leading_singular_values, polar
 from steepest.model.inputs import InputRanks, Inputs
 from steepest.model.matrix_view import matrix_label
 from steepest.model.parameter_roles import ParameterRole, roles_in_loss
+from steepest.optim.record import ADAMW
 
-GeometryName = Literal["euclidean", "sign", "spectral", "adaptive"]
+GeometryName = Literal["euclidean", "sign", "spectral", "adamw"]
 EXACT = 128
 """Rows or columns up to which polar factors are exact to 1%; beyond, steps take those of Muon."""
 SKETCH = 8
@@ -155,7 +156,7 @@ def direction(geometry: GeometryName, G: Tensor, V: Tensor) -> Tensor:
 
     `V` is a mean of squared gradients, what Adam's second moment would be; what has none stays.
     """
-    if geometry == "adaptive":
+    if geometry == ADAMW:
         root = V.sqrt()
         known = root > 1e-6 * root.amax((-2, -1), keepdim=True)
         return torch.where(known, G / root, 0.0)
@@ -185,7 +186,7 @@ def _measure(
             gains = inner / norms[:, None]
         elif name == "spectral":
             gains = _polar_factors(G).flatten(1) @ flat.mT
-        elif name == "adaptive":  # its second moment leaves out what judges
+        elif name == ADAMW:  # its second moment leaves out what judges
             columns = [
                 unit(name, G, second_moment(G, j)).flatten(1) @ flat[j] for j in range(len(G))
             ]
@@ -267,9 +268,9 @@ def _curvatures(
 
 
 def unit(geometry: GeometryName, G: Tensor, V: Tensor) -> Tensor:
-    """Return the direction of length 1: in the norm that sums √V D² for "adaptive"."""
+    """Return the direction of length 1: in the norm that sums √V D² for "adamw"."""
     D = direction(geometry, G, V)
-    if geometry != "adaptive":
+    if geometry != ADAMW:
         return D
     square = torch.sum(G * D, (-2, -1), keepdim=True)
     return D / square.clamp(min=torch.finfo(D.dtype).tiny).sqrt()

@@ -9,9 +9,9 @@ import textwrap
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from torch import nn
 
@@ -29,13 +29,13 @@ from steepest.optim.steepest_descent import SteepestDescent
 from steepest.printing import sentence
 from steepest.results import Column, Result, ResultTable
 
-Planned = Literal["spectral", "stacked", "euclidean", "sign", "adaptive"]
+Planned = Literal["spectral", "stacked", "euclidean", "sign", "adamw"]
 RATES: dict[str, float] = {
     "spectral": 1.0,
     "stacked": 1.0,
     "euclidean": 1.0,
     "sign": 0.05,
-    "adaptive": 0.15,
+    ADAMW: 0.15,
 }
 """Of the learning rate, for each geometry; see docs/learning_rates.md."""
 _GROUPS: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ _GROUPS: dict[str, dict[str, Any]] = {
     "stacked": {"geometry": "spectral"},
     "euclidean": {"geometry": "euclidean"},
     "sign": {"geometry": "sign", "momentum": 0.9, "nesterov": False, "scale": "none"},
-    "adaptive": {"geometry": ADAMW},
+    ADAMW: {"geometry": ADAMW},
 }
 
 
@@ -54,7 +54,7 @@ class PlanRow:
     Attributes:
         parameter: its name.
         shape: its shape.
-        geometry: "spectral" (Muon), "stacked" (TEON), "euclidean", "sign" (Signum) or "adaptive"
+        geometry: "spectral" (Muon), "stacked" (TEON), "euclidean", "sign" (Signum) or "adamw"
             (AdamW).
         lr_scale: times the rate of its geometry.
         reason: why, for the reader.
@@ -104,10 +104,11 @@ class Plan(Result, Sequence[PlanRow]):
         rates: Mapping[str, float] | None = None,
         notes: Iterable[str] = (),
     ):
-        self._rows = tuple(rows)
+        self._rows = tuple(_modern(row) for row in rows)
+        rates = {_modern_geometry(name): rate for name, rate in (rates or {}).items()}
         self.notes = tuple(notes)
         """What to know of how it came about, in sentences; comments in a file."""
-        self.rates = {**RATES, **(rates or {})}
+        self.rates = {**RATES, **rates}
         """Of the learning rate, for each geometry."""
         _known(self.rates, RATES, "geometry", "[rates]")
         seen = set()
@@ -156,7 +157,7 @@ class Plan(Result, Sequence[PlanRow]):
             PlanRow(
                 row.name,
                 tuple(row.parameter.shape),
-                "spectral" if row.is_matrix else "adaptive",
+                "spectral" if row.is_matrix else "adamw",
                 reason=f"{row.role}: {row.reason}",
                 view=row.view if row.by_example else None,
             )
@@ -257,10 +258,10 @@ class Plan(Result, Sequence[PlanRow]):
                     f"got {row.name} as {plan_row.shape} in the plan and {shape} in the model, "
                     "expected the model that the plan was made for"
                 )
-            if row.view is None and plan_row.geometry not in ("adaptive", "sign"):
+            if row.view is None and plan_row.geometry not in (ADAMW, "sign"):
                 raise ValueError(
                     f'got geometry="{plan_row.geometry}" for {row.name}, which is no matrix '
-                    f'({row.reason}); expected "adaptive" or "sign"'
+                    f'({row.reason}); expected "adamw" or "sign"'
                 )
             groups[plan_row.geometry, plan_row.lr_scale].append(row)
         stacks = find_stacks(table, 2)
@@ -321,3 +322,17 @@ def _positive(value: Any, name: str) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 <= value < math.inf:
         raise ValueError(f"got {name} = {value!r}, expected a finite number of at least 0")
+
+
+_OLD = {"adaptive": "adamw"}
+"""Geometries as version 0.1 called them."""
+
+
+def _modern_geometry(name: str) -> str:
+    return _OLD.get(name, name)
+
+
+def _modern(row: PlanRow) -> PlanRow:
+    if row.geometry not in _OLD:
+        return row
+    return replace(row, geometry=cast(Planned, _OLD[row.geometry]))

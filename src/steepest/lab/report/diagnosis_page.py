@@ -18,9 +18,10 @@ from steepest.lab.report.condition_map import (
 )
 from steepest.lab.report.figures import Picture, finish, plain
 from steepest.lab.report.wording import NOT_MEASURED, finite, number, plural, whole
+from steepest.optim.record import ADAMW
 from steepest.printing import sentence
 
-GEOMETRIES = ("spectral", "sign", "adaptive")
+GEOMETRIES = ("spectral", "sign", ADAMW)
 LIMIT = 3  # of the colours, in octaves
 
 

@@ -24,6 +24,7 @@ from typing import (
 )
 
 from steepest.lab.errors import InputError
+from steepest.optim.record import ADAMW
 
 Number = float | None
 """A whole number or another one; None and NaN say that it was not measured."""
@@ -401,7 +402,7 @@ def kind_of(summary: Mapping[str, Any]) -> str:
 
 
 def checked(summary: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return a summary as it is, if it has every field of its kind.
+    """Return a summary with the names of this version, if it has every field of its kind.
 
     Raises:
         InputError: for another kind, and for the first field that is missing or of another type,
@@ -420,7 +421,24 @@ def checked(summary: dict[str, Any], path: Path) -> dict[str, Any]:
             f"got {path} {problem}. That is not how steepest writes a summary of the kind "
             f"{kind!r}: run once more the command that made it; no finished run is lost"
         )
-    return summary
+    return cast(dict[str, Any], _modern(summary))
+
+
+_OLD = {
+    ("geometry", "adaptive"): ADAMW, ("verdict", "adaptive"): ADAMW, ("optimizer", "adam"): ADAMW,
+}  # fmt: skip
+"""Fields with a value that version 0.1 called otherwise, and what it is called now."""
+
+
+def _modern(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_modern(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _OLD.get((key, item), item) if isinstance(item, str) else _modern(item)
+        for key, item in value.items()
+    }
 
 
 def _problems(value: Any, wanted: Any, name: str) -> Iterator[str]:
