@@ -8,6 +8,9 @@ gradients and state. Its units are MiB and the largest batch of weights of one s
 have 8 columns. Others are momenta of a GPT in training. How each peer is set up stands in
 `peers.py`.
 
+A processor without instructions for bfloat16 emulates them, and `torch.optim.Muon` computes in
+bfloat16. There the algorithm of `torch.optim.Muon` in float32 is measured too, and a line says so.
+
 Install the peers with `pip install -e '.[bench]'`; those that are missing are left out, and named.
 """
 
@@ -22,8 +25,9 @@ import torch
 import tyro
 
 from measure import errors, interleaved, memory, paired, quiet, save, start, table
-from peers import Peer, first_order, present
+from peers import FLOAT32_MUON, Peer, first_order, present
 from problems import SETS, Matrices, Set, shapes, spectra
+from steepest.linalg.planner import has_bfloat16
 
 REFERENCE = "torch.optim.Muon"
 
@@ -43,7 +47,7 @@ class Settings:
     """Timed steps of each optimizer, after the first, which is timed by itself."""
     only: tuple[str, ...] = ()
     """Parts of names of optimizers; all by default. The reference, torch.optim.Muon, is always
-    there."""
+    there, in float32 too where bfloat16 is emulated."""
     compiled: bool = False
     """Whether to add HeavyBall as it is by default, compiled; `first ms` then has the warm-up, up
     to minutes on new shapes, less where PyTorch finds its cache of compiled code."""
@@ -100,11 +104,17 @@ def main(settings: Settings) -> None:
     quiet()
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    emulated = settings.device == "cpu" and not has_bfloat16()
+    if emulated:
+        print(
+            "PyTorch sees no instructions for bfloat16 on this processor, and torch.optim.Muon "
+            f"computes in bfloat16. Its algorithm in float32 is measured too: {FLOAT32_MUON}"
+        )
     wanted = [
         peer
-        for peer in first_order(settings.compiled)
+        for peer in first_order(settings.compiled, emulated)
         if not settings.only
-        or peer.name == REFERENCE
+        or peer.name in (REFERENCE, FLOAT32_MUON)
         or any(part in peer.name for part in settings.only)
     ]
     peers, missing = present(wanted, settings.device)
@@ -125,7 +135,7 @@ def main(settings: Settings) -> None:
                 f"ratio: median over rounds of time / time of {REFERENCE}; last columns: errors",
             )
     place = settings.out / f"optimizer_step_{settings.device.partition(':')[0]}.json"
-    save(place, settings, wanted, missing, errors=wrong, sets=sets)
+    save(place, settings, wanted, missing, bfloat16_emulated=emulated, errors=wrong, sets=sets)
 
 
 if __name__ == "__main__":

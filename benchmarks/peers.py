@@ -27,6 +27,7 @@ import steepest
 Make = Callable[[list[nn.Parameter], float], Optimizer]
 INTERVAL = 10
 BF16, FP32 = torch.bfloat16, torch.float32
+FLOAT32_MUON = "torch.optim.Muon (in float32)"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,15 @@ class Peer:
     """Why it is measured on accelerators alone."""
 
 
-def first_order(compiled: bool = False) -> list[Peer]:
+def first_order(compiled: bool = False, emulated: bool = False) -> list[Peer]:
+    """The peers of one momentum.
+
+    Args:
+        compiled: whether to add HeavyBall as it is by default, compiled.
+        emulated: whether the processor has no instructions for bfloat16: this adds the algorithm of
+            `torch.optim.Muon` in float32.
+    """
+
     def muon(name: str, make: Make, package: str) -> Peer:
         return Peer(name, make, package, orthogonal=True)
 
@@ -76,6 +85,8 @@ def first_order(compiled: bool = False) -> list[Peer]:
         muon("optimuon.Muon (gram)", lambda p, lr: optimuon(p, lr, gram=True), "optimuon"),
         muon("emerging_optimizers.Muon", emerging_muon, "emerging-optimizers"),
     ]
+    if emulated:
+        peers.insert(3, muon(FLOAT32_MUON, torch_muon_fp32, "torch"))
     if compiled:
         mode = "max-autotune-no-cudagraphs"  # its default
         make: Make = lambda p, lr: heavyball_muon(p, lr, mode)  # noqa: E731
@@ -194,6 +205,35 @@ def ours(name: str, **own: int | None) -> Make:
 
 
 # Everybody's.
+
+
+def torch_muon_fp32(params: list[nn.Parameter], lr: float) -> Optimizer:
+    """`torch.optim.Muon`, whose Newton-Schulz steps are in float32 and not in bfloat16."""
+    module = importlib.import_module("torch.optim._muon")
+    optimizer = torch.optim.Muon(params, lr, weight_decay=0)
+    plain, theirs = optimizer.step, module._zeropower_via_newtonschulz
+
+    def step() -> None:
+        module._zeropower_via_newtonschulz = newton_schulz_fp32
+        try:
+            plain()
+        finally:
+            module._zeropower_via_newtonschulz = theirs
+
+    optimizer.step = step
+    return optimizer
+
+
+def newton_schulz_fp32(
+    G: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> torch.Tensor:
+    a, b, c = coefficients
+    X = G.float() if len(G) <= G.shape[1] else G.float().T
+    X = X / X.norm().clamp(min=eps)
+    for _ in range(steps):
+        A = X @ X.T
+        X = torch.addmm(X, torch.addmm(A, A, A, beta=b, alpha=c), X, beta=a)
+    return X if len(G) <= G.shape[1] else X.T
 
 
 def keller_jordan(params: list[nn.Parameter], lr: float) -> Optimizer:

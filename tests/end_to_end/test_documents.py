@@ -23,11 +23,11 @@ def test_the_python_in_a_document_runs_from_top_to_bottom(
     torch.manual_seed(0)
     for block in blocks:
         exec(compile(block, document.name, "exec"), names)
+    printed = capsys.readouterr().out
     if document.name == "README.md":
-        printed = capsys.readouterr().out
         assert "2.weight" in printed
+    if document.name == "diagnosis.md":
         assert "verdict" in printed
-        assert printed.index("euclidean") < printed.index("spectral (")
         assert "cannot tell" not in printed
 
 
