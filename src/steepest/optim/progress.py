@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from steepest.optim.matrices import Batch
+from steepest.optim.matrices import MatrixState
 from steepest.optim.parameter_groups import name_of
 
 _MOST_NAMES = 20
@@ -17,21 +17,19 @@ class Progress:
         self._groups = groups
         self._i = -1
         self._active: list[bool] = []
-        self._done: list[Batch] = []
-        self._batch: Batch | None = None
+        self._done: list[MatrixState] = []
+        self._now: list[MatrixState] = []
+        self._size = (0, 0)
 
     def begin(self, i: int, active: list[bool]) -> None:
         """Group `i` takes its step; `active` is whether each of its matrices moves."""
-        self._i, self._active, self._batch = i, active, None
+        self._i, self._active, self._now = i, active, []
         self._done.clear()
 
-    def enter(self, batch: Batch) -> None:
-        """A batch takes its step."""
-        self._batch = batch
-
-    def leave(self, batch: Batch) -> None:
-        """A batch has taken its step."""
-        self._done.append(batch)
+    def enter(self, states: list[MatrixState], outputs: int, inputs: int) -> None:
+        """Matrices `(outputs, inputs)` take their step; those before have taken it."""
+        self._done += self._now
+        self._now, self._size = states, (outputs, inputs)
 
     def explain(self, error: Exception) -> None:
         """Add to the error where the step has ended, and what has moved."""
@@ -47,12 +45,11 @@ class Progress:
         group = self._groups[self._i]
         place = f"in group {self._i} ({group['geometry']})"
         count = ""
-        if self._batch is not None:
-            batch = self._batch
-            place += f", at {len(batch.G)} matrices of {batch.outputs} x {batch.inputs}"
-            done = sum(len(batch.G) for batch in self._done)
+        if self._now:
+            place += f", at {len(self._now)} matrices of {self._size[0]} x {self._size[1]}"
+            done = len(self._done)
             count = f"up to {done} of {sum(self._active)} matrices of this group have moved, "
-        owners = [state.parameter for batch in self._done for state in batch.states]
+        owners = [state.parameter for state in self._done]
         # What is not contiguous takes its step in a copy, which is written back in the end.
         moved = {id(p) for p in owners if p.is_contiguous()}
         names = [name_of(group, k) for k, p in enumerate(group["params"]) if id(p) in moved]

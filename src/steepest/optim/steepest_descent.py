@@ -483,9 +483,8 @@ class SteepestDescent(Optimizer):
             adamw.take_step(group, matrices, active, assign)
             return
         for batch in matrices.batches(self.entry_memory(group), active):
-            progress.enter(batch)
+            progress.enter(batch.states, batch.outputs, batch.inputs)
             self._take(group, batch, assign)
-            progress.leave(batch)
 
     def _take(self, group: dict[str, Any], batch: Batch, assign: Assignment) -> None:
         """The step of a batch, whose intermediate results end with it."""
