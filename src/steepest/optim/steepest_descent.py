@@ -164,7 +164,8 @@ class SteepestDescent(Optimizer):
             super().__init__(self.groups(params, own, marks), defaults)
         elif own:
             raise ValueError(
-                "got settings for roles without a model, expected a model or its roles"
+                f"got roles={{{next(iter(own))!r}: ...}} without a model, so no parameter has a "
+                "role; pass the model or steepest.roles(model), or put settings into the groups"
             )
         else:
             super().__init__(params, defaults)
