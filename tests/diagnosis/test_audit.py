@@ -610,7 +610,7 @@ def test_impossible_requests() -> None:
         audit(model, model.parameters())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no optimizer"):
         audit(model, [])
-    with pytest.raises(ValueError, match="expected both or neither"):
+    with pytest.raises(ValueError, match="loss without batches"):
         audit(model, optimizer, loss)
     with pytest.raises(ValueError, match="got no batches"):
         audit(model, optimizer, loss, [])

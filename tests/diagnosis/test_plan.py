@@ -183,7 +183,7 @@ def test_an_edited_file_is_followed(tmp_path: Path) -> None:
         (("shape", "lr_scale = -2\nshape"), "lr_scale of conv.* = -2"),
         (("[rates]", "[rates]\nspectal = 1"), "'spectal' .*'spectral'"),
         (("[rates]", "[rates"), "which is no TOML"),
-        (("[rates]", "[notes]"), "got the section 'notes'"),
+        (("[rates]", "[notes]"), "section 'notes'"),
     ],
 )
 def test_edits_that_went_wrong(change: tuple[str, str], sentence: str, tmp_path: Path) -> None:

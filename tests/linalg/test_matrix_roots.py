@@ -88,7 +88,7 @@ def test_what_fails_in_float32_is_done_again_in_float64(failure, monkeypatch):
 def test_matrices_that_are_not_finite_raise(value):
     A = torch.eye(4)
     A[1, 2] = A[2, 1] = value
-    with pytest.raises(FloatingPointError, match="could not be found"):
+    with pytest.raises(FloatingPointError, match=r"no eigen.* 1 of 1"):
         eigendecomposition(A)
 
 

@@ -140,7 +140,7 @@ def test_of_sums_in_float32_one_triangle_counts():
 @pytest.mark.parametrize("name", ["svd", "svdvals", "qr", "eigvalsh"])
 def test_what_cannot_be_found_is_a_sentence(name, break_solver):
     break_solver(name, "NaN", (torch.float32, torch.float64))
-    with pytest.raises(FloatingPointError, match=r"2 of 2 matrices whose "):
+    with pytest.raises(FloatingPointError, match=r"no .* for 2 of 2"):
         getattr(solvers, name)(symmetric(2, 4, 4))
 
 
@@ -148,7 +148,7 @@ def test_what_cannot_be_found_is_a_sentence(name, break_solver):
 def test_entries_that_are_not_finite_are_a_sentence(name):
     A = symmetric(3, 4, 4)
     A[1, 2, 1] = torch.nan
-    with pytest.raises(FloatingPointError, match="expected finite entries"):
+    with pytest.raises(FloatingPointError, match="Expected finite entries"):
         getattr(solvers, name)(A)
 
 

@@ -188,7 +188,7 @@ def test_the_tied_readout_keeps_a_multiplier() -> None:
         ("muon", {"scale": "match-rms-adamw"}, "scale='match-rms-adamw'"),
         ("shampoo", {"length": "muon"}, "scale=.*'muon'"),
         ("shampoo", {"relative_eps": False}, "relative_eps"),
-        ("kl-shampoo", {"length": "own"}, "no learning rate"),
+        ("kl-shampoo", {"length": "own"}, 'length="own"'),
         ("soap", {"scale": "spectral"}, "scale='spectral'"),
         ("soap", {"length": "spectral"}, "scale=.*'spectral'"),
     ],

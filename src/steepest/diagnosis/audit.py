@@ -158,7 +158,11 @@ def audit(
     """
     optimizers = _optimizers(optimizer, batches is not None)
     if (loss is None) != (batches is None):
-        raise ValueError("got one of loss and batches, expected both or neither")
+        present, absent = ("batches", "loss") if loss is None else ("loss", "batches")
+        raise ValueError(
+            f"got {present} without {absent}; pass both, for the gradient of your model, or "
+            "neither, for random gradients"
+        )
     if clip_norm is not None and not 0 < clip_norm < math.inf:
         raise ValueError(f"got clip_norm={clip_norm}, expected a finite number above 0, or None")
     model = unwrapped(model)

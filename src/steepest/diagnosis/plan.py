@@ -315,7 +315,7 @@ def _known(names: Iterable[str], known: Iterable[str], kind: str, where: str) ->
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(known[:8])}"
-            raise ValueError(f"got the {kind} {name!r} in {where}, which there is not; {hint}")
+            raise ValueError(f"unknown {kind} {name!r} in {where}; {hint}")
 
 
 def _positive(value: Any, name: str) -> None:

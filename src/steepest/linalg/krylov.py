@@ -199,7 +199,10 @@ def eigenpairs(
     if not 1 <= wanted <= n:
         raise ValueError(f"got count={count} at {which!r}, expected 1 to n={n} eigenvalues")
     if max_products is not None and max_products < wanted:
-        raise ValueError(f"got max_products={max_products}, expected {wanted} or more, one each")
+        raise ValueError(
+            f"got max_products={max_products}, expected at least {wanted}: one product for each "
+            f"of {wanted} eigenvalues. Raise max_products or ask for fewer with count"
+        )
     limit = min(n, max_products or 100 + 10 * count)
     process = Lanczos(operator, start, generator)
     before = torch.empty(0, dtype=torch.float64)  # what was chosen when it was last exhausted

@@ -146,7 +146,10 @@ def trace(
     n = like.numel()
     first = 0 if n <= 24 else 3  # probes first; small operators go without
     if max_products < (least := first or n):
-        raise ValueError(f"got max_products={max_products}, expected {least} or more")
+        raise ValueError(
+            f"got max_products={max_products}, expected at least {least}, which the first estimate "
+            f"of a trace of {n} x {n} takes; raise max_products"
+        )
     process = Lanczos(operator, gaussian(like, generator) if start is None else start, generator)
     probes: list[Tensor] = []  # outside the span of the process
     images: list[Tensor] = []

@@ -108,9 +108,10 @@ def solution(name: str, solvers: tuple[Solver, ...], agree: Agree, A: Tensor) ->
         if not bool(wrong.any()):
             return parts
     raise FloatingPointError(
-        f"got {int(wrong.sum())} of {wrong.numel()} matrices whose {name} could not be found in "
-        f"{str(A.dtype).removeprefix('torch.')} or float64, expected finite entries; "
-        f"the largest entry is {float(A[wrong].abs().max()):g}"
+        f"got no {name} for {int(wrong.sum())} of {wrong.numel()} matrices, in "
+        f"{str(A.dtype).removeprefix('torch.')} or in float64; the largest entry is "
+        f"{float(A[wrong].abs().max()):g}. Expected finite entries; look for NaN or overflow in "
+        "what the matrices are made of"
     )
 
 

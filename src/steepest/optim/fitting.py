@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from operator import is_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from steepest.optim.checks import check_setting, check_settings
 from steepest.optim.matrices import NOTHING, Matrices
 from steepest.optim.memory import Memory, memory_of
 from steepest.optim.parameter_groups import name_of
+from steepest.optim.precision import gradient_dtype
 from steepest.optim.record import acts_on_entries
 
 if TYPE_CHECKING:
@@ -230,3 +233,55 @@ def _check_types(group: Mapping[str, Any], k: int, gradient: Tensor) -> None:
             f"got a gradient of {types[0]} for the {name_of(group, k)} of {types[1]}; nothing was "
             "updated. Take the gradient anew after changing the type of a parameter"
         )
+
+
+def broken_gradients(
+    optimizer: SteepestDescent, work: Iterable[Matrices], largest: Sequence[float]
+) -> str:
+    """Return what is wrong with gradients that are beyond what their groups can work with.
+
+    Args:
+        optimizer: whose groups they are.
+        work: the groups as matrices.
+        largest: the largest entry of each gradient.
+
+    Returns:
+        An empty string if nothing is wrong.
+    """
+    limits: list[float] = []
+    for matrices in work:
+        known = {
+            dtype: optimizer.largest_entry(matrices.group, gradient_dtype(matrices.group, dtype))
+            for dtype in set(matrices.dtypes)
+        }
+        limits += [known[dtype] for dtype in matrices.dtypes]
+    broken = [
+        i
+        for i, (limit, entry) in enumerate(zip(limits, largest, strict=True))
+        if not entry <= limit  # so that NaN is broken too
+    ]
+    if not broken:
+        return ""
+    names = (matrices.name(i) for matrices in work for i in range(len(matrices.gradients)))
+    name, entry = next(islice(names, broken[0], None)), largest[broken[0]]
+    problem = "NaN or infinite entries"
+    if math.isfinite(entry):
+        problem = f"entries up to {entry:.0e}, whose squares overflow,"
+    return (
+        f"got {problem} in {len(broken)} of {len(largest)} gradients, the first in {name}; "
+        'nothing was updated. Look at the loss, or pass nonfinite="skip" to leave such steps out'
+    )
+
+
+def largest_entries(gradients: list[Tensor]) -> list[float]:
+    """Return the largest absolute entry of each gradient; waits once for the device."""
+    if not gradients:
+        return []
+    devices = {G.device for G in gradients}
+    if all(device.type == "cpu" for device in devices):  # where a norm takes twenty times as long
+        low, high = zip(*map(torch.aminmax, gradients), strict=True)
+        largest = torch.maximum(torch.stack(high), -torch.stack(low))
+    else:
+        norms = torch._foreach_norm(gradients, ord=math.inf)
+        largest = torch.stack([norm.to(gradients[0].device) for norm in norms])
+    return cast(list[float], largest.tolist())

@@ -40,8 +40,9 @@ def _update(settings: Mapping[str, Any], free: bool) -> Update:
     row = row_of_length(settings, "kl-shampoo", free, "derived here: KL-Shampoo")
     if row is None and not free:
         raise ValueError(
-            'got length="own" for kl-shampoo, for which the table has no learning rate; '
-            'expected settings={"length": "adam"} or "muon" with scale="spectral"'
+            'got length="own" for kl-shampoo, for which no rule gives the rate of a larger model; '
+            'expected length="adam", or length="muon" with scale="spectral". Pass '
+            'settings={"length": "adam"}'
         )
     is_adam = settings.get("length", "adam") == "adam"
     return Update("kl-shampoo", row, eps="graft_eps" if is_adam else "")

@@ -308,9 +308,9 @@ def preconditioned(group: Mapping[str, Any], batch: Batch, N: Tensor, degree: in
         low, high = torch.aminmax(D)
         if not bool((high - low).isfinite()):
             raise FloatingPointError(
-                "got a direction beyond the range of its type, expected finite entries: without "
-                "grafting it goes with the inverse of the scale that earlier gradients had; pass "
-                'length="adam" or a larger eps'
+                f'got length="own" and a direction whose entries are too large for {D.dtype}: '
+                "this length grows as earlier gradients shrink. Expected finite entries; pass "
+                'length="adam", or a larger eps'
             )
         return D
     if group["length"] == "adam":

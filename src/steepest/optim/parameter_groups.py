@@ -54,7 +54,11 @@ def groups_of(
     for role, own in settings.items():
         rows = [row for row in table if row.role == role]
         if not rows:
-            raise ValueError(f"got settings for the role {role!r}, which no parameter has")
+            present = ", ".join(dict.fromkeys(row.role for row in table))
+            raise ValueError(
+                f"got roles={{{role!r}: ...}}, a role that no parameter of this model has; "
+                f"expected some of {present}. print(steepest.roles(model)) shows who has which"
+            )
         others = {} if rows[0].is_matrix else {"geometry": ADAMW}
         groups.append(_group(rows, **{**others, **own}))
     return [group for group in groups if group["params"]]

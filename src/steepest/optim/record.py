@@ -133,6 +133,6 @@ def need(
     if not free and value != wanted:
         length = f" with length={settings['length']!r}" if "length" in settings else ""
         raise ValueError(
-            f"got {key}={value!r} for {name}{length}, for which the table has no learning rate; "
-            f"expected settings={{{key!r}: {wanted!r}}}"
+            f"got {key}={value!r} for {name}{length}, for which no rule gives the rate of a larger "
+            f"model; expected {key}={wanted!r}. Pass settings={{{key!r}: {wanted!r}}}"
         )

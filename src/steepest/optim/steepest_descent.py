@@ -22,7 +22,7 @@ from steepest.linalg.autocast import without_autocast
 from steepest.model.parameter_roles import RoleTable, roles
 from steepest.optim import adamw
 from steepest.optim.checks import Rate, check_setting
-from steepest.optim.fitting import Fit
+from steepest.optim.fitting import Fit, broken_gradients, largest_entries
 from steepest.optim.linearization import Map, of_adam
 from steepest.optim.loading import Loading
 from steepest.optim.matrices import Batch, Matrices
@@ -35,7 +35,6 @@ from steepest.optim.parameter_groups import (
     warn_of_guessed_axes,
 )
 from steepest.optim.precision import (
-    gradient_dtype,
     without_frozen_base,
 )
 from steepest.optim.progress import Progress
@@ -164,7 +163,8 @@ class SteepestDescent(Optimizer):
             super().__init__(self.groups(params, own, marks), defaults)
         elif own:
             raise ValueError(
-                "got settings for roles without a model, expected a model or its roles"
+                f"got roles={{{next(iter(own))!r}: ...}} without a model, so no parameter has a "
+                "role; pass the model or steepest.roles(model), or put settings into the groups"
             )
         else:
             super().__init__(params, defaults)
@@ -391,8 +391,10 @@ class SteepestDescent(Optimizer):
 
     def _step(self, work: list[Matrices]) -> None:
         """Check the gradients of all groups; then let one after the other take its step."""
-        largest = _largest_entries([G for matrices in work for G in matrices.gradients])
-        if self._refuses(work, largest):
+        largest = largest_entries([G for matrices in work for G in matrices.gradients])
+        if broken := broken_gradients(self, work, largest):
+            if self.nonfinite == "raise":
+                raise FloatingPointError(broken)
             self.skipped_steps += 1
             return
         self._rates.watch(self.param_groups)
@@ -430,33 +432,6 @@ class SteepestDescent(Optimizer):
         if fit is None or fit.group is not group:
             fit = self._fits[id(group)] = Fit(group)
         return fit
-
-    def _refuses(self, work: list[Matrices], largest: list[float]) -> bool:
-        """Whether a gradient is beyond what its group can work with; raises if asked to."""
-        limits: list[float] = []
-        for matrices in work:
-            known = {
-                dtype: self.largest_entry(matrices.group, gradient_dtype(matrices.group, dtype))
-                for dtype in set(matrices.dtypes)
-            }
-            limits += [known[dtype] for dtype in matrices.dtypes]
-        broken = [
-            i
-            for i, (limit, entry) in enumerate(zip(limits, largest, strict=True))
-            if not entry <= limit  # so that NaN is broken too
-        ]
-        if broken and self.nonfinite == "raise":
-            names = (each.name(i) for each in work for i in range(len(each.gradients)))
-            name, entry = next(islice(names, broken[0], None)), largest[broken[0]]
-            what = "NaN or infinite entries"
-            if math.isfinite(entry):
-                what = f"entries up to {entry:.0e}, whose squares overflow,"
-            raise FloatingPointError(
-                f"got {what} in {len(broken)} of {len(largest)} gradients, "
-                f"the first in {name}; nothing was updated. Look at the loss, or "
-                'pass nonfinite="skip" to leave such steps out'
-            )
-        return bool(broken)
 
     def make_memory(self, group: dict[str, Any], matrices: Matrices) -> None:
         """Make the memory of parameters with a gradient, of zeros, where there is none."""
@@ -527,17 +502,3 @@ def _fields(part: Any) -> dict[str, Any]:
 @cache
 def _largest(dtype: torch.dtype) -> float:
     return torch.finfo(torch.promote_types(dtype, torch.float32)).max
-
-
-def _largest_entries(gradients: list[Tensor]) -> list[float]:
-    """The largest absolute entry of each gradient; waits once for the device."""
-    if not gradients:
-        return []
-    devices = {G.device for G in gradients}
-    if all(device.type == "cpu" for device in devices):  # where a norm takes twenty times as long
-        low, high = zip(*map(torch.aminmax, gradients), strict=True)
-        largest = torch.maximum(torch.stack(high), -torch.stack(low))
-    else:
-        norms = torch._foreach_norm(gradients, ord=math.inf)
-        largest = torch.stack([norm.to(gradients[0].device) for norm in norms])
-    return cast(list[float], largest.tolist())

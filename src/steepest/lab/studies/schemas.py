@@ -428,7 +428,7 @@ def checked_summary(summary: dict[str, Any], path: Path) -> dict[str, Any]:
 _OLD = {
     ("geometry", "adaptive"): ADAMW, ("verdict", "adaptive"): ADAMW, ("optimizer", "adam"): ADAMW,
 }  # fmt: skip
-"""Fields with a value that version 0.1 called otherwise, and what it is called now."""
+"""A field and its value in version 0.1, and what the value is called now."""
 
 
 def _modern(value: Any) -> Any:
