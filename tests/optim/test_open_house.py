@@ -21,6 +21,7 @@ from steepest.diagnosis.audit import audit
 from steepest.lab.models import GPTConfig
 from steepest.lab.studies.optimizer_study import study
 from steepest.lab.studies.study_config import StudyConfig
+from steepest.optim.family import FAMILY, study_names
 from steepest.transfer import parametrize
 
 NORMUON = """
@@ -200,3 +201,17 @@ class Silent:
 
     def steps(self, running):
         pass
+
+
+def test_the_table_of_the_readme_is_that_of_the_records():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    rows = [line.split("|")[1:-1] for line in readme.splitlines() if line.startswith("| ")]
+    places = {"sign": 0, "spectral": 1, "spectral, stacked": 2}
+    table = [row for row in rows if row[0].strip().startswith(("sign", "spectral"))]
+    columns = {"none": 1, "momentum": 2, "momentum and second moment": 3}
+    for name in study_names():
+        record = FAMILY[name]
+        if record.kind.__module__ == "outside":
+            continue  # which other tests have brought in
+        row = table[places[record.geometry.removesuffix(", adapted")]]
+        assert record.kind.__name__ in row[columns[record.memory]]
