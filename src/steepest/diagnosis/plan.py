@@ -105,7 +105,7 @@ class Plan(Result, Sequence[PlanRow]):
         notes: Iterable[str] = (),
     ):
         self._rows = tuple(_modern(row) for row in rows)
-        rates = {_modern_geometry(name): rate for name, rate in (rates or {}).items()}
+        rates = {modern_geometry(name): rate for name, rate in (rates or {}).items()}
         self.notes = tuple(notes)
         """What to know of how it came about, in sentences; comments in a file."""
         self.rates = {**RATES, **rates}
@@ -328,7 +328,8 @@ _OLD: dict[str, Planned] = {"adaptive": ADAMW}
 """Geometries as version 0.1 called them."""
 
 
-def _modern_geometry(name: str) -> str:
+def modern_geometry(name: str) -> str:
+    """Return the name that a geometry of version 0.1 has now."""
     return _OLD.get(name, name)
 
 

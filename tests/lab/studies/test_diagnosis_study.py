@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from steepest.lab.errors import InputError
+from steepest.lab.studies import finished
 from steepest.lab.studies.diagnosis_study import diagnosis_study
 
 MINE = """
@@ -208,3 +209,14 @@ def test_a_checkpoint_and_few_batches_on_the_command_line(tmp_path: Path) -> Non
     )  # fmt: skip
     assert refused.returncode == 2
     assert "got nofile, which cannot be read" in " ".join(refused.stderr.split())
+
+
+def test_finished_parts_of_version_0_1_are_known(tmp_path: Path) -> None:
+    walk = {"sizes": [1.0], "falls": [[0.5]]}
+    result = {"euclidean": walk, "adaptive": walk}
+    name = "descent 0.weight"
+    line = {"name": name, "result": result, "sha256": finished._digest("of", name, result)}
+    (tmp_path / "parts.jsonl").write_text(json.dumps(line) + "\n")
+    parts = finished.FinishedParts(tmp_path / "parts.jsonl", "of")
+    known = parts(name, lambda: pytest.fail("it was computed again"))
+    assert list(known) == ["euclidean", "adamw"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from steepest.diagnosis.descent import Descent
+from steepest.diagnosis.plan import modern_geometry
 from steepest.diagnosis.race import RaceResult
 from steepest.files import read_lines
 from steepest.statistics import Interval
@@ -89,13 +90,16 @@ def _plain(result: Any) -> Any:
 def _loaded(name: str, result: Any) -> Any:
     if name.startswith("descent "):
         return {
-            name: Descent(tuple(walk["sizes"]), torch.tensor(walk["falls"], dtype=torch.float64))
+            modern_geometry(name): Descent(
+                tuple(walk["sizes"]), torch.tensor(walk["falls"], dtype=torch.float64)
+            )
             for name, walk in result.items()
         }
     return tuple(
         RaceResult(
             **{
                 **raced,
+                "geometry": modern_geometry(raced["geometry"]),
                 "decreases": tuple(raced["decreases"]),
                 "log_ratio": None if raced["log_ratio"] is None else Interval(**raced["log_ratio"]),
             }
