@@ -25,6 +25,7 @@ EXCEPTIONS = {
     "cli.py": "what is tuned for by default",
     "optim/settings.py": "values of `length`, which say whose length a step has",
     "optim/checks.py": "values of `length`",
+    "optim/steepest_descent.py": "values of `length`",
     "optim/loading.py": "values of `length`",
     "lab/studies/schemas.py": "what version 0.1 wrote",
     "transfer/consistency.py": "the tangent kernel is that of SGD",

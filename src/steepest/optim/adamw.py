@@ -53,15 +53,7 @@ def take_step(
     rows = list(zip(work.params, work.gradients, work.kept, strict=True))
     if not all(active):
         rows = [row for row, moves in zip(rows, active, strict=True) if moves]
-    if work.memory_in_step is None:
-        work.memory_in_step = all(
-            state["exp_avg"].is_contiguous() and state["exp_avg_sq"].is_contiguous()
-            for state in work.kept
-        )
-    fused = group["fused"] and (
-        (work.memory_in_step and all([_contiguous(*row) for row in rows]))  # noqa: C419
-        or all(_in_step(*row) for row in rows)
-    )
+    fused = group["fused"] and all(_in_step(*row) for row in rows)
     parts: dict[Any, list[tuple[Tensor, Tensor, State]]] = {}
     for row in rows:
         p, G, state = row
@@ -77,13 +69,11 @@ def take_step(
         _step(group, part, dtype, types, fused, assign)
 
 
-def _contiguous(p: Tensor, G: Tensor, state: State) -> bool:
-    return p.is_contiguous() and G.is_contiguous()
-
-
 def _in_step(p: Tensor, G: Tensor, state: State) -> bool:
     """Whether all lie in memory alike: the fused kernel walks through it, whatever the strides."""
     M, V = state["exp_avg"], state["exp_avg_sq"]
+    if p.is_contiguous() and G.is_contiguous() and M.is_contiguous() and V.is_contiguous():
+        return True
     return p.stride() == G.stride() == M.stride() == V.stride()
 
 

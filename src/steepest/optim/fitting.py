@@ -17,6 +17,7 @@ from steepest.optim.memory import Memory, memory_of
 from steepest.optim.parameter_groups import name_of
 from steepest.optim.precision import gradient_dtype
 from steepest.optim.record import acts_on_entries
+from steepest.optim.settings import has_old_names, modern
 
 if TYPE_CHECKING:
     from steepest.optim.steepest_descent import SteepestDescent
@@ -64,7 +65,8 @@ class Fit:
     def __init__(self, group: dict[str, Any], checked: bool = False):
         self.group = group
         self._settings: dict[str, Any] = dict(group) if checked else {}
-        self._shapes: list[torch.Size] = [p.shape for p in group["params"]]
+        self._shapes: dict[int, tuple[Any, torch.Size]] = {}  # that a view was made for
+        self._note_shapes()
         self._seen: list[_Seen | None] = []
         self._device: torch.device | None = None
         self.matrices: Matrices | None = None
@@ -77,9 +79,16 @@ class Fit:
         self.group, self._settings, self._keys = group, {}, None
         self._forget()
 
+    def _note_shapes(self) -> None:
+        """Note for which shape each view was made, where that is new."""
+        for view, p in zip(self.group.get("views") or (), self.group["params"], strict=False):
+            if view is not None and id(view) not in self._shapes:
+                self._shapes[id(view)] = view, p.shape
+
     def _forget(self) -> None:
         self._memory.clear()
         self._seen.clear()
+        self.matrices = None
 
     def check(self, optimizer: SteepestDescent) -> bool:
         """Raise a `ValueError`, with the name of a setting or parameter, for what does not fit.
@@ -96,10 +105,12 @@ class Fit:
             del seen[len(params) :]
             seen += [None] * (len(params) - len(seen))
         for k, p in enumerate(params):
-            gradient = p.grad
+            gradient, known = p.grad, seen[k]
             if gradient is None:
+                if known is not None and known.parameter is not p:
+                    same, seen[k] = False, None
                 continue
-            kept, known = state.get(p, NOTHING), seen[k]
+            kept = state.get(p, NOTHING)
             if known is None or not known.is_as_it_was(p, gradient, kept):
                 same = False
                 seen[k] = self._look(optimizer, k, p, gradient, kept)
@@ -135,11 +146,12 @@ class Fit:
             )
         if gradient.dtype != p.dtype:
             _check_types(group, k, gradient)
-        if views is not None and views[k] is not None and shape != self._shapes[k]:
+        view = None if views is None else views[k]
+        if view is not None and shape != (before := self._shapes[id(view)][1]):
             raise ValueError(
                 f"got the {name_of(group, k)} with the shape {tuple(shape)}, which had the "
-                f"shape {tuple(self._shapes[k])} when it was given to the optimizer; nothing "
-                "was updated. Make the optimizer anew"
+                f"shape {tuple(before)} when it was given to the optimizer; nothing was updated. "
+                "Make the optimizer anew"
             )
         memory = self._memory.get(key := (shape, p.dtype, views and views[k]))
         if memory is None:
@@ -149,12 +161,21 @@ class Fit:
 
     def _check_settings(self, optimizer: SteepestDescent) -> None:
         group, seen = self.group, self._settings
+        if has_old_names(group):
+            renamed = modern(group)
+            group.clear()
+            group.update(renamed)
         changed = [key for key, value in group.items() if seen.get(key, _ABSENT) is not value]
         if (changed and changed != ["step_count"]) or len(group) != len(seen):
             if missing := optimizer.settings_of(group) - group.keys():
                 raise ValueError(
                     f"got a group without {sorted(missing)}, expected all settings; add groups "
                     "with add_param_group"
+                )
+            if group["geometry"] not in optimizer.geometries:
+                raise ValueError(
+                    f"got a group with geometry={group['geometry']!r}, expected one of "
+                    f"{', '.join(optimizer.geometries)}; nothing was updated"
                 )
             if seen and "geometry" in changed:
                 raise ValueError(
@@ -178,7 +199,7 @@ class Fit:
                 f"got {len(params)} parameters in a group that was made with {len(views)}; "
                 "nothing was updated. Add parameters with add_param_group"
             )
-        self._shapes += [p.shape for p in params[len(self._shapes) :]]
+        self._note_shapes()
         keys = optimizer.entry_memory(self.group)
         if keys != self._keys:
             self._optional |= set(keys) - set(keys if self._keys is None else self._keys)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steepest.linalg.newton_schulz import power_of_two
 from steepest.linalg.products import product
-from steepest.optim.checks import Count, Fraction, Limit, Rate, Size
+from steepest.optim.checks import Checks, Count, Fraction, Limit, Rate, Size, choice
 from steepest.optim.kronecker import (
     NEVER,
     KroneckerDescent,
@@ -96,6 +96,10 @@ class KLShampoo(KroneckerDescent):
         ),
     )
 
+    fixed: ClassVar[Checks] = {
+        "sides": choice("both"),
+    }
+
     geometries: ClassVar[Mapping[str, str]] = {
         **SteepestDescent.geometries, "kl-shampoo": "spectral",
     }  # fmt: skip
@@ -142,7 +146,7 @@ class KLShampoo(KroneckerDescent):
             **settings,
         )
 
-    def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
+    def adapt(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return a L^-1/2 N R^-1/2 for each matrix."""
         count_step(batch)
         N = unbiased(group, batch, N.to(factor_dtype(group, batch.W[0])))

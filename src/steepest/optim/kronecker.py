@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -62,14 +63,46 @@ class KroneckerDescent(SteepestDescent):
         self, group: Mapping[str, Any], outputs: int, inputs: int, stack: int = 1, adam: float = 1.0
     ) -> float | None:
         """Return Adam's or Muon's where a step is as long; the own length is of the gradients."""
+        if group["length"] == "muon" or not self._adapts(group):
+            return super().expected_rms(group, outputs, inputs, stack)
         if group["length"] == "adam":
             return adamw.expected_rms(group, adam) * update_scale(group["scale"], outputs, inputs)
-        if group["length"] == "muon" or group["geometry"] in SteepestDescent.geometries:
-            return super().expected_rms(group, outputs, inputs, stack)
         return None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; one of another geometry is not cut into blocks unless it says so."""
+        if param_group.get("geometry") in SteepestDescent.geometries:
+            param_group = {"block": None, **param_group}
+        super().add_param_group(param_group)
+
+    def remember(self, group: dict[str, Any], batch: Batch) -> Tensor:
+        """Return the momentum, or the gradients where `adapt` keeps the momentum itself."""
+        if self._adapts(group):
+            return self.averaged(group, batch)
+        return super().remember(group, batch)
+
+    def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
+        """Return the adapted direction, or that of another geometry if the group says so."""
+        if self._adapts(group):
+            return self.adapt(group, batch, N)
+        return super().direction(group, batch, N)
+
+    def averaged(self, group: dict[str, Any], batch: Batch) -> Tensor:
+        """Add the gradients to the momentum; return what is adapted."""
+        return super().remember(group, batch)
+
+    @abstractmethod
+    def adapt(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
+        """Return the adapted direction of each matrix."""
+
+    @staticmethod
+    def _adapts(group: Mapping[str, Any]) -> bool:
+        return group["geometry"] not in SteepestDescent.geometries
 
     def start(self, group: dict[str, Any], matrices: Matrices) -> None:
         """Make the factors of matrices: zero, with the identity for what is computed from them."""
+        if not self._adapts(group):
+            return
         for state, G in zip(matrices.states(self.state), matrices.gradients, strict=True):
             if "steps" in state:
                 continue
@@ -83,7 +116,7 @@ class KroneckerDescent(SteepestDescent):
 
     def entry_memory(self, group: dict[str, Any]) -> tuple[str, ...]:
         """The momentum, and the second moment where there is grafting from Adam."""
-        second = (SECOND_MOMENT,) if group["length"] == "adam" else ()
+        second = (SECOND_MOMENT,) if self._adapts(group) and group["length"] == "adam" else ()
         return super().entry_memory(group) + second
 
     def largest_entry(self, group: dict[str, Any], dtype: torch.dtype) -> float:

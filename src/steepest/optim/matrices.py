@@ -84,7 +84,6 @@ class Matrices:
         params: those with a gradient; `places` are their positions in the group.
         gradients: as matrices, those of a parameter one after the other; `dtypes` are their types.
         kept: the memory of each parameter, once it is made.
-        memory_in_step: whether all memory of AdamW is contiguous, once that was looked at.
     """
 
     def __init__(self, group: dict[str, Any]):
@@ -94,7 +93,6 @@ class Matrices:
         self.params: list[Tensor] = []
         self.places: list[int] = []
         self.kept: list[State] = []
-        self.memory_in_step: bool | None = None
         self._idle: list[Tensor] = []
         self._views: list[_View] = []
         self._stacks: list[int | None] = []

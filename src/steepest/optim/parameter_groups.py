@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 from typing import Any, get_args
 
 import torch
@@ -98,7 +98,7 @@ def warn_of_guessed_axes(table: RoleTable, scale: Any) -> None:
         )
 
 
-def complete(group: dict[str, Any], geometries: Iterable[str], checks: Checks) -> None:
+def complete(group: dict[str, Any], geometries: Mapping[str, str], checks: Checks) -> None:
     """Check the settings and fill in how each parameter is a matrix."""
     is_right, expected = choice(*geometries)
     if not is_right(group["geometry"]):
@@ -122,6 +122,8 @@ def complete(group: dict[str, Any], geometries: Iterable[str], checks: Checks) -
             UserWarning,
             stacklevel=4,
         )
+    if "betas" in group:
+        group["betas"] = tuple(group["betas"])  # which cannot change without being set
     group.setdefault("base_lr", float(group["lr"]))
     group.setdefault("step_count", 0)
     if group["rounding"] == "stochastic" and any(p.dtype == torch.float16 for p in group["params"]):
@@ -138,7 +140,7 @@ def complete(group: dict[str, Any], geometries: Iterable[str], checks: Checks) -
     group["views"] = [
         _view(p, view, group["geometry"]) for p, view in zip(group["params"], views, strict=True)
     ]
-    if group["length"] == "spectral":
+    if group["length"] == "spectral" and geometries[group["geometry"]] != group["geometry"]:
         _check_uncut(group)
     if group.get("stacks") is not None:
         check_stacks(group)
@@ -174,7 +176,7 @@ def name_of(group: Mapping[str, Any], k: int) -> str:
 def check_stacks(group: Mapping[str, Any]) -> None:
     """Raise unless "stacks" has a number or None for each matrix, and stacks are of one shape."""
     stacks = group["stacks"]
-    shapes: dict[int, tuple[int, int]] = {}
+    shapes: dict[int, tuple[Any, ...]] = {}
     if not isinstance(stacks, (list, tuple)):
         raise ValueError(f"got stacks={stacks!r}, expected a list with an entry for each parameter")
     if len(stacks) != len(group["params"]):
@@ -196,9 +198,11 @@ def check_stacks(group: Mapping[str, Any]) -> None:
         for number, size in zip(numbers or (), sizes, strict=False):
             if number is not None and type(number) is not int:
                 raise ValueError(f"got {number!r} in stacks, expected whole numbers or None")
-            if number is not None and shapes.setdefault(number, size) != size:
+            if number is not None and shapes.setdefault(number, (size, p.dtype)) != (size, p.dtype):
+                (other, dtype), own = shapes[number], p.dtype
                 raise ValueError(
-                    f"got {size} and {shapes[number]} in stack {number}, expected equal shapes"
+                    f"got {size} of {own} and {other} of {dtype} in stack {number}, expected equal "
+                    "shapes and types"
                 )
 
 

@@ -77,7 +77,7 @@ def checks_of(optimizer: type) -> Checks:
     for function in declared:
         hints |= _hints(function) if inspect.isfunction(function) else {}
     declared_checks = {key: check for key, kind in hints.items() if (check := check_of(kind))}
-    return {**OF_GROUPS, **declared_checks}
+    return {**OF_GROUPS, **declared_checks, **getattr(optimizer, "fixed", {})}
 
 
 def _hints(declaration: Any) -> dict[str, Any]:
@@ -99,6 +99,11 @@ _RENAMED: Mapping[str, Mapping[Any, str]] = {
     "compensate": {True: "muon", False: "own"},
 }
 """Names that the option `length` had before, and what their values are called now."""
+
+
+def has_old_names(settings: Mapping[str, Any]) -> bool:
+    """Return whether there is a setting by a name of version 0.1, or with a value of it."""
+    return not _RENAMED.keys().isdisjoint(settings) or settings.get("length") == "constant"
 
 
 def modern(settings: Mapping[str, Any], warn: bool = True) -> dict[str, Any]:

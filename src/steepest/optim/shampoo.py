@@ -168,7 +168,7 @@ class Shampoo(KroneckerDescent):
             **settings,
         )
 
-    def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
+    def adapt(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return a L^-p N R^-p for each matrix."""
         count_step(batch)
         N = unbiased(group, batch, N.to(factor_dtype(group, batch.W[0])))

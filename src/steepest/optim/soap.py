@@ -172,13 +172,14 @@ class SOAP(KroneckerDescent):
 
     def entry_memory(self, group: dict[str, Any]) -> tuple[str, ...]:
         """The momentum, and Adam's second moment in the rotated basis."""
-        return (*super().entry_memory(group), SECOND_MOMENT)
+        second = (SECOND_MOMENT,) if self._adapts(group) else ()
+        return super().entry_memory(group) + second
 
-    def remember(self, group: dict[str, Any], batch: Batch) -> Tensor:
+    def averaged(self, group: dict[str, Any], batch: Batch) -> Tensor:
         """Return the gradients: the momentum is kept in the eigenbasis."""
         return stack(batch.G).to(factor_dtype(group, batch.W[0]))
 
-    def direction(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
+    def adapt(self, group: dict[str, Any], batch: Batch, N: Tensor) -> Tensor:
         """Return Adam's direction in the eigenbasis, for each matrix."""
         count_step(batch)
         G, sides = N, sides_of(group, N.shape[1:])

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
+from inspect import signature
 from itertools import islice
 from typing import Any, ClassVar, Unpack, cast, overload
 
@@ -21,7 +22,7 @@ from steepest.geometry import Euclidean, Geometry, Spectral, StackedSpectral
 from steepest.linalg.autocast import without_autocast
 from steepest.model.parameter_roles import RoleTable, roles
 from steepest.optim import adamw
-from steepest.optim.checks import Rate, check_setting
+from steepest.optim.checks import Checks, Rate, check_setting
 from steepest.optim.fitting import Fit, broken_gradients, largest_entries
 from steepest.optim.linearization import Map, of_adam
 from steepest.optim.loading import Loading
@@ -42,7 +43,7 @@ from steepest.optim.rates import Rates
 from steepest.optim.record import ADAMW, Record, acts_on_entries
 from steepest.optim.rounding import Assignment
 from steepest.optim.scales import Scale, adamw_ratio, stacked_rank, update_scale
-from steepest.optim.settings import Settings, checks_of, modern
+from steepest.optim.settings import Settings, checks_of, has_old_names, modern
 from steepest.optim.table import table_of
 
 Parameters = nn.Module | RoleTable | ParamsT
@@ -80,6 +81,9 @@ class SteepestDescent(Optimizer):
     records: ClassVar[tuple[Record, ...]] = ()
     """What the house knows of this optimizer; the last one is about its defaults."""
 
+    fixed: ClassVar[Checks] = {}
+    """Settings of groups that a class does not let change, each with its check."""
+
     geometries: ClassVar[Mapping[str, str]] = {
         "euclidean": "euclidean", "sign": "sign", "spectral": "spectral", ADAMW: ADAMW,
     }  # fmt: skip
@@ -111,8 +115,7 @@ class SteepestDescent(Optimizer):
             marked: settings by which `marks` are made.
             settings: see `Settings`.
         """
-        renamed = modern(dict(settings))
-        length = renamed.pop("length", length)
+        renamed, length = self._with_length(settings, length)
         if unknown := set(renamed) - set(Settings.__annotations__):
             raise TypeError(f"{type(self).__name__} got unknown settings: {sorted(unknown)}")
         settings = cast(Settings, renamed)
@@ -152,7 +155,12 @@ class SteepestDescent(Optimizer):
             "eps": settings.get("adamw_eps", 1e-8),
             "fused": True,
         }
-        own = settings.get("roles")
+        own: Any = settings.get("roles")
+        if isinstance(own, Mapping):
+            own = {
+                role: modern(of_role) if isinstance(of_role, Mapping) else of_role
+                for role, of_role in own.items()
+            }
         if own is not None:
             check_role_settings(own, {*defaults, *self._adamw_defaults, "base_lr"})
         if isinstance(params, nn.Module):
@@ -168,6 +176,23 @@ class SteepestDescent(Optimizer):
             )
         else:
             super().__init__(params, defaults)
+
+    def _with_length(self, settings: Any, length: str) -> tuple[dict[str, Any], str]:
+        """The settings without old names of `length`, and the length."""
+        length = modern({"length": length})["length"]
+        if not has_old_names(settings):
+            return dict(settings), length
+        declared = signature(type(self)).parameters.get("length")
+        if declared is None:
+            return dict(settings), length  # refused as unknown
+        renamed = modern(settings)
+        old = renamed.pop("length")
+        if length not in (declared.default, old):
+            raise ValueError(
+                f"got length={length!r} and an old name of it that says {old!r}, expected one of "
+                "them; pass length alone"
+            )
+        return renamed, old
 
     def _check(self, key: str, value: Any) -> None:
         check_setting(key, value, self.checks)
@@ -200,7 +225,7 @@ class SteepestDescent(Optimizer):
         if group["length"] == "dual":
             return None
         rank = float(min(outputs, inputs))
-        if stack > 1 and group["length"] == "own":
+        if stack > 1 and group["length"] != "muon":
             rank = stacked_rank(outputs, inputs, stack, group["mode"]) / stack
         scale = update_scale(group["scale"], outputs, inputs)
         return lr * scale * math.sqrt(rank / (outputs * inputs))
@@ -245,7 +270,7 @@ class SteepestDescent(Optimizer):
         K, (m, n) = batch.stack, N.shape[-2:]
         stacks = N.unflatten(0, (-1, K))
         D = StackedSpectral(group["mode"], spectral).direction(stacks).flatten(0, 1)
-        if group["length"] == "own":
+        if group["length"] != "muon":
             return D
         return D * math.sqrt(K * min(m, n) / stacked_rank(m, n, K, group["mode"]))
 
@@ -421,10 +446,11 @@ class SteepestDescent(Optimizer):
     def _work(self, group: dict[str, Any]) -> Matrices:
         """Check a group, and return it as matrices; what a step before has worked out is kept."""
         fit = self._fit(group)
-        same = fit.check(self)
-        if not (same and fit.matrices and fit.matrices.refresh()):
-            fit.matrices = Matrices(group)
-        return fit.matrices
+        matrices, fit.matrices = fit.matrices, None  # an error in the check forgets it
+        if not (fit.check(self) and matrices and matrices.refresh()):
+            matrices = Matrices(group)
+        fit.matrices = matrices
+        return matrices
 
     def _fit(self, group: dict[str, Any]) -> Fit:
         """What was checked of a group."""
