@@ -303,6 +303,7 @@ def parametrize(
     Raises:
         ValueError: for axes that do not grow in proportion, parameters that nothing is known of,
             unknown branches or head sizes, settings without a rate. The message names them.
+        TypeError: for an optimizer that is neither a name nor a class.
 
     The user's tensors are scaled to the RMS of the base times a factor. That RMS is measured on one
     base model, so it has a relative error of about 1/sqrt(2 n) for n random entries.
