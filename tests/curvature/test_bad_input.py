@@ -11,7 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from steepest.curvature import NTK, Batches, GaussNewton, Hessian
+from steepest.curvature import (
+    NTK,
+    Batches,
+    GaussNewton,
+    Hessian,
+    blockwise_diagonal,
+    directional_curvature,
+    gauss_newton_split,
+    muon_conditions,
+    ntk_spectrum,
+    preconditioned_sharpness,
+    sharpness,
+    stack_conditions,
+    trace,
+)
 
 OPERATORS = [Hessian, GaussNewton, NTK]
 every_operator = pytest.mark.parametrize("operator", OPERATORS)
@@ -442,3 +456,68 @@ def test_activation_checkpoints(operator: Operator, reentrant: bool) -> None:
 def test_errors_of_others_are_left_alone(operator: Operator) -> None:
     with pytest.raises(RuntimeError, match=r"cannot be multiplied"):
         _use(operator, _model(), _loss, torch.ones(2, 7))
+
+
+# ------------------------------------------------------------------ functions of two forms
+
+
+LINEAR = nn.Linear(3, 2, bias=False)
+ABOUT_HESSIANS = [
+    (muon_conditions, ()),
+    (blockwise_diagonal, ()),
+    (gauss_newton_split, ()),
+    (directional_curvature, ({"weight": torch.ones(2, 3)},)),
+    (stack_conditions, ()),
+    (preconditioned_sharpness, (torch.optim.SGD(LINEAR.parameters(), lr=0.1),)),
+]
+
+
+@pytest.mark.parametrize(("function", "more"), ABOUT_HESSIANS)
+def test_functions_that_need_a_gradient_say_so(function: Any, more: Any) -> None:
+    H, G = Hessian(LINEAR, _loss, X), GaussNewton(LINEAR, _loss, X)
+    for other in (G, G.block("weight"), H - G, 2 * H):
+        sentence = f"got a {type(other).__name__} for {function.__name__}, expected a Hessian"
+        with pytest.raises(TypeError, match=sentence):
+            function(other, *more)
+
+
+def test_spectrum_of_a_kernel_needs_a_kernel() -> None:
+    with pytest.raises(TypeError, match="got a Hessian for ntk_spectrum, expected an NTK"):
+        ntk_spectrum(Hessian(LINEAR, _loss, X))
+
+
+@pytest.mark.parametrize("function", [sharpness, trace, muon_conditions, ntk_spectrum])
+def test_functions_name_themselves_and_what_they_take(function: Any) -> None:
+    H, name = Hessian(LINEAR, _loss, X), function.__name__
+    for arguments, options in (
+        ((), {}),
+        ((3,), {}),
+        ((LINEAR,), {}),
+        ((LINEAR, _loss), {}),
+        ((_loss, LINEAR, X), {}),
+        ((LINEAR, X, _loss), {}),
+        ((LINEAR, _loss, X), {"tolerence": 1}),
+        ((LINEAR,), {"loss": _loss}),
+    ):
+        with pytest.raises(TypeError, match=rf"{name}\(model, loss, batch") as refusal:
+            function(*arguments, **options)
+        assert "locals" not in str(refusal.value)
+    if function is not ntk_spectrum:
+        with pytest.raises(TypeError, match=rf"{name}\(H, "):
+            function(H, _loss, X)
+
+
+@pytest.mark.parametrize("function", [directional_curvature, preconditioned_sharpness])
+def test_functions_name_the_argument_that_is_missing(function: Any) -> None:
+    argument = "direction" if function is directional_curvature else "optimizer"
+    for arguments in ((Hessian(LINEAR, _loss, X),), (LINEAR, _loss, X)):
+        with pytest.raises(TypeError, match=rf"{argument}.*{function.__name__}\(H, {argument}"):
+            function(*arguments)
+
+
+def test_products_with_what_is_no_tensor() -> None:
+    H = Hessian(LINEAR, _loss, X)
+    for operator in (H, 2 * H, H + H):
+        for vector in ([1, 2], 3.0, None):
+            with pytest.raises(TypeError, match=r"expected a tensor \(6,\) or \(6, k\)"):
+                operator @ vector  # type: ignore[operator]

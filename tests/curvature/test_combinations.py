@@ -358,3 +358,16 @@ def test_a_block_takes_the_graph_of_the_whole(batch: Batch) -> None:
     assert sharpness(H.block(["2.weight"]), start=None).value == pytest.approx(before, rel=1e-2)
     assert len(H.block(["4.bias", "0.weight"]).gradient()) == 38
     assert (loss.calls, H.products) == (calls, 0)
+
+
+def test_halves_and_sums_of_lists() -> None:
+    model, x = nn.Linear(3, 2, bias=False).double(), torch.eye(3, dtype=DOUBLE)
+
+    def loss(model: Any, x: Tensor) -> Tensor:
+        return model(x).square().sum()
+
+    H, G = Hessian(model, loss, x), GaussNewton(model, loss, x)
+    assert torch.equal((H / 2).to_dense(), H.to_dense() / 2)
+    assert torch.equal(sum([H, G]).to_dense(), H.to_dense() + G.to_dense())  # type: ignore
+    with pytest.raises(TypeError):
+        1 + H

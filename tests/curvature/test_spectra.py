@@ -223,3 +223,18 @@ def test_directions_that_cannot_be(model: nn.Module, batch: Any) -> None:
         with pytest.raises(ValueError, match=sentence):
             directional_curvature(model, _loss, batch, direction)
     directional_curvature(model, _loss, batch, good)
+
+
+def test_errors_in_float32_are_no_smaller_than_rounding() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 1), torch.linspace(0.1, 1.7, 12).view(3, 4)
+
+    def loss(model: Any, x: Tensor) -> Tensor:
+        return model(x).square().mean()
+
+    true = torch.linalg.eigvalsh(Hessian(model, loss, x, dtype=DOUBLE).to_dense())[-1].item()
+    eps = torch.finfo(torch.float32).eps
+    top = sharpness(model, loss, x, tolerance=1e-6)
+    assert top.error >= eps * true
+    assert abs(top.value - true) <= top.error
+    assert (spectrum(model, loss, x).extremes.errors >= eps * true).all()

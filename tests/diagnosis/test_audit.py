@@ -176,6 +176,7 @@ def test_closed_forms_without_a_batch() -> None:
     sign = audit(model, steepest.SignSGD(list(model.parameters()), lr=2e-3))
     assert [row.rms for row in sign.rows] == pytest.approx([2e-3] * 3, rel=1e-4)
     muon = audit(model, steepest.Muon(model, lr=0.02, method="svd"))
+    assert list(muon) == list(muon.rows)
     row = muon["0.weight"]  # 16 x 8: sqrt(16 / 8) times a matrix of spectral norm 1
     assert row.spectral_norm == pytest.approx(0.02 * math.sqrt(2), rel=1e-4)
     assert row.rms == pytest.approx(0.02 * math.sqrt(2) / math.sqrt(16), rel=1e-4)

@@ -183,7 +183,8 @@ def test_an_edited_file_is_followed(tmp_path: Path) -> None:
         (("shape", "lr_scale = -2\nshape"), "lr_scale of conv.* = -2"),
         (("[rates]", "[rates]\nspectal = 1"), "'spectal' .*'spectral'"),
         (("[rates]", "[rates"), "which is no TOML"),
-        (("[rates]", "[notes]"), "section 'notes'"),
+        (("[rates]", "[note]"), "section 'note'.*'notes'"),
+        (("[rates]", "[notes]"), "notes = .*a list of sentences"),
     ],
 )
 def test_edits_that_went_wrong(change: tuple[str, str], sentence: str, tmp_path: Path) -> None:
@@ -353,3 +354,22 @@ def test_a_plan_of_version_0_1_is_read(tmp_path: Path) -> None:
     assert [row.geometry for row in plan] == ["adamw"]
     assert plan.rates["adamw"] == 0.3
     assert "adaptive" not in plan.rates
+
+
+def test_notes_survive_save_and_load(tmp_path: Path) -> None:
+    notes = ('weights that look "fresh"', "a second\nline \x7f")
+    plan, path = Plan(Plan.default(_net()), notes=notes), tmp_path / "plan.toml"
+    plan.save(path)
+    first = path.read_text()
+    again = Plan.load(path)
+    assert again.notes == notes
+    assert again.as_dict() == plan.as_dict()
+    again.save(path)
+    assert path.read_text() == first
+
+
+def test_files_with_notes_as_comments_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    Plan.default(_net()).save(path)
+    path.write_text("# A note.\n" + path.read_text())
+    assert Plan.load(path).notes == ()

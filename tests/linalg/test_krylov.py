@@ -750,3 +750,21 @@ def test_random_vectors_are_the_same_in_every_precision() -> None:
     wide = gaussian(torch.zeros(50, dtype=DOUBLE), torch.Generator().manual_seed(2))
     narrow = gaussian(torch.zeros(50), torch.Generator().manual_seed(2))
     assert torch.equal(wide.float(), narrow)
+
+
+@pytest.mark.parametrize("which", ENDS)
+@pytest.mark.parametrize("count", [1, 3])
+def test_errors_are_at_least_the_rounding_of_products(which: End, count: int) -> None:
+    """A residual of zero says nothing of what float32 has rounded away."""
+    values = torch.tensor([5.0, 2.0, 1.0, 0.3, 0.1, -1.0], dtype=DOUBLE)
+    pairs = eigenpairs(_products(_dense(values), SINGLE), _start(6, SINGLE), count, which)
+    eps = torch.finfo(SINGLE).eps * pairs.values.abs().max()
+    assert (pairs.errors >= eps).all()
+    assert ((pairs.values - _expected(values, count, which)).abs() <= pairs.errors).all()
+
+
+def test_text_of_eigenpairs_has_no_vectors() -> None:
+    pairs = eigenpairs(_products(torch.eye(50)), _start(50))
+    assert "errors=" in repr(pairs)
+    assert "vectors" not in repr(pairs)
+    assert "nodes" not in repr(spectral_density(_products(torch.eye(50)), _start(50)))

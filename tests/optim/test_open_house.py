@@ -18,10 +18,13 @@ from torch import nn
 from steepest import Muon
 from steepest.curvature import preconditioned_sharpness
 from steepest.diagnosis.audit import audit
+from steepest.lab.errors import InputError
 from steepest.lab.models import GPTConfig
 from steepest.lab.studies.optimizer_study import study
 from steepest.lab.studies.study_config import StudyConfig
-from steepest.optim.family import FAMILY, study_names
+from steepest.lab.train import TrainConfig
+from steepest.optim.family import FAMILY, register, study_names
+from steepest.optim.record import Record
 from steepest.transfer import parametrize
 
 NORMUON = """
@@ -190,6 +193,41 @@ def test_it_takes_part_in_a_study(kind, tmp_path, monkeypatch):
     row = summary["optimizers"][1]
     assert (row["label"], row["memory"]) == ("NorMuon", "momentum and second moment of rows")
     assert row["rates"]
+
+
+def test_training_needs_rates_only_without_a_learning_rate(kind):
+    class NoRates(kind):
+        records = (Record(name="no-rates", label="NoRates", geometry="spectral", memory="none"),)
+
+    sys.modules[kind.__module__].NoRates = NoRates
+    assert TrainConfig(optimizer="outside:NoRates", lr=0.02).rate == 0.02
+    with pytest.raises(InputError, match="pass --lr"):
+        TrainConfig(optimizer="outside:NoRates")
+    with pytest.raises(InputError, match=r"no rates for a study.*rates=\("):
+        StudyConfig(optimizers=("muon", "outside:NoRates"))
+    with pytest.raises(InputError, match="at least one"):
+        StudyConfig(optimizers=())
+
+
+@pytest.mark.parametrize(
+    "rates", [("a",), (0.2, 0.1), (0.1, -1), (-1, 0.1), (0.1, float("inf")), (0.1, 0.1), 0.1]
+)
+def test_rates_of_a_record_ascend(rates):
+    with pytest.raises(ValueError, match=r"rates=.*'mine', expected .* ascending"):
+        Record(name="mine", label="Mine", geometry="spectral", memory="none", rates=rates)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [("muon",), Record(name="x", label="X", geometry="spectral", memory="none"), "muon", None],
+)
+def test_records_are_a_tuple_of_records(records):
+    class Own(Muon):
+        pass
+
+    Own.records = records
+    with pytest.raises(ValueError, match=r"records=.* in Own, expected a tuple of Record"):
+        register(Own)
 
 
 class Silent:

@@ -424,6 +424,27 @@ def test_the_old_name_of_the_decay_gives_the_same_groups_and_a_warning() -> None
 
 
 def test_the_old_name_of_adamw_gives_the_same_factors_and_a_warning() -> None:
-    with pytest.warns(DeprecationWarning, match='"adamw"'):
+    with pytest.warns(DeprecationWarning, match='"adamw"') as warned:
         old = parametrize(mlp, {"width": 8}, {"width": 32}, optimizer="adam")
+    assert len(warned) == 1
     assert old.rows == parametrize(mlp, {"width": 8}, {"width": 32}).rows
+
+
+def test_iteration_goes_over_the_rows() -> None:
+    made = parametrize(mlp, {"width": 8}, {"width": 32})
+    assert list(made) == list(made.rows)
+
+
+@pytest.mark.parametrize("kind", [steepest.Muon, torch.optim.SGD])
+def test_an_optimizer_that_is_made_already_is_refused(kind: Any) -> None:
+    optimizer = kind(mlp(8).parameters(), lr=0.1) if kind is torch.optim.SGD else kind(mlp(8))
+    with pytest.raises(TypeError, match=f"optimizer={kind.__name__}.*the class itself"):
+        parametrize(mlp, {"width": 8}, {"width": 32}, optimizer=optimizer)
+
+
+def test_a_class_with_inherited_records_is_refused() -> None:
+    class Inherits(steepest.Muon):
+        pass
+
+    with pytest.raises(ValueError, match="`records` of its own; Inherits has only those"):
+        parametrize(mlp, {"width": 8}, {"width": 32}, optimizer=Inherits)

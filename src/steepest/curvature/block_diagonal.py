@@ -87,7 +87,7 @@ class BlockwiseDiagonal(Result):
         return ResultTable(columns, rows, "share of diagonal blocks in the Hessian")
 
 
-@of_parameters(hessian_of_matrices)
+@of_parameters(hessian_of_matrices, Hessian)
 def blockwise_diagonal(
     H: Hessian,
     *,

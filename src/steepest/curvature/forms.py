@@ -7,8 +7,9 @@ the operator: `sharpness(model, loss, batch, dtype=torch.float64)` is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from inspect import signature
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 from steepest.curvature.evaluation import BatchNorm
 from steepest.curvature.linear_map import CurvatureOperator
 from steepest.curvature.loss_function import Loss
-from steepest.curvature.operators import Hessian, LossOperator
+from steepest.curvature.operators import NTK, Hessian, LossOperator
 
 Operator = TypeVar("Operator", bound=CurvatureOperator)
 Operator_contra = TypeVar("Operator_contra", bound=CurvatureOperator, contravariant=True)
@@ -51,7 +52,7 @@ class OfParameters(Protocol[Operator_contra, Options, Result_co]):
 
 
 def of_parameters(
-    build: Callable[..., LossOperator],
+    build: Callable[..., LossOperator], operator: type[CurvatureOperator] = CurvatureOperator
 ) -> Callable[
     [Callable[Concatenate[Operator, Options], Result]], OfParameters[Operator, Options, Result]
 ]:
@@ -59,6 +60,7 @@ def of_parameters(
 
     Args:
         build: an operator's class, or a function with the same arguments.
+        operator: the class that the function needs; any by default.
     """
 
     def decorate(
@@ -80,7 +82,9 @@ def of_parameters(
             settings = {"batch_norm": batch_norm, "dtype": dtype, "keep_graphs": keep_graphs}
             return of_operator(build(model, loss, batch, parameters, **settings), **options)
 
-        return cast(OfParameters[Operator, Options, Result], _either(of_operator, of_model))
+        return cast(
+            OfParameters[Operator, Options, Result], _either(of_operator, of_model, operator)
+        )
 
     return decorate
 
@@ -172,17 +176,71 @@ def of_argument(
             )
             return of_operator(H, *argument, **options)
 
-        return cast(OfArgument[Argument, Options, Result], _either(of_operator, of_model))
+        return cast(OfArgument[Argument, Options, Result], _either(of_operator, of_model, Hessian))
 
     return decorate
 
 
 def _either(
-    of_operator: Callable[..., Result], of_model: Callable[..., Result]
+    of_operator: Callable[..., Result],
+    of_model: Callable[..., Result],
+    operator: type[CurvatureOperator],
 ) -> Callable[..., Result]:
+    name = of_operator.__name__
+    _, *more = signature(of_operator).parameters.values()
+    needed = "".join(f", {p.name}" for p in more if p.kind is p.POSITIONAL_OR_KEYWORD)
+    kind = _KINDS.get(operator, "an operator")
+    expected = (
+        f"{name} takes {kind}, or a model, a loss and a batch in its place: "
+        f"{name}(H{needed}, ...) or {name}(model, loss, batch{needed}, ...)"
+    )
+
     @wraps(of_operator)
     def either(*arguments: object, **options: object) -> Result:
-        is_operator = bool(arguments) and isinstance(arguments[0], CurvatureOperator)
-        return (of_operator if is_operator else of_model)(*arguments, **options)
+        if arguments and isinstance(arguments[0], CurvatureOperator):
+            if not isinstance(arguments[0], operator):
+                raise TypeError(
+                    f"got a {type(arguments[0]).__name__} for {name}, expected {kind}"
+                    + _WHY.get(operator, "")
+                )
+            _bind(of_operator, arguments, options, expected)
+            return of_operator(*arguments, **options)
+        model = arguments[0] if arguments else options.get("model")
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"got {_described(model)} first; {expected}")
+        _bind(of_model, arguments, options, expected)
+        own = signature(of_model).parameters
+        others = {key: value for key, value in options.items() if key not in own}
+        if "argument" in own:
+            _bind(of_operator, (None, *arguments[3:]), others, expected)
+        else:
+            _bind(of_operator, (None,), others, expected)
+        loss = arguments[1] if len(arguments) > 1 else options.get("loss")
+        if not callable(loss):
+            raise TypeError(f"got {_described(loss)} as loss; {expected}")
+        return of_model(*arguments, **options)
 
     return either
+
+
+_KINDS: dict[type[CurvatureOperator], str] = {Hessian: "a Hessian", NTK: "an NTK"}
+_WHY: dict[type[CurvatureOperator], str] = {
+    Hessian: ", whose loss has a gradient: Hessian(model, loss, batch), or a block of it",
+    NTK: ": NTK(model, loss, batch)",
+}
+
+
+def _bind(
+    function: Callable[..., object],
+    arguments: Sequence[object],
+    options: Mapping[str, object],
+    expected: str,
+) -> None:
+    try:
+        signature(function).bind(*arguments, **options)
+    except TypeError as error:
+        raise TypeError(f"{error}; {expected}") from None
+
+
+def _described(value: object) -> str:
+    return "nothing" if value is None else f"a value of the type {type(value).__name__}"

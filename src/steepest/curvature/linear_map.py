@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class CurvatureOperator(ABC):
     """A linear map that is known by its products: `A @ v`, v of shape `(n,)` or `(n, k)`.
 
-    Maps of the same parameters can be combined: `H - G`, `H + G`, `2 * H`, `-H`.
+    Maps of the same parameters can be combined: `H - G`, `H + G`, `sum([H, G])`, `2 * H`,
+    `H / 2`, `-H`.
     """
 
     __array_ufunc__ = None  # so that NumPy's numbers leave products to __rmul__
@@ -58,6 +59,7 @@ class CurvatureOperator(ABC):
 
     def __call__(self, v: Tensor) -> Tensor:
         """Return the product with one vector `(n,)`."""
+        _check_tensor(v, self)
         if v.shape != self.shape[1:]:
             raise ValueError(f"got a vector of shape {tuple(v.shape)}, expected {self.shape[1:]}")
         self.products += 1
@@ -65,6 +67,7 @@ class CurvatureOperator(ABC):
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Return the product with a vector `(n,)`, or with each column of `(n, k)`."""
+        _check_tensor(v, self)
         if v.ndim != 2:
             return self(v)
         if v.shape[0] != self.shape[1] or not v.shape[1]:
@@ -122,6 +125,10 @@ class CurvatureOperator(ABC):
         """Return the sum of two maps of the same parameters."""
         return Combination([(1.0, self), (1.0, other)]) if _is_map(other) else NotImplemented
 
+    def __radd__(self, other: int) -> CurvatureOperator:
+        """Return the map itself for 0, with which `sum` begins."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
     def __sub__(self, other: CurvatureOperator) -> CurvatureOperator:
         """Return the difference of two maps of the same parameters."""
         return Combination([(1.0, self), (-1.0, other)]) if _is_map(other) else NotImplemented
@@ -131,6 +138,10 @@ class CurvatureOperator(ABC):
         return Combination([(factor, self)]) if isinstance(factor, int | float) else NotImplemented
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> CurvatureOperator:
+        """Return the map divided by a number."""
+        return self * (1 / divisor) if isinstance(divisor, int | float) else NotImplemented
 
     def __neg__(self) -> CurvatureOperator:
         """Return the map times -1."""
@@ -181,6 +192,7 @@ class Combination(CurvatureOperator):
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Return the product with a vector `(n,)`, or with each column of `(n, k)`."""
+        _check_tensor(v, self)
         if v.ndim != 2:
             return self(v)
         total = self._sum(v)
@@ -204,6 +216,15 @@ def check_symmetric(operator: CurvatureOperator) -> None:
         raise ValueError(
             f"got {_described(operator)} that is not symmetric, expected a map from parameters to "
             "the same ones: without columns="
+        )
+
+
+def _check_tensor(v: object, operator: CurvatureOperator) -> None:
+    if not isinstance(v, Tensor):
+        n = operator.shape[1]
+        raise TypeError(
+            f"got a {type(v).__name__} to multiply with {_described(operator)}, expected a tensor "
+            f"({n},) or ({n}, k): torch.tensor(...)"
         )
 
 

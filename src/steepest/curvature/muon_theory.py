@@ -108,7 +108,7 @@ class MuonCondition(Result):
         return decrease(self.frobenius_norm, self.gradient_curvature)
 
 
-@of_parameters(hessian_of_matrices)
+@of_parameters(hessian_of_matrices, Hessian)
 def muon_conditions(
     H: Hessian,
     *,

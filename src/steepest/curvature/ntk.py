@@ -51,7 +51,7 @@ class NTKSpectrum(Result):
         return self.trace.value / top
 
 
-@of_parameters(NTK)
+@of_parameters(NTK, NTK)
 def ntk_spectrum(
     kernel: NTK,
     *,

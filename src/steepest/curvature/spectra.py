@@ -276,7 +276,7 @@ class GaussNewtonSplit(Result):
         return ResultTable(tuple(map(Column, names)), rows, "Hessian and its Gauss-Newton part")
 
 
-@of_parameters(Hessian)
+@of_parameters(Hessian, Hessian)
 def gauss_newton_split(
     H: Hessian,
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -60,6 +60,9 @@ class Audit(Result):
 
     def __bool__(self) -> bool:
         return self.ok
+
+    def __iter__(self) -> Iterator[AuditRow]:
+        return iter(self.rows)
 
     def __getitem__(self, parameter: str) -> AuditRow:
         """Return the row of a parameter."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import textwrap
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,7 +106,7 @@ class Plan(Result, Sequence[PlanRow]):
         self._rows = tuple(_modern(row) for row in rows)
         rates = {modern_geometry(name): rate for name, rate in (rates or {}).items()}
         self.notes = tuple(notes)
-        """What to know of how it came about, in sentences; comments in a file."""
+        """What to know of how it came about, in sentences."""
         self.rates = {**RATES, **rates}
         """Of the learning rate, for each geometry."""
         _known(self.rates, RATES, "geometry", "[rates]")
@@ -166,7 +165,8 @@ class Plan(Result, Sequence[PlanRow]):
 
     def save(self, path: str | Path) -> None:
         """Write TOML, whole or not at all."""
-        lines = [f"# {line}" for note in self.notes for line in textwrap.wrap(sentence(note), 98)]
+        notes = [f"  {_text(note)}," for note in self.notes]
+        lines = ["notes = [", *notes, "]", ""] if notes else []
         lines += ["# Which geometry each parameter descends in. geometry is one of:"]
         lines += [f"#   {', '.join(get_args(Planned))}", ""]
         lines += [
@@ -194,7 +194,10 @@ class Plan(Result, Sequence[PlanRow]):
             content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"got {path}, which is no TOML: {error}") from error
-        _known(content, ("rates", "parameters"), "section", str(path))
+        _known(content, ("notes", "rates", "parameters"), "section", str(path))
+        notes = content.get("notes", [])
+        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+            raise ValueError(f"got notes = {notes!r} in {path}, expected a list of sentences")
         entries = content.get("parameters", {})
         rows = []
         for name, entry in entries.items():
@@ -214,7 +217,7 @@ class Plan(Result, Sequence[PlanRow]):
                     entry.get("view"),
                 )
             )
-        return cls(rows, content.get("rates"))
+        return cls(rows, content.get("rates"), notes)
 
     def optimizer(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -26,7 +26,8 @@ class Eigenpairs:
 
     Attributes:
         values: `(k,)`, float64, in descending order.
-        errors: `(k,)`, float64, how far each can be from an eigenvalue of the operator.
+        errors: `(k,)`, float64, how far each can be from an eigenvalue of the operator; never below
+            the rounding of products, 10 eps times the largest |value|.
         vectors: `(n, k)`, orthonormal columns.
         products: how many products with the operator it took.
         converged: whether every error is within the tolerance asked for.
@@ -34,7 +35,7 @@ class Eigenpairs:
 
     values: Tensor
     errors: Tensor
-    vectors: Tensor
+    vectors: Tensor = field(repr=False)
     products: int
     converged: bool
 
@@ -231,7 +232,7 @@ def eigenpairs(
             converged = converged and bool(close.all())
             converged = converged and len(inside) >= len(best) + 2
         if converged or process.size >= limit:
-            errors = _error_bounds(values, residuals)[chosen]
+            errors = _error_bounds(values, residuals)[chosen].clamp(min=floor)
             vectors = process.vectors(coefficients[:, chosen])
             return Eigenpairs(values[chosen], errors, vectors, process.products, converged)
 

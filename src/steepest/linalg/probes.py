@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ class SpectralDensity:
         products: how many products with the operator it took.
     """
 
-    nodes: Tensor
-    weights: Tensor
+    nodes: Tensor = field(repr=False)
+    weights: Tensor = field(repr=False)
     size: int
     products: int
 

@@ -49,9 +49,15 @@ def register(optimizer: type[SteepestDescent]) -> type[SteepestDescent]:
     """Add the records of a class to the family, also as a decorator; return the class.
 
     Raises:
-        ValueError: for a name that another class has.
+        ValueError: for a name that another class has, and for `records` that are no tuple of them.
     """
-    for record in vars(optimizer).get("records", ()):
+    records = vars(optimizer).get("records", ())
+    if not isinstance(records, tuple) or not all(isinstance(r, Record) for r in records):
+        comma = "; a tuple of one needs a comma: (Record(...),)" * isinstance(records, Record)
+        raise ValueError(
+            f"got records={records!r} in {optimizer.__name__}, expected a tuple of Record{comma}"
+        )
+    for record in records:
         known = _FAMILY.get(record.name)
         if known is not None and known.kind.__qualname__ != optimizer.__qualname__:
             raise ValueError(
@@ -71,6 +77,7 @@ def record_of(optimizer: str | type[Optimizer]) -> Record:
 
     Raises:
         ValueError: for an unknown one.
+        TypeError: for what is neither, such as an optimizer that is made already.
 
     >>> record_of("muon").label, record_of(Muon).geometry
     ('Muon', 'spectral')
@@ -82,14 +89,21 @@ def record_of(optimizer: str | type[Optimizer]) -> Record:
         close = difflib.get_close_matches(optimizer, _FAMILY, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"got optimizer={optimizer!r}, expected one of {', '.join(_FAMILY)}{hint}")
+    if not isinstance(optimizer, type):
+        raise TypeError(
+            f"got optimizer={type(optimizer).__name__}(...), expected the name of an optimizer, "
+            'such as "muon", or the class itself, such as Muon: the optimizer is made later'
+        )
     for record in reversed(_FAMILY.values()):  # of several of a class the last is the plain one
         if record.kind is optimizer and not record.settings:
             return record
     if issubclass(optimizer, SteepestDescent) and vars(optimizer).get("records"):
         return record_of(register(optimizer).records[-1].name)
+    name = optimizer.__name__
+    hint = f"; {name} has only those that it inherits" if getattr(optimizer, "records", ()) else ""
     raise ValueError(
-        f"got optimizer={optimizer.__name__}, expected one of {', '.join(_FAMILY)}, or a class "
-        "with `records`"
+        f"got optimizer={name}, expected one of {', '.join(_FAMILY)}, or a subclass of "
+        f"SteepestDescent with `records` of its own{hint}"
     )
 
 

@@ -7,6 +7,7 @@ class.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
@@ -116,6 +117,16 @@ class Record:
     kind: type[Optimizer] = Optimizer
     settings: Mapping[str, Any] = field(default_factory=dict)
     update: Callable[[Mapping[str, Any], bool], Update] | None = None
+
+    def __post_init__(self) -> None:
+        numbers = isinstance(self.rates, tuple | list) and all(
+            isinstance(rate, int | float) and 0 < rate < math.inf for rate in self.rates
+        )
+        if not numbers or list(self.rates) != sorted(set(self.rates)):
+            raise ValueError(
+                f"got rates={self.rates!r} in the record of {self.name!r}, expected a tuple of "
+                "finite numbers above 0, ascending, such as rates=(0.01, 0.02, 0.04)"
+            )
 
 
 def need(

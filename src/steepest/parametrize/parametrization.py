@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from inspect import signature
 from typing import Any, Literal, get_args
@@ -77,6 +77,9 @@ class Parametrized(Result):
     def has_memory(self) -> bool:
         """Whether the first step of the optimizer depends on what it keeps."""
         return self._record.kind is not torch.optim.SGD
+
+    def __iter__(self) -> Iterator[ParameterFactors]:
+        return iter(self.rows)
 
     def __getitem__(self, name: str) -> ParameterFactors:
         """Return the row of a parameter."""
@@ -300,6 +303,7 @@ def parametrize(
     Raises:
         ValueError: for axes that do not grow in proportion, parameters that nothing is known of,
             unknown branches or head sizes, settings without a rate. The message names them.
+        TypeError: for an optimizer that is neither a name nor a class.
 
     The user's tensors are scaled to the RMS of the base times a factor. That RMS is measured on one
     base model, so it has a relative error of about 1/sqrt(2 n) for n random entries.
@@ -320,7 +324,9 @@ def parametrize(
             f"got {sorted(unknown)} in target, which base has no value for; expected sizes of base"
         )
     settings = modern(settings or {})
-    _check_settings(record_of(optimizer), settings)
+    record = record_of(optimizer)
+    optimizer = record.name
+    _check_settings(record, settings)
     update = update_of(optimizer, settings, rule)
     target = {**base, **target}
     like = None

@@ -107,6 +107,9 @@ class CoordinateCheck(Result):
         rows = [row for row in self.rows if row.passed is self.passed]
         return max(rows, key=lambda row: 0.0 if math.isnan(row.slope) else abs(row.slope))
 
+    def __iter__(self) -> Iterator[LayerSlope]:
+        return iter(self.rows)
+
     def __getitem__(self, key: tuple[str, int]) -> LayerSlope:
         """Return the row of a layer and a step."""
         for row in self.rows:

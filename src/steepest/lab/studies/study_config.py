@@ -55,10 +55,16 @@ class StudyConfig:
                 raise InputError(f"got {name}={value}, expected at least 1")
         if self.seeds > MOST_SEEDS:
             raise InputError(f"got seeds={self.seeds}, expected at most {MOST_SEEDS}")
-        if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
+        if not self.optimizers:
+            raise InputError("got no optimizers, expected at least one after --optimizers")
+        if len(set(self.optimizers)) < len(self.optimizers):
             raise InputError(f"got optimizers {self.optimizers}, expected each of them once")
         for name in self.optimizers:
-            named_optimizer(name)
+            if not named_optimizer(name).rates:
+                raise InputError(
+                    f"got {name!r}, whose record has no rates for a study to start from; expected "
+                    "some, such as rates=(0.01, 0.02, 0.04) in its Record"
+                )
 
     @property
     def first_run(self) -> TrainConfig:

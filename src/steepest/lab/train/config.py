@@ -74,7 +74,11 @@ class TrainConfig:
     """Updates between two lines of metrics."""
 
     def __post_init__(self) -> None:
-        named_optimizer(self.optimizer)
+        if not named_optimizer(self.optimizer).rates and self.lr is None:
+            raise InputError(
+                f"got the optimizer {self.optimizer!r}, whose record has no rates, without a "
+                "learning rate; pass --lr, or add rates to its record"
+            )
         counts = ("steps", "batch", "accumulate", "validate_every", "validate_windows", "log_every")
         for name in (*counts, "threads"):
             value = getattr(self, name)
@@ -105,8 +109,10 @@ class TrainConfig:
     @property
     def rate(self) -> float:
         """The learning rate of the matrices."""
+        if self.lr is not None:
+            return self.lr
         rates = named_optimizer(self.optimizer).rates
-        return rates[len(rates) // 2] if self.lr is None else self.lr
+        return rates[len(rates) // 2]
 
     @property
     def warmup_steps(self) -> int:

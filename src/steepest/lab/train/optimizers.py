@@ -22,19 +22,16 @@ def named_optimizer(name: str) -> Record:
     """Return the record of an optimizer by its name, or of a user's class at its import path.
 
     Raises:
-        InputError: for an unknown name, or a class without a record that has rates.
+        InputError: for an unknown name, or a class without a record.
     """
     if ":" in name:
         kind = inspect.unwrap(imported(name))
         if not (isinstance(kind, type) and issubclass(kind, SteepestDescent)):
             raise InputError(f"got {name!r}, expected a subclass of steepest.optim.SteepestDescent")
         try:
-            record = record_of(kind)
+            return record_of(kind)
         except ValueError as error:
             raise InputError(f"got {name!r}: {error}") from error
-        if not record.rates:
-            raise InputError(f"got {name!r}, whose record has no rates to start from")
-        return record
     if name not in study_names():
         raise InputError(
             f"got {name!r}{did_you_mean(name, study_names())}, expected one of "
