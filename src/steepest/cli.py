@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from steepest.diagnosis import Level
-from steepest.diagnosis.warmup import STEPS
+from steepest.diagnosis.warmup import WARMUP_STEPS
 from steepest.lab.arguments import parsed
 from steepest.lab.errors import InputError
 from steepest.lab.imports import (
@@ -308,7 +308,7 @@ def _diagnose(command: Diagnose) -> None:
     for key in ("monitored", "checkpoint"):
         settings[key] = settings[key] and str(settings[key])
     out = command.out or _folder("diagnosis", settings)
-    steps = STEPS if command.warmup_steps == "auto" else command.warmup_steps
+    steps = WARMUP_STEPS if command.warmup_steps == "auto" else command.warmup_steps
     with bars() as shown:
         diagnosis, audited, summary = diagnosis_study(
             model,

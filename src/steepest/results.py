@@ -195,10 +195,10 @@ class ResultTable(Result):
         return f"<table>{title}{body}</table>{caption}"
 
 
-Row = TypeVar("Row", bound=Result)
+Entry = TypeVar("Entry", bound=Result)
 
 
-class Results(Result, list[Row]):
+class Results(Result, list[Entry]):
     """A list of results of one kind, which is one table with the rows of all."""
 
     def table(self) -> ResultTable:

@@ -20,12 +20,12 @@ from steepest.curvature.linear_map import CurvatureOperator
 from steepest.curvature.loss_function import Loss
 from steepest.curvature.operators import NTK, Hessian, LossOperator
 
-Operator = TypeVar("Operator", bound=CurvatureOperator)
+OperatorType = TypeVar("OperatorType", bound=CurvatureOperator)
 Operator_contra = TypeVar("Operator_contra", bound=CurvatureOperator, contravariant=True)
 Argument = TypeVar("Argument")
 Argument_contra = TypeVar("Argument_contra", contravariant=True)
 Options = ParamSpec("Options")
-Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 Result_co = TypeVar("Result_co", covariant=True)
 
 
@@ -54,7 +54,8 @@ class OfParameters(Protocol[Operator_contra, Options, Result_co]):
 def of_parameters(
     build: Callable[..., LossOperator], operator: type[CurvatureOperator] = CurvatureOperator
 ) -> Callable[
-    [Callable[Concatenate[Operator, Options], Result]], OfParameters[Operator, Options, Result]
+    [Callable[Concatenate[OperatorType, Options], Answer]],
+    OfParameters[OperatorType, Options, Answer],
 ]:
     """Let a function take what `build` makes an operator of in place of the operator.
 
@@ -64,9 +65,9 @@ def of_parameters(
     """
 
     def decorate(
-        function: Callable[Concatenate[Operator, Options], Result],
-    ) -> OfParameters[Operator, Options, Result]:
-        of_operator: Callable[..., Result] = function
+        function: Callable[Concatenate[OperatorType, Options], Answer],
+    ) -> OfParameters[OperatorType, Options, Answer]:
+        of_operator: Callable[..., Answer] = function
 
         def of_model(
             model: nn.Module,
@@ -78,12 +79,12 @@ def of_parameters(
             dtype: torch.dtype | None = None,
             keep_graphs: bool | None = None,
             **options: object,
-        ) -> Result:
+        ) -> Answer:
             settings = {"batch_norm": batch_norm, "dtype": dtype, "keep_graphs": keep_graphs}
             return of_operator(build(model, loss, batch, parameters, **settings), **options)
 
         return cast(
-            OfParameters[Operator, Options, Result], _either(of_operator, of_model, operator)
+            OfParameters[OperatorType, Options, Answer], _either(of_operator, of_model, operator)
         )
 
     return decorate
@@ -139,8 +140,8 @@ class OfArgument(Protocol[Argument_contra, Options, Result_co]):
 def of_argument(
     parameters: Callable[..., list[str]],
 ) -> Callable[
-    [Callable[Concatenate[Hessian, Argument, Options], Result]],
-    OfArgument[Argument, Options, Result],
+    [Callable[Concatenate[Hessian, Argument, Options], Answer]],
+    OfArgument[Argument, Options, Answer],
 ]:
     """Let a function take (model, loss, batch) in place of a Hessian.
 
@@ -150,9 +151,9 @@ def of_argument(
     """
 
     def decorate(
-        function: Callable[Concatenate[Hessian, Argument, Options], Result],
-    ) -> OfArgument[Argument, Options, Result]:
-        of_operator: Callable[..., Result] = function
+        function: Callable[Concatenate[Hessian, Argument, Options], Answer],
+    ) -> OfArgument[Argument, Options, Answer]:
+        of_operator: Callable[..., Answer] = function
 
         def of_model(
             model: nn.Module,
@@ -163,7 +164,7 @@ def of_argument(
             dtype: torch.dtype | None = None,
             keep_graphs: bool | None = None,
             **options: object,
-        ) -> Result:
+        ) -> Answer:
             names = parameters(model, *argument, **options)
             H = Hessian(
                 model,
@@ -176,16 +177,16 @@ def of_argument(
             )
             return of_operator(H, *argument, **options)
 
-        return cast(OfArgument[Argument, Options, Result], _either(of_operator, of_model, Hessian))
+        return cast(OfArgument[Argument, Options, Answer], _either(of_operator, of_model, Hessian))
 
     return decorate
 
 
 def _either(
-    of_operator: Callable[..., Result],
-    of_model: Callable[..., Result],
+    of_operator: Callable[..., Answer],
+    of_model: Callable[..., Answer],
     operator: type[CurvatureOperator],
-) -> Callable[..., Result]:
+) -> Callable[..., Answer]:
     name = of_operator.__name__
     _, *more = signature(of_operator).parameters.values()
     needed = "".join(f", {p.name}" for p in more if p.kind is p.POSITIONAL_OR_KEYWORD)
@@ -196,7 +197,7 @@ def _either(
     )
 
     @wraps(of_operator)
-    def either(*arguments: object, **options: object) -> Result:
+    def either(*arguments: object, **options: object) -> Answer:
         if arguments and isinstance(arguments[0], CurvatureOperator):
             if not isinstance(arguments[0], operator):
                 raise TypeError(

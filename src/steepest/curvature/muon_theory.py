@@ -25,7 +25,7 @@ from steepest.linalg.krylov import eigenpairs, start_near
 from steepest.random_numbers import copied_generator
 from steepest.results import Column, Result, Results, ResultTable
 
-EXACT = Spectral("svd")
+EXACT_POLAR = Spectral("svd")
 """Polynomials leave singular values above 1, and bounds would be none."""
 
 
@@ -145,7 +145,7 @@ def muon_conditions(
     check(tolerance, max_products)
     generator = generator or copied_generator()
     rows = []
-    geometry = LayerwiseSpectral(EXACT)
+    geometry = LayerwiseSpectral(EXACT_POLAR)
     for part, members in parameter_hessians(H):
         for place in members:
             before = part.products

@@ -13,7 +13,7 @@ from torch import nn
 
 from steepest.curvature.forms import of_argument
 from steepest.curvature.hessian_blocks import HessianBlock, Place, parameter_names, places
-from steepest.curvature.muon_theory import EXACT, check, climb, decrease, inner
+from steepest.curvature.muon_theory import EXACT_POLAR, check, climb, decrease, inner
 from steepest.curvature.operators import Hessian
 from steepest.geometry import Geometry, LayerwiseSpectral, StackedSpectral
 from steepest.model.parameter_roles import roles
@@ -112,9 +112,9 @@ def stack_conditions(
     """
     check(tolerance, max_products)
     norms: dict[Norm, Geometry] = {
-        "mode 1": StackedSpectral(1, EXACT),
-        "mode 2": StackedSpectral(2, EXACT),
-        "layerwise": LayerwiseSpectral(EXACT),
+        "mode 1": StackedSpectral(1, EXACT_POLAR),
+        "mode 2": StackedSpectral(2, EXACT_POLAR),
+        "layerwise": LayerwiseSpectral(EXACT_POLAR),
     }
     rows = []
     for members in _stacks(H.model, stacks, size):

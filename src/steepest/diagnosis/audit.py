@@ -32,7 +32,7 @@ from steepest.optim.copying import copies_of
 from steepest.random_numbers import generators_kept, seeded
 from steepest.results import Column, Result, ResultTable
 
-EXACT = 256  # rows or columns up to which spectral norms take all singular values
+EXACT_SIDE = 256  # rows or columns up to which spectral norms take all singular values
 SAME = 0.05  # up to this difference, half the gradient gives the same update
 _Tensors = dict[Tensor, Tensor]  # keyed by parameters
 
@@ -306,7 +306,7 @@ def _measured(
 
 
 def _norm(matrix: Tensor) -> float:
-    return float(spectral_norm(matrix, "exact" if min(matrix.shape) <= EXACT else "power"))
+    return float(spectral_norm(matrix, "exact" if min(matrix.shape) <= EXACT_SIDE else "power"))
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 No model of the loss at the start will do: what bounds later steps is the curvature of other
 directions than the first, and a few steps of one matrix bend the loss beyond its second order. So
-the loss itself is descended for `STEPS` steps of the best size. Directions come from some batches
-in turn, the decrease is read off another.
+the loss itself is descended for `DESCENT_STEPS` steps of the best size. Directions come from some
+batches in turn, the decrease is read off another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from steepest.curvature.loss_function import LossFunction
 from steepest.diagnosis.evidence import Evidence, matrices_of
 
-STEPS = 4
+DESCENT_STEPS = 4
 FARTHEST = 12
 """How far the best size of a step is looked for from a guess, in powers of 2."""
 Step = Callable[[Tensor, int], Tensor]
@@ -33,7 +33,8 @@ class Descent:
 
     Attributes:
         sizes: of the first step, those that were tried, `(S,)`; the next ones fall linearly.
-        falls: by how much the loss falls in `STEPS` steps, `(B, S)`; minus infinity if it blows up.
+        falls: by how much the loss falls in `DESCENT_STEPS` steps, `(B, S)`; minus infinity if it
+            blows up.
     """
 
     sizes: tuple[float, ...]
@@ -165,7 +166,7 @@ def _descent(layer: Layer, geometry: str, walk: Walk, batches: Sequence[Any]) ->
     tried: dict[int, Tensor] = {}
 
     def mean(octave: int) -> float:
-        tried[octave] = falls(octave, STEPS)
+        tried[octave] = falls(octave, DESCENT_STEPS)
         return float(tried[octave].mean())
 
     best_octave(mean, one + 1, (1,))  # several steps mostly go farther

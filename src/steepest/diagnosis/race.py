@@ -21,7 +21,7 @@ from steepest.diagnosis.descent import Walk, best_octave
 from steepest.diagnosis.evidence import GEOMETRIES, Evidence, GeometryName, direction
 from steepest.statistics import Interval, jackknife
 
-STEPS = 8
+RACE_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def race(
         results[place.label] = tuple(
             RaceResult(
                 geometry,
-                STEPS,
+                RACE_STEPS,
                 sorted(sizes[geometry])[len(batches) // 2],
                 fmean(falls[geometry]),
                 tuple(falls[geometry]),
@@ -119,7 +119,9 @@ class _Track:
         @cache
         def falls(octave: int) -> list[float]:
             size = guess * 2.0**octave
-            return self._walk.falls(size, STEPS, self._direction(geometry, rest), [tune, score])
+            return self._walk.falls(
+                size, RACE_STEPS, self._direction(geometry, rest), [tune, score]
+            )
 
         best = best_octave(lambda octave: falls(octave)[0], 0, (2, 1) if wide else (1,))
         return guess * 2.0**best, falls(best)[1]

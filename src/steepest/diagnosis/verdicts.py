@@ -29,7 +29,7 @@ from steepest.diagnosis.progress import OnProgress, Work
 from steepest.diagnosis.race import RaceResult, race
 from steepest.diagnosis.stacks import judge_stack, stack_layers
 from steepest.diagnosis.warmup import (
-    STEPS,
+    WARMUP_STEPS,
     Steps,
     WarmUp,
     checked_steps,
@@ -181,7 +181,7 @@ def started(
     """
     asked = checked_steps(warmup_steps)
     fresh = looks_fresh(function, batches)
-    steps = (STEPS if fresh else 0) if asked == "auto" else asked
+    steps = (WARMUP_STEPS if fresh else 0) if asked == "auto" else asked
     table = roles_in_loss(function.model, function.loss, batches[0])
     places = _places(table, function.model, parameters)
     if not steps:

@@ -24,7 +24,7 @@ from steepest.diagnosis.plan import Plan
 from steepest.random_numbers import seeded
 
 Steps = int | Literal["auto"]
-STEPS = 60
+WARMUP_STEPS = 60
 """Of a warm-up where the weights look fresh."""
 LEARNING_RATES = (0.02, 0.005, 0.00125)
 """The default of Muon first; the next one where the loss did not fall."""

@@ -81,7 +81,7 @@ RateOrNone = Annotated[
     float | Tensor | None,
     Check(_or_none(_is_rate), "a finite number of at least 0, or None for the default"),
 ]
-Size = Annotated[float, Check(_is_size, "a finite number of at least 0")]
+NonNegative = Annotated[float, Check(_is_size, "a finite number of at least 0")]
 Exponent = Annotated[
     float, Check(lambda value: _is_number(value) and value > 0, "a finite number above 0")
 ]

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from steepest.linalg.newton_schulz import power_of_two
 from steepest.linalg.products import product
-from steepest.optim.checks import Checks, Count, Fraction, Limit, Rate, Size, choice
+from steepest.optim.checks import Checks, Count, Fraction, Limit, NonNegative, Rate, choice
 from steepest.optim.kronecker import (
     NEVER,
+    AdaptedLength,
     KroneckerDescent,
-    Length,
     Side,
     average,
     count_step,
@@ -112,14 +112,14 @@ class KLShampoo(KroneckerDescent):
         momentum: Fraction = 0.9,
         beta2: Fraction = 0.95,
         sequential: bool = False,
-        eps: Size = 1e-4,
+        eps: NonNegative = 1e-4,
         relative_eps: bool = True,
         bias_correction: bool = True,
         interval: Count = 10,
         block: Limit = 1024,
-        length: Length = "adam",
+        length: AdaptedLength = "adam",
         graft_beta2: Fraction = 0.95,
-        graft_eps: Size = 1e-8,
+        graft_eps: NonNegative = 1e-8,
         scale: Scale = "none",
         **settings: Unpack[Settings],
     ):

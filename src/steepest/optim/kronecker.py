@@ -44,7 +44,7 @@ from steepest.optim.steepest_descent import SteepestDescent
 
 Side = Literal["left", "right"]
 Sides = Literal["both", "left", "right"]
-Length = Literal["adam", "muon", "own"]
+AdaptedLength = Literal["adam", "muon", "own"]
 _Any = TypeVar("_Any")
 _ENTRIES_RENEWED = 2**20  # at a time: small factors share the cost of a call, large ones need not
 NEVER = -1  # the step in which a side was renewed that never was

@@ -19,7 +19,7 @@ from steepest.optim.stored_groups import override_for
 if TYPE_CHECKING:
     from steepest.optim.steepest_descent import SteepestDescent
 
-Group = dict[str, Any]
+StoredGroup = dict[str, Any]
 _OF_THE_MODEL = ("views", "stacks")  # how parameters are matrices stays as constructed
 _WIDEST = {"momentum": 0.5, "length": "adam", "sides": "both", "max_side": None}
 """Settings with which a class keeps the most: what an earlier setting has left is its own too."""
@@ -33,8 +33,8 @@ class Loading:
 
     def __init__(self, optimizer: SteepestDescent):
         self._optimizer = optimizer
-        self._groups: list[Group] = optimizer.param_groups
-        self._states: list[tuple[Group, Tensor, Mapping[str, Any], Memory]] = []
+        self._groups: list[StoredGroup] = optimizer.param_groups
+        self._states: list[tuple[StoredGroup, Tensor, Mapping[str, Any], Memory]] = []
 
     def check(self, _: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Return the state with parameters in the order of the optimizer; raise if it is wrong."""
@@ -58,7 +58,7 @@ class Loading:
         return {**state_dict, "param_groups": ordered}
 
     def _check_states(
-        self, group: Group, ids: list[Any], states: Mapping[Any, Mapping[str, Any]]
+        self, group: StoredGroup, ids: list[Any], states: Mapping[Any, Mapping[str, Any]]
     ) -> None:
         known: dict[tuple[Any, ...], Memory] = {}
         for k, (i, p) in enumerate(zip(ids, group["params"], strict=True)):
@@ -76,7 +76,7 @@ class Loading:
                 self._states.append((group, p, state, known[key]))
 
     def _check_state(
-        self, group: Group, k: int, state: Mapping[str, Any], memory: Memory, untouched: bool
+        self, group: StoredGroup, k: int, state: Mapping[str, Any], memory: Memory, untouched: bool
     ) -> bool:
         """Whether the state is to be loaded; raises if it does not fit."""
         for key, expected in memory.items():
@@ -105,7 +105,7 @@ class Loading:
             "of that parameter out to start its memory anew"
         )
 
-    def _widest(self, group: Group, k: int) -> Memory:
+    def _widest(self, group: StoredGroup, k: int) -> Memory:
         widest = {key: value for key, value in _WIDEST.items() if key in group}
         return memory_of(self._optimizer, {**group, **widest}, k)
 
@@ -147,13 +147,13 @@ def _converted(value: Any, p: Tensor, shape: torch.Size, dtype: torch.dtype) -> 
     return value.to(value.device if counter else p.device, dtype, copy=True).reshape(shape)
 
 
-def _merged(own: Group, loaded: Group) -> Group:
+def _merged(own: StoredGroup, loaded: StoredGroup) -> StoredGroup:
     """The group as it will be: settings of the state, and what the state does not have."""
     kept = {key: own[key] for key in ("params", *_OF_THE_MODEL) if key in own}
     return {**own, **loaded, **kept}
 
 
-def _check_groups(groups: list[Group], saved: list[Group]) -> None:
+def _check_groups(groups: list[StoredGroup], saved: list[StoredGroup]) -> None:
     """Raise unless there are as many groups, of the same geometries and sizes."""
     if len(groups) != len(saved):
         raise ValueError(
@@ -174,7 +174,7 @@ def _check_groups(groups: list[Group], saved: list[Group]) -> None:
             )
 
 
-def _check_roles(groups: list[Group], saved: list[Group], whole: bool) -> None:
+def _check_roles(groups: list[StoredGroup], saved: list[StoredGroup], whole: bool) -> None:
     """Raise if other parameters are matrices; with `whole`, also if they are other matrices."""
     own = {_plain(name): name for group in groups for name in _names(group) or ()}
     stored = [
@@ -188,7 +188,7 @@ def _check_roles(groups: list[Group], saved: list[Group], whole: bool) -> None:
         )
 
 
-def _names(group: Group) -> list[str] | None:
+def _names(group: StoredGroup) -> list[str] | None:
     """Names of the parameters of a group, where they are known."""
     params = group["params"]
     if params and all(isinstance(p, str) for p in params):
@@ -209,7 +209,9 @@ def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
 
 
-def _in_order(own: Group, saved: Group, i: int, settings: Container[str]) -> Group:
+def _in_order(
+    own: StoredGroup, saved: StoredGroup, i: int, settings: Container[str]
+) -> StoredGroup:
     """The group of a state with its parameters in the order of the optimizer's, matched by name."""
     saved = {
         key: value

@@ -6,7 +6,7 @@ W, and take care of nothing: no batches, no zero or infinite gradients, no half 
 hold the optimizers of this package against these functions in float64.
 
 β and β₂ are the weights of the past, `momentum` and `beta2`; λ is the weight decay. Options have
-the names and values that they have in the optimizers. All functions take those of `Decay`.
+the names and values that they have in the optimizers. All functions take those of `DecaySettings`.
 
 >>> target = torch.eye(2)
 >>> muon(torch.zeros(2, 2), lambda W, t: W - target, steps=100, lr=0.01).diagonal()
@@ -22,7 +22,7 @@ from typing import Literal, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-Gradient = Callable[[Tensor, int], Tensor]
+GradientAt = Callable[[Tensor, int], Tensor]
 SCALES: dict[str, Callable[[int, int], float]] = {
     "spectral": lambda out, in_: math.sqrt(out / in_),
     "original": lambda out, in_: math.sqrt(max(1, out / in_)),
@@ -31,7 +31,7 @@ SCALES: dict[str, Callable[[int, int], float]] = {
 }
 
 
-class Decay(TypedDict, total=False):
+class DecaySettings(TypedDict, total=False):
     """The weight decay λ, 0 by default, and the way it acts; see `decayed`."""
 
     weight_decay: float
@@ -65,7 +65,7 @@ def inverse_root(A: Tensor, p: float, eps: float, relative: bool = True) -> Tens
 
 
 def sign_sgd(
-    W: Tensor, gradient: Gradient, steps: int, lr: float, **decay: Unpack[Decay]
+    W: Tensor, gradient: GradientAt, steps: int, lr: float, **decay: Unpack[DecaySettings]
 ) -> Tensor:
     """Sign descent: the largest entry of a step is lr. Bernstein et al., arXiv 1802.04434."""
     for t in range(1, steps + 1):
@@ -76,12 +76,12 @@ def sign_sgd(
 
 def signum(
     W: Tensor,
-    gradient: Gradient,
+    gradient: GradientAt,
     steps: int,
     lr: float,
     *,
     momentum: float = 0.9,
-    **decay: Unpack[Decay],
+    **decay: Unpack[DecaySettings],
 ) -> Tensor:
     """SignSGD with momentum. Bernstein et al., arXiv 1802.04434, algorithm 2."""
     M = torch.zeros_like(W)
@@ -101,14 +101,14 @@ def adam_direction(
 
 def adamw(
     W: Tensor,
-    gradient: Gradient,
+    gradient: GradientAt,
     steps: int,
     lr: float,
     *,
     momentum: float = 0.9,
     beta2: float = 0.95,
     eps: float = 1e-8,
-    **decay: Unpack[Decay],
+    **decay: Unpack[DecaySettings],
 ) -> Tensor:
     """Signum, adapted entry by entry. Loshchilov and Hutter, arXiv 1711.05101, algorithm 2."""
     M, V = torch.zeros_like(W), torch.zeros_like(W)
@@ -123,13 +123,13 @@ def adamw(
 
 def spectral_descent(
     W: Tensor,
-    gradient: Gradient,
+    gradient: GradientAt,
     steps: int,
     lr: float,
     *,
     length: Literal["own", "dual"] = "own",
     scale: str = "spectral",
-    **decay: Unpack[Decay],
+    **decay: Unpack[DecaySettings],
 ) -> Tensor:
     """Spectral descent: the spectral norm of a step is lr sqrt(out / in). Carlson et al. (2015).
 
@@ -145,14 +145,14 @@ def spectral_descent(
 
 def muon(
     W: Tensor,
-    gradient: Gradient,
+    gradient: GradientAt,
     steps: int,
     lr: float,
     *,
     momentum: float = 0.95,
     nesterov: bool = True,
     scale: str = "spectral",
-    **decay: Unpack[Decay],
+    **decay: Unpack[DecaySettings],
 ) -> Tensor:
     """Spectral descent with momentum. K. Jordan et al., "Muon" (2024)."""
     M = torch.zeros_like(W)
@@ -167,7 +167,7 @@ def muon(
 
 def teon(
     W: Tensor,
-    gradient: Gradient,
+    gradient: GradientAt,
     steps: int,
     lr: float,
     *,
@@ -176,7 +176,7 @@ def teon(
     mode: Literal[1, 2] = 1,
     length: Literal["own", "muon"] = "own",
     scale: str = "spectral",
-    **decay: Unpack[Decay],
+    **decay: Unpack[DecaySettings],
 ) -> Tensor:
     """Muon on K layers side by side, W `(K, out, in)`. Zhang et al., arXiv 2601.23261.
 
@@ -204,7 +204,7 @@ def with_length(D: Tensor, length: str, adam: Tensor) -> Tensor:
 
 def shampoo(
     W: Tensor,
-    gradient: Gradient,
+    gradient: GradientAt,
     steps: int,
     lr: float,
     *,
@@ -216,7 +216,7 @@ def shampoo(
     relative_eps: bool = True,
     bias_correction: bool = True,
     length: Literal["adam", "muon", "own"] = "adam",
-    **decay: Unpack[Decay],
+    **decay: Unpack[DecaySettings],
 ) -> Tensor:
     """Muon, adapted from both sides; as long as Adam's step. Gupta et al., arXiv 1802.09568."""
     out, in_ = W.shape
@@ -241,7 +241,7 @@ def shampoo(
 
 def kl_shampoo(
     W: Tensor,
-    gradient: Gradient,
+    gradient: GradientAt,
     steps: int,
     lr: float,
     *,
@@ -252,7 +252,7 @@ def kl_shampoo(
     relative_eps: bool = True,
     bias_correction: bool = True,
     length: Literal["adam", "muon", "own"] = "adam",
-    **decay: Unpack[Decay],
+    **decay: Unpack[DecaySettings],
 ) -> Tensor:
     """Shampoo whose factors whiten each other. Lin et al., arXiv 2509.03378.
 
@@ -282,7 +282,7 @@ def kl_shampoo(
 
 def soap(
     W: Tensor,
-    gradient: Gradient,
+    gradient: GradientAt,
     steps: int,
     lr: float,
     *,
@@ -293,7 +293,7 @@ def soap(
     slots: tuple[int | None, int | None] = (0, 0),
     length: Literal["own", "spectral"] = "own",
     factors: tuple[Tensor, Tensor] | None = None,
-    **decay: Unpack[Decay],
+    **decay: Unpack[DecaySettings],
 ) -> Tensor:
     """Adam in the eigenbasis of Shampoo's factors. Vyas et al., arXiv 2409.11321, algorithm 3.
 

@@ -14,8 +14,8 @@ from steepest.optim.checks import (
     Betas,
     Checks,
     MemoryType,
+    NonNegative,
     RateOrNone,
-    Size,
     check_of,
     choice,
 )
@@ -52,15 +52,15 @@ class Settings(TypedDict, total=False):
             seed every time, so a run can be repeated and resumed bit for bit.
     """
 
-    weight_decay: Size
+    weight_decay: NonNegative
     decay: Decay
     heavy_ball: bool
     maximize: bool
     roles: Mapping[Role, Mapping[str, Any]]
     adamw_lr: RateOrNone
     adamw_betas: Betas
-    adamw_eps: Size
-    adamw_weight_decay: Size
+    adamw_eps: NonNegative
+    adamw_weight_decay: NonNegative
     nonfinite: OnNonfinite
     state_dtype: MemoryType
     rounding: Rounding

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from steepest.linalg.solvers import svd
 from steepest.model.matrix_view import MatrixView
-from steepest.optim.checks import Count, Exponent, Fraction, Limit, Rate, Size
+from steepest.optim.checks import Count, Exponent, Fraction, Limit, NonNegative, Rate
 from steepest.optim.kronecker import (
+    AdaptedLength,
     KroneckerDescent,
-    Length,
     Sides,
     average,
     count_step,
@@ -135,14 +135,14 @@ class Shampoo(KroneckerDescent):
         beta2: Fraction = 0.95,
         exponent: Exponent = 1 / 2,
         sides: Sides = "both",
-        eps: Size = 1e-4,
+        eps: NonNegative = 1e-4,
         relative_eps: bool = True,
         bias_correction: bool = True,
         interval: Count = 10,
         block: Limit = 1024,
-        length: Length = "adam",
+        length: AdaptedLength = "adam",
         graft_beta2: Fraction = 0.95,
-        graft_eps: Size = 1e-8,
+        graft_eps: NonNegative = 1e-8,
         scale: Scale = "none",
         **settings: Unpack[Settings],
     ):

@@ -14,7 +14,7 @@ from steepest.linalg.matrix_norms import spectral_norm
 from steepest.linalg.matrix_roots import eigendecomposition, follow_eigenvectors
 from steepest.linalg.products import product
 from steepest.optim import adamw
-from steepest.optim.checks import Count, Fraction, Limit, Rate, Size
+from steepest.optim.checks import Count, Fraction, Limit, NonNegative, Rate
 from steepest.optim.kronecker import (
     NEVER,
     KroneckerDescent,
@@ -114,7 +114,7 @@ class SOAP(KroneckerDescent):
         *,
         momentum: Fraction = 0.95,
         beta2: Fraction = 0.95,
-        eps: Size = 1e-8,
+        eps: NonNegative = 1e-8,
         sides: Sides = "both",
         interval: Count = 10,
         max_side: Limit = 1024,

@@ -28,7 +28,7 @@ from steepest.parametrize.parameter_factors import ParameterFactors, factors_of_
 from steepest.parametrize.rules import Rule, update_of
 from steepest.results import Column, Result, ResultTable
 
-Decay = Literal["base", "coupled"]
+DecayOfBase = Literal["base", "coupled"]
 # What groups have of their own, and would override without a word.
 _OF_GROUPS = {
     "lr", "weight_decay", "decay", "graft_eps", "adamw_lr", "adamw_eps", "adamw_weight_decay",
@@ -92,7 +92,7 @@ class Parametrized(Result):
         self,
         lr: float,
         weight_decay: float = 0.0,
-        decay: Decay = "base",
+        decay: DecayOfBase = "base",
         eps: float = 1e-8,
         adamw_lr: float | None = None,
         adamw_weight_decay: float = 0.0,
@@ -132,7 +132,7 @@ class Parametrized(Result):
                 DeprecationWarning,
                 stacklevel=callers_level(),
             )
-        if decay not in get_args(Decay):
+        if decay not in get_args(DecayOfBase):
             raise ValueError(f'got decay={decay!r}, expected "base" or "coupled"')
         every = {**self.settings, **modern(settings or {})}
         rows = {row.name: row for row in self.rows}
@@ -186,7 +186,7 @@ class Parametrized(Result):
         lr: float,
         *,
         weight_decay: float = 0.0,
-        decay: Decay = "base",
+        decay: DecayOfBase = "base",
         eps: float = 1e-8,
         adamw_lr: float | None = None,
         adamw_weight_decay: float = 0.0,

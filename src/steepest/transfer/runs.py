@@ -26,7 +26,7 @@ from steepest.parametrize.attention import HeadSize
 from steepest.parametrize.dimensions import Overrides
 from steepest.parametrize.parametrization import Parametrized
 
-LAST = 10
+LAST_LOSSES = 10
 """Losses at the end whose mean is the score of a run."""
 
 
@@ -216,4 +216,4 @@ def score(losses: Sequence[float], steps: int) -> float:
     """The mean of the last 10 of so many losses, at most twice the first, as for fewer of them."""
     if len(losses) < steps:
         return 2 * losses[0]
-    return min(fmean(losses[max(0, steps - LAST) : steps]), 2 * losses[0])
+    return min(fmean(losses[max(0, steps - LAST_LOSSES) : steps]), 2 * losses[0])

@@ -21,14 +21,14 @@ from steepest.lab.report.wording import NOT_MEASURED, finite, number, plural, wh
 from steepest.optim.record import ADAMW
 from steepest.printing import sentence
 
-GEOMETRIES = ("spectral", "sign", ADAMW)
+SHOWN = ("spectral", "sign", ADAMW)
 LIMIT = 3  # of the colours, in octaves
 
 
 def diagnosis_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Picture | None]]:
     """Return what the template shows, and the pictures by name."""
     rows = summary["rows"]
-    pictures = {f"map-{name}": _map(rows, name) for name in GEOMETRIES}
+    pictures = {f"map-{name}": _map(rows, name) for name in SHOWN}
     training = {"conditions": summary.get("monitored") or []}
     pictures["training"] = condition_map(training, colour_limit({"optimizers": [training]}))
     content = {
@@ -42,7 +42,7 @@ def diagnosis_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, P
         "level": summary["level"],
         "maps": [
             {"id": f"map-{name}", "label": name}
-            for name in GEOMETRIES
+            for name in SHOWN
             if pictures[f"map-{name}"] is not None
         ],
         "rows": [_row(row) for row in rows],
@@ -149,7 +149,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
             for name in ("gradient", "momentum")
             if row.get(name)
         ],
-        "ratios": [_times(_ratio(row, geometry)) for geometry in GEOMETRIES],
+        "ratios": [_times(_ratio(row, geometry)) for geometry in SHOWN],
         "verdict": row["verdict"],
         "reason": row["reason"] if row["verdict"] == "cannot tell" else "",
         "raced": "; ".join(raced),

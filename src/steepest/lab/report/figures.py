@@ -40,7 +40,7 @@ SYMBOLS = (
     "cross", "triangle-left", "bowtie",
 )  # fmt: skip
 CURVE_HOVER = "%{y:.4f} (%{customdata[0]:.4f} to %{customdata[1]:.4f}, n = %{customdata[2]})"
-NAMED = "<br>%{fullData.name}, %{x:.1f} s<extra></extra>"
+HOVER_OF_CURVES = "<br>%{fullData.name}, %{x:.1f} s<extra></extra>"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
@@ -91,7 +91,7 @@ def loss_curves(summary: dict[str, Any], against: str) -> Picture | None:
                 x=x, y=mean, mode="lines" if len(x) > 1 else "markers", **group,
                 line=_line(line),
                 customdata=list(zip(low, high, n, strict=True)),
-                hovertemplate=CURVE_HOVER + ("" if against == "tokens" else NAMED),
+                hovertemplate=CURVE_HOVER + ("" if against == "tokens" else HOVER_OF_CURVES),
             )
         )  # fmt: skip
     if not means:

@@ -34,7 +34,7 @@ PAGES = {
 }
 """What makes the content of a page and its pictures, for each kind of summary."""
 
-COMMANDS = {"diagnosis": ("diagnose", "model"), "transfer": ("transfer", "build")}
+COMMAND_OF = {"diagnosis": ("diagnose", "model"), "transfer": ("transfer", "build")}
 """Of these kinds the command, and which of the settings is its first argument."""
 
 SUMMARIES = ("summary.json", "diagnosis.json")
@@ -193,7 +193,7 @@ def _facts(summary: dict[str, Any]) -> list[str]:
 
 def _command(summary: dict[str, Any]) -> str | None:
     """What was typed; of some kinds it is made of the settings, which are called as the options."""
-    name, first = COMMANDS.get(str(summary.get("kind")), ("", ""))
+    name, first = COMMAND_OF.get(str(summary.get("kind")), ("", ""))
     settings = summary.get("settings") or {}
     if first not in settings:
         return summary.get("command")

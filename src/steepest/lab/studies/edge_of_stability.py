@@ -37,7 +37,7 @@ from steepest.lab.processes import in_processes
 from steepest.lab.studies.study_config import MOST_SEEDS
 from steepest.lab.train.run_folder import environment, opened, sentences_for_os_errors
 
-LAST = 5  # the part of a run that the verdict is on: one of so many
+LAST_RECORDS = 5  # the part of a run that the verdict is on: one of so many
 EDGE = (0.9, 1.1)
 RISING = 1.02  # times the mean over the part before
 BLOWN = 10.0  # times the loss at the start: diverged
@@ -67,7 +67,7 @@ class Method:
     rates: tuple[float, ...]
 
 
-METHODS: dict[MethodName, Method] = {
+EDGE_METHODS: dict[MethodName, Method] = {
     "gd": Method("GD", torch.optim.SGD, (0.1, 0.2, 0.4)),
     "heavy-ball": Method(
         "GD, heavy ball 0.9", partial(torch.optim.SGD, momentum=0.9), (0.125, 0.25, 0.5)
@@ -94,7 +94,7 @@ Key = tuple[MethodName, float, int]
 class EdgeConfig:
     """The network, the data and the length of the runs."""
 
-    optimizers: tuple[MethodName, ...] = tuple(METHODS)
+    optimizers: tuple[MethodName, ...] = tuple(EDGE_METHODS)
     """Which optimizers."""
     seeds: int = 2
     """Initializations for each optimizer and rate."""
@@ -116,10 +116,10 @@ class EdgeConfig:
                 raise InputError(f"got {name}={getattr(self, name)}, expected at least 1")
         if self.seeds > MOST_SEEDS:
             raise InputError(f"got seeds={self.seeds}, expected at most {MOST_SEEDS}")
-        if self.steps < LAST * self.every:
+        if self.steps < LAST_RECORDS * self.every:
             raise InputError(
                 f"got steps={self.steps} with a measurement every {self.every}, expected at least "
-                f"{LAST} measurements; the verdict is on the last fifth of them"
+                f"{LAST_RECORDS} measurements; the verdict is on the last fifth of them"
             )
         if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
             raise InputError(f"got optimizers {self.optimizers}, expected each of them once")
@@ -145,7 +145,7 @@ def edge_of_stability(
             (name, rate, seed)
             for seed in range(config.seeds)
             for name in config.optimizers
-            for rate in METHODS[name].rates
+            for rate in EDGE_METHODS[name].rates
         ]
         waiting = {str(place): run for run in runs if not (place := _place(out, *run)).exists()}
         done = len(runs) - len(waiting)
@@ -155,7 +155,9 @@ def edge_of_stability(
             check_folder()
             done += 1
             run, result = waiting[name], read_json(Path(name))
-            on_run(done, len(runs), f"{METHODS[run[0]].label} at {run[1]:g}: {result['verdict']}")
+            on_run(
+                done, len(runs), f"{EDGE_METHODS[run[0]].label} at {run[1]:g}: {result['verdict']}"
+            )
         summary = summarize_edge(config, {run: read_json(_place(out, *run)) for run in runs})
         write_json(out / "summary.json", summary)
         return summary
@@ -214,7 +216,7 @@ def trained(config: EdgeConfig, name: MethodName, rate: float, seed: int) -> dic
     """Train once; return the records of the tracker, the ratios and the verdict."""
     torch.manual_seed(seed)
     batch, model = digits(config.examples), network(config.width)
-    optimizer = METHODS[name].build(list(model.parameters()), lr=rate)
+    optimizer = EDGE_METHODS[name].build(list(model.parameters()), lr=rate)
     tracker = SharpnessTracker(model, squared_error, batch, optimizer, every=config.every)
     first, diverged = tracker.measure()["loss"], False
     try:
@@ -240,7 +242,7 @@ def verdict(records: list[dict[str, Any]], diverged: bool) -> dict[str, Any]:
     {'ratio': 1.02, 'low': 1.02, 'high': 1.02, 'verdict': 'at the edge'}
     """
     ratios = [record["stability"][0]["ratio"] for record in records if "stability" in record]
-    part = max(1, len(ratios) // LAST)
+    part = max(1, len(ratios) // LAST_RECORDS)
     before, last = ratios[-2 * part : -part], ratios[-part:]
     if diverged or not last or any(map(math.isnan, last)):
         return {"ratio": None, "low": None, "high": None, "verdict": "diverged"}
@@ -256,13 +258,13 @@ def summarize_edge(config: EdgeConfig, results: dict[Key, dict[str, Any]]) -> di
     """Return the summary: for each optimizer and rate the curves and verdicts of its seeds."""
     entries = []
     for name in config.optimizers:
-        for rate in METHODS[name].rates:
+        for rate in EDGE_METHODS[name].rates:
             runs = [results[name, rate, seed] for seed in range(config.seeds)]
             measured = [r for run in runs for r in run["records"] if "stability" in r]
             entries.append(
                 {
                     "name": name,
-                    "label": METHODS[name].label,
+                    "label": EDGE_METHODS[name].label,
                     "lr": rate,
                     "measure": measured[0]["stability"][0]["measure"] if measured else None,
                     "threshold": measured[-1]["stability"][0]["threshold"] if measured else None,
