@@ -126,9 +126,9 @@ def test_the_page_shows_every_optimizer_and_diverged_runs(monkeypatch: Any) -> N
     }  # fmt: skip
     good |= verdict(good["records"], diverged=False)
     found = {
-        (name, rate, 0): nothing if rate == study.METHODS[name].rates[0] else good
+        (name, rate, 0): nothing if rate == study.EDGE_METHODS[name].rates[0] else good
         for name in config.optimizers
-        for rate in study.METHODS[name].rates
+        for rate in study.EDGE_METHODS[name].rates
     }
     html = render(study.summarize_edge(config, found))
     assert "At the threshold in every run that settled: GD; SOAP." in html
