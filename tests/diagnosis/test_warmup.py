@@ -176,7 +176,7 @@ def test_what_was_done_is_told_everywhere(tmp_path: Path) -> None:
         assert (
             "60 steps of Muon at a rate of 0.02 on 8 batches that judge nothing (7.5 times" in text
         )
-        assert "A quick diagnosis takes no steps, so its plan is Muon." in text
+        assert "quick diagnosis takes no steps, so its plan is Muon" in text
     assert result.as_dict()["warm_up"]["steps"] == 60
     result.save(tmp_path / "d.json")
     again = Diagnosis.load(tmp_path / "d.json")
