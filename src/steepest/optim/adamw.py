@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,51 +46,79 @@ def start(group: Mapping[str, Any], p: Tensor, state: State) -> None:
         state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
 
 
+class SameTypes(NamedTuple):
+    """Parameters whose tensors have the same types, which take their step together."""
+
+    types: tuple[torch.dtype, ...]  # of weights, gradients, and both averages
+    places: list[int]
+    params: list[Tensor]
+    means: list[Tensor]
+    squares: list[Tensor]
+    steps: list[Tensor]
+
+
 def take_step(
     group: Mapping[str, Any], work: Matrices, active: list[bool], assign: Assignment
 ) -> None:
     """M <- β₁ M + (1 - β₁) G;  V <- β₂ V + (1 - β₂) G²;  W <- (1 - lr λ) W - lr M̂ / (√V̂ + ε)."""
-    rows = list(zip(work.params, work.gradients, work.kept, strict=True))
-    if not all(active):
-        rows = [row for row, moves in zip(rows, active, strict=True) if moves]
-    fused = group["fused"] and all(_in_step(*row) for row in rows)
-    parts: dict[Any, list[tuple[Tensor, Tensor, State]]] = {}
-    for row in rows:
-        p, G, state = row
-        types = p.dtype, G.dtype, state["exp_avg"].dtype, state["exp_avg_sq"].dtype
-        parts.setdefault(types, []).append(row)
-    for types, part in parts.items():
+    everything = all(active)
+    if not everything or work.parts is None:
+        parts = _parts(work, active)
+        work.parts = parts if everything else None
+    else:
+        parts = work.parts
+    gradients = [[work.gradients[k] for k in part.places] for part in parts]
+    fused = group["fused"] and all(map(_in_step, parts, gradients))
+    for part, grads in zip(parts, gradients, strict=True):
         # The step is computed in the wider of the parameter's type and the memory's. The fused
         # kernel computes in float32 what it reads and writes in half precision, so what takes its
         # place does too.
-        dtype = torch.promote_types(types[0], types[2])
-        if fused != group["fused"] or assign.rounds(part[0][0]):
+        dtype = torch.promote_types(part.types[0], part.types[2])
+        if fused != group["fused"] or assign.rounds(part.params[0]):
             dtype = full(dtype)
-        _step(group, part, dtype, types, fused, assign)
+        _step(group, part, grads, dtype, fused, assign)
 
 
-def _in_step(p: Tensor, G: Tensor, state: State) -> bool:
+def _parts(work: Matrices, active: list[bool]) -> list[SameTypes]:
+    """The active parameters, by the types of their tensors."""
+    parts: dict[Any, SameTypes] = {}
+    for k, (p, state) in enumerate(zip(work.params, work.kept, strict=True)):
+        if active[k]:
+            M, V = state["exp_avg"], state["exp_avg_sq"]
+            types = p.dtype, work.dtypes[k], M.dtype, V.dtype
+            part = parts.setdefault(types, SameTypes(types, [], [], [], [], []))
+            part.places.append(k)
+            part.params.append(p)
+            part.means.append(M)
+            part.squares.append(V)
+            part.steps.append(state["step"])
+    return list(parts.values())
+
+
+def _in_step(part: SameTypes, gradients: list[Tensor]) -> bool:
     """Whether all lie in memory alike: the fused kernel walks through it, whatever the strides."""
-    M, V = state["exp_avg"], state["exp_avg_sq"]
-    if p.is_contiguous() and G.is_contiguous() and M.is_contiguous() and V.is_contiguous():
+    alike = part.params, gradients, part.means, part.squares
+    if all(all(map(Tensor.is_contiguous, tensors)) for tensors in alike):
         return True
-    return p.stride() == G.stride() == M.stride() == V.stride()
+    return all(
+        p.stride() == G.stride() == M.stride() == V.stride()
+        for p, G, M, V in zip(*alike, strict=True)
+    )
 
 
 def _step(
     group: Mapping[str, Any],
-    rows: list[tuple[Tensor, Tensor, State]],
+    part: SameTypes,
+    grads: list[Tensor],
     dtype: torch.dtype,
-    types: tuple[torch.dtype, ...],
     fused: bool,
     assign: Assignment,
 ) -> None:
     """The step of parameters of the same types, computed in `dtype`."""
-    params, grads = [row[0] for row in rows], [row[1] for row in rows]
-    means, squares = ([row[2][key] for row in rows] for key in ("exp_avg", "exp_avg_sq"))
+    _, _, params, means, squares, steps = part
     weights, gradients, M, V = (
         tensors if own is dtype else [t.to(dtype) for t in tensors]
-        for own, tensors in zip(types, (params, grads, means, squares), strict=True)
+        for own, tensors in zip(part.types, (params, grads, means, squares), strict=True)
     )
     adamw(
         weights,
@@ -98,7 +126,7 @@ def _step(
         M,
         V,
         [],
-        [row[2]["step"] for row in rows],
+        steps,
         fused=fused,
         beta1=group["betas"][0],
         beta2=group["betas"][1],

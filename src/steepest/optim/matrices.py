@@ -93,6 +93,7 @@ class Matrices:
         self.params: list[Tensor] = []
         self.places: list[int] = []
         self.kept: list[State] = []
+        self.parts: Any = None  # what AdamW has worked out of them
         self._idle: list[Tensor] = []
         self._views: list[_View] = []
         self._stacks: list[int | None] = []
