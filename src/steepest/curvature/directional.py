@@ -65,7 +65,7 @@ def directional_curvature(H: Hessian, direction: Mapping[str, Tensor]) -> Direct
         direction: the update of each parameter, by its name; all others are held fixed.
 
     Raises:
-        ValueError: for names that are none, shapes that do not fit, a direction of zero.
+        ValueError: for unknown names, shapes that do not fit, a direction of zero.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> x = torch.tensor([[3.0, 0.0], [0.0, 1.0]])

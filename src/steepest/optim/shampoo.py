@@ -64,7 +64,7 @@ class Shampoo(KroneckerDescent):
 
     Roots are by eigendecomposition, checked, in float32, or float64 where that fails. Each side of
     each matrix is renewed every `interval` steps, at a step of its own, so that no step is much
-    dearer than another. Before its first renewal a matrix takes the direction that it takes its
+    more expensive than another. Before its first renewal a matrix takes the direction that it takes its
     length from, Adam's or Muon's; without grafting it is renewed in every step of its first
     interval. In float32 a factor of gradients below 1e-18 is too small to be renewed: they take
     that direction too, Muon's without grafting.

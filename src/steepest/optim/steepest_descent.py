@@ -74,7 +74,7 @@ class SteepestDescent(Optimizer):
         FloatingPointError: from `step`, for a gradient with NaN or infinite entries, or with
             entries whose squares overflow where they are needed, before any parameter or state is
             touched; with `nonfinite="skip"` that step is left out instead. Also where a factor of
-            Shampoo or its kin has no root, when some parameters may have moved: it says how many.
+            the Shampoo family has no root, when some parameters may have moved: it says how many.
         NotImplementedError: from `step`, for parameters sharded by `fully_shard`, unchanged too.
     """
 

@@ -107,10 +107,10 @@ class Parametrized(Result):
                 any size; "coupled": the group's own rate times λ, which vanishes with the width
                 under muP.
             eps: Adam's epsilon at the base.
-            adamw_lr: rate of what is no matrix, for matrix optimizers: 0.15 lr for Muon, TEON and
-                what has Muon's length or a spectral norm of 1, lr for the others unless given.
-            adamw_weight_decay: λ of what is no matrix, for matrix optimizers; for SGD and Adam that
-                of vectors (biases, gains, what else acts entry by entry). 0 by default.
+            adamw_lr: for matrix optimizers, the rate of parameters that are no matrices. By default
+                0.15 lr for Muon, TEON and steps of Muon's length or spectral norm 1, otherwise lr.
+            adamw_weight_decay: for matrix optimizers, λ of parameters that are no matrices. For SGD
+                and AdamW it is λ of vectors (biases, gains). 0 by default.
             settings: of the optimizer, where they differ from those of `parametrize`: TEON's
                 `stack` and, under `sp`, `scale` are in the groups. All others, such as `length`
                 or `block`, go to the optimizer itself, as `optimizer` does.
