@@ -63,11 +63,11 @@ class Shampoo(KroneckerDescent):
     a: by grafting, D is as long as Adam's update of the same matrix, or as Muon's.
 
     Roots are by eigendecomposition, checked, in float32, or float64 where that fails. Each side of
-    each matrix is renewed every `interval` steps, at a step of its own, so that no step is much
-    more expensive than another. Before its first renewal a matrix takes the direction that it takes its
-    length from, Adam's or Muon's; without grafting it is renewed in every step of its first
-    interval. In float32 a factor of gradients below 1e-18 is too small to be renewed: they take
-    that direction too, Muon's without grafting.
+    each matrix is renewed every `interval` steps. Sides have steps of their own, so that all steps
+    cost about the same. Before its first renewal a matrix takes Adam's direction or Muon's, the one
+    that gives it its length. With `length="own"` it is renewed in every step of its first interval.
+    In float32 a factor of gradients below 1e-18 is too small to be renewed. Such a matrix takes
+    that direction too, and Muon's with `length="own"`.
 
     Args:
         params: a model, a role table, parameters or groups; see `SteepestDescent`.
