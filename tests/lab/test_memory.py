@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from steepest import cli
 from steepest.lab import memory
+from steepest.lab.data.shapes import TextShape
 from steepest.lab.errors import InputError
 from steepest.lab.imports import that_fit
 from steepest.lab.memory import bytes_of
@@ -58,7 +59,7 @@ def _model(config: GPTConfig, vocabulary: int) -> GPT:
 def test_sizes_by_formula_are_those_of_the_model(config: GPTConfig, vocabulary: int) -> None:
     model = _model(config, vocabulary)
     counted = [sum(t.numel() for t in tensors) for tensors in (model.parameters(), model.buffers())]
-    assert config.count(vocabulary) == tuple(counted)
+    assert config.count(TextShape(vocabulary, config.context)) == tuple(counted)
 
 
 def test_the_bytes_of_a_run_are_a_bound_from_below(monkeypatch: pytest.MonkeyPatch) -> None:

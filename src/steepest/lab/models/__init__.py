@@ -1,5 +1,21 @@
-"""Models to train and to study, a page of plain PyTorch each."""
+"""Models to train and to study: the lab's own, the papers' presets, and doors to all others."""
 
+from steepest.lab.losses import logits_of, loss_of
+from steepest.lab.models.building import build_model, sizes_of
 from steepest.lab.models.gpt import GPT, GPTConfig
+from steepest.lab.models.llama import Llama, LlamaConfig
+from steepest.lab.models.presets import PRESETS, Preset, preset_context
 
-__all__ = ["GPT", "GPTConfig"]
+__all__ = [
+    "GPT",
+    "PRESETS",
+    "GPTConfig",
+    "Llama",
+    "LlamaConfig",
+    "Preset",
+    "build_model",
+    "logits_of",
+    "loss_of",
+    "preset_context",
+    "sizes_of",
+]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from steepest.lab.data.shapes import TextShape
 from steepest.lab.memory import check_fits
 from steepest.lab.train.config import TrainConfig
 
@@ -35,7 +36,7 @@ def check_memory(config: TrainConfig, vocabulary: int, device: torch.device) -> 
         InputError: with the bytes that are needed and those that there are.
     """
     sizes, tokens = config.model, config.batch * config.model.context
-    parameters, constants = sizes.count(vocabulary)
+    parameters, constants = sizes.count(TextShape(vocabulary, sizes.context))
     model = 4 * (2 * parameters + constants)
     number = 2 if config.precision == "bfloat16" else 4
     activations = number * tokens * (8 * sizes.width * sizes.depth + vocabulary)
