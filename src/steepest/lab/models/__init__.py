@@ -2,6 +2,7 @@
 
 from steepest.lab.losses import logits_of, loss_of
 from steepest.lab.models.building import build_model, sizes_of
+from steepest.lab.models.family import is_model_of_images
 from steepest.lab.models.gpt import GPT, GPTConfig
 from steepest.lab.models.llama import Llama, LlamaConfig
 from steepest.lab.models.presets import PRESETS, Preset, preset_context
@@ -14,6 +15,7 @@ __all__ = [
     "LlamaConfig",
     "Preset",
     "build_model",
+    "is_model_of_images",
     "logits_of",
     "loss_of",
     "preset_context",

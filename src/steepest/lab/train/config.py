@@ -8,8 +8,7 @@ from typing import Literal
 
 from steepest.lab.errors import InputError
 from steepest.lab.train.optimizers import named_optimizer
-from steepest.lab.train.problem import Precision, Problem
-from steepest.lab.train.schedule import Schedule
+from steepest.lab.train.problem import Problem, check_rate
 
 MOST_THREADS = 4096
 FINAL = {"galore": 0.1}
@@ -17,7 +16,6 @@ FINAL = {"galore": 0.1}
 AT_LEAST_ONE = (
     "steps",
     "tokens",
-    "accumulate",
     "batch_tokens",
     "validate_every",
     "validate_windows",
@@ -37,47 +35,23 @@ class TrainConfig(Problem):
     my_package:MyOptimizer."""
     lr: float | None = None
     """Learning rate of the matrices; by default the middle of the grid of `steepest study`."""
-    momentum: float = 0.9
-    """How much of the past the matrices' updates average over; AdamW's first beta."""
-    adamw_lr: float = 4e-3
-    """Learning rate of AdamW for embeddings, head and vectors, the same for every optimizer."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of the matrices."""
     steps: int = 300
     """Number of updates. A finished run goes on with more of them where its schedule allows it:
     constant, or wsd."""
     tokens: int | None = None
     """Tokens or images to train on, such as 1.1B, in place of steps."""
-    accumulate: int = 1
-    """Forward passes in each update."""
     batch_tokens: int | None = None
     """Tokens or images in each update, such as 500k, in place of accumulate."""
     warmup: int | None = None
     """Updates over which the learning rate rises linearly; by default 20, or a fifth of fewer; a
     tenth of all for galore."""
-    schedule: Schedule = "linear"
-    """How the learning rate falls after the warm-up. wsd: constant, then linearly over the last
-    part; teon and galore: as these papers' groups train."""
     final_lr: float | None = None
     """What it falls to, as a fraction of its peak; by default 0, and a tenth for galore."""
-    clip: float | None = None
-    """Largest norm of the raw gradient over all parameters, above 0; by default none. Updates are
-    never clipped."""
     ema: float | None = None
     """Decay of an exponential moving average of the weights, such as 0.999, which is validated in
     place of the weights; by default none."""
     seed: int = 0
     """Seed of initialization and data order."""
-    precision: Precision = "float32"
-    """bfloat16 runs the forward pass under autocast."""
-    recompute: bool = False
-    """Whether blocks are computed again in the backward pass, which takes less memory and a third
-    more time."""
-    compile: bool = False
-    """Whether to compile the model; the optimizer is not, so no step recompiles."""
-    deterministic: bool = True
-    """Whether only deterministic algorithms may run. Without it, a run that is killed and goes on
-    may differ in its last bits."""
     threads: int | None = None
     """Threads on the CPU; by default as many as PyTorch takes."""
     validate_every: int = 50
@@ -129,15 +103,9 @@ class TrainConfig(Problem):
             raise InputError(f"got seed={self.seed}, expected less than 2**63")
         if not 0 <= self.final <= 1:
             raise InputError(f"got final_lr={self.final_lr}, expected a fraction from 0 to 1")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"got momentum={self.momentum}, expected 0 or more and less than 1")
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"got ema={self.ema}, expected more than 0 and less than 1")
-        check_clip(self.clip)
-        for name in ("lr", "adamw_lr", "weight_decay"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise InputError(f"got {name}={value}, expected a finite number of at least 0")
+        check_rate("lr", self.lr)
 
     @property
     def rate(self) -> float:
@@ -212,15 +180,3 @@ def reasons(config: TrainConfig, unit: str, per_pass: int) -> list[str]:
     if config.schedule in FINAL:
         sentences.append(f"final_lr {config.final:g}: as the schedule {config.schedule} has it")
     return sentences
-
-
-def check_clip(clip: float | None) -> None:
-    """Refuse a norm to clip at that no gradient can have: 0 means "off" in some other programs.
-
-    Raises:
-        InputError: for 0 and less, NaN and infinity.
-    """
-    if clip is not None and not 0 < clip < math.inf:
-        raise InputError(
-            f"got clip={clip}, expected a finite number above 0; leave --clip out for no clipping"
-        )

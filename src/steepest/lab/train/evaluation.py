@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steepest.lab.models import cross_entropy, logits_of, loss_of
+from steepest.lab.losses import cross_entropy, logits_of, loss_of
 from steepest.lab.train.setup import Setup, moved
 
-PROMPT = 16
-LENGTH = 128
+IMAGES_PER_WINDOW = 100
+PROMPT, LENGTH = 16, 128
+"""Tokens that a sample begins with, and that are drawn."""
 IGNORED = -100
 """The class of tokens that no loss counts, as PyTorch has it."""
 
@@ -26,11 +27,10 @@ def evaluator(setup: Setup) -> Callable[[nn.Module], dict[str, float]]:
     `bits_per_byte` for text whose bytes are known.
     """
     config, data = setup.config, setup.data
+    count = config.validate_windows * (IMAGES_PER_WINDOW if data.unit == "images" else 1)
     batches = [
         moved(batch, setup.device)
-        for batch in data.validation(
-            batch=config.batch, context=config.context, count=config.validate_windows
-        )
+        for batch in data.validation(batch=config.sequences, context=config.context, count=count)
     ]
 
     @torch.no_grad()

@@ -31,6 +31,7 @@ from steepest.lab.train.optimizers import build
 from steepest.lab.train.profiling import profiler
 from steepest.lab.train.run_folder import Metrics, opened, sentences_for_os_errors
 from steepest.lab.train.schedule import factor
+from steepest.lab.train.settings_file import write_settings
 from steepest.lab.train.setup import Setup, data_of, set_up
 from steepest.lab.train.sinks import sinks
 from steepest.lab.train.speed import Speed
@@ -74,6 +75,7 @@ def train(
             say(f"{out} is finished already; nothing to do")
             return read_json(out / "result.json")
         setup = set_up(config, data)
+        write_settings(out, "train", asdict(config))
         if go_on:
             say(go_on(setup))
         return Training(setup, out, say, began).to_its_end(on_step, check_folder, signals)

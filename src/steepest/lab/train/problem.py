@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from steepest.lab.errors import InputError
 from steepest.lab.models import is_model_of_images, preset_context
+from steepest.lab.train.schedule import Schedule
 
 CONTEXT = 128
 """Tokens of the longest sequence, where neither the user nor a preset says otherwise."""
@@ -50,8 +52,32 @@ class Problem:
     merges.txt."""
     context: int | None = None
     """Longest sequence of text, in tokens; by default that of the preset, or 128."""
-    batch: int = 8
-    """Sequences or images in each forward pass."""
+    batch: int | None = None
+    """Sequences or images in each forward pass; by default 8 sequences, or 64 images."""
+    adamw_lr: float = 4e-3
+    """Learning rate of AdamW for embeddings, head and vectors, the same for every optimizer."""
+    momentum: float = 0.9
+    """How much of the past the matrices' updates average over; AdamW's first beta."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of the matrices."""
+    accumulate: int = 1
+    """Forward passes in each update."""
+    schedule: Schedule = "linear"
+    """How the learning rate falls after the warm-up. wsd: constant, then linearly over the last
+    part; teon and galore: as these papers' groups train."""
+    clip: float | None = None
+    """Largest norm of the raw gradient over all parameters, above 0; by default none. Updates are
+    never clipped."""
+    precision: Precision = "float32"
+    """bfloat16 runs the forward pass under autocast."""
+    recompute: bool = False
+    """Whether blocks are computed again in the backward pass, which takes less memory and a third
+    more time."""
+    compile: bool = False
+    """Whether to compile the model; the optimizer is not, so no step recompiles."""
+    deterministic: bool = True
+    """Whether only deterministic algorithms may run. Without it, a run that is killed and goes on
+    may differ in its last bits."""
     device: str = "auto"
     """"cpu", "cuda", or "auto": the accelerator if there is one."""
 
@@ -64,7 +90,42 @@ class Problem:
             object.__setattr__(self, "data", "digits" if images else "stdlib")
         if self.context is None:
             object.__setattr__(self, "context", preset_context(self.model) or CONTEXT)
-        for name in ("width", "depth", "context", "batch"):
+        if self.batch is None:
+            object.__setattr__(self, "batch", 64 if is_model_of_images(self.model) else 8)
+        check_clip(self.clip)
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"got momentum={self.momentum}, expected 0 or more and less than 1")
+        for name in ("adamw_lr", "weight_decay"):
+            check_rate(name, getattr(self, name))
+        for name in ("width", "depth", "context", "batch", "accumulate"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"got {name}={value}, expected at least 1")
+
+    @property
+    def sequences(self) -> int:
+        """Sequences or images in each forward pass."""
+        assert self.batch is not None
+        return self.batch
+
+
+def check_rate(name: str, value: float | None) -> None:
+    """Refuse a rate or a decay that is negative or not finite.
+
+    Raises:
+        InputError: with its name.
+    """
+    if value is not None and not 0 <= value < math.inf:
+        raise InputError(f"got {name}={value}, expected a finite number of at least 0")
+
+
+def check_clip(clip: float | None) -> None:
+    """Refuse a norm to clip at that no gradient can have: 0 means "off" in some other programs.
+
+    Raises:
+        InputError: for 0 and less, NaN and infinity.
+    """
+    if clip is not None and not 0 < clip < math.inf:
+        raise InputError(
+            f"got clip={clip}, expected a finite number above 0; leave --clip out for no clipping"
+        )

@@ -1,6 +1,7 @@
 """A run is a folder: its settings, its metrics as JSON lines, its checkpoints, its result.
 
     config.json      what was asked for, with the hash of the data
+    config.toml      the same as a file for --config
     environment.json where it ran
     metrics.jsonl    one line for each measurement; "kind" says which
     checkpoints/     see `checkpoint`
@@ -135,7 +136,7 @@ def removed(path: Path) -> InputError:
 
 def _measured(path: Path) -> list[str]:
     """What is in a folder besides what every start writes."""
-    ours = {"config.json", "environment.json"}
+    ours = {"config.json", "config.toml", "environment.json"}
     return sorted(p.name for p in path.iterdir() if p.name[0] != "." and p.name not in ours)
 
 

@@ -14,14 +14,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from steepest.lab.data import Batches, Data, load, own_batches
 from steepest.lab.errors import InputError
-from steepest.lab.models import (
-    build_model,
-    imported_loss,
-    load_start,
-    loss_of,
-    recompute_activations,
-    sizes_of,
-)
+from steepest.lab.imports import imported_loss
+from steepest.lab.losses import loss_of
+from steepest.lab.models import build_model, load_start, recompute_activations, sizes_of
 from steepest.lab.train.config import TrainConfig, settled
 from steepest.lab.train.cost import check_memory
 from steepest.lab.train.problem import Problem
@@ -89,7 +84,10 @@ def set_up(config: TrainConfig, data: Data) -> Setup:
         model,
         loss_of if config.loss is None else imported_loss(config.loss),
         data.training(
-            batch=config.batch, context=config.context, seed=config.seed, parts=config.accumulate
+            batch=config.sequences,
+            context=config.context,
+            seed=config.seed,
+            parts=config.accumulate,
         ),
         moved(first, device),
         per_pass,
@@ -102,7 +100,7 @@ def check_run(config: TrainConfig, data: Data) -> torch.device:
     Neither the model nor a batch is made for that.
     """
     device = _prepared_device(config)
-    data.training(batch=config.batch, context=config.context, seed=config.seed)
+    data.training(batch=config.sequences, context=config.context, seed=config.seed)
     next(iter(data.validation(batch=1, context=config.context, count=1)))
     shape = data.shape(config.context)
     sizes = sizes_of(
@@ -117,7 +115,7 @@ def units_per_pass(config: TrainConfig, data: Data, first: Any) -> int:
     """Return how many tokens, images or examples a forward pass has."""
     if data.unit == "tokens":
         assert config.context is not None
-        return config.batch * config.context
+        return config.sequences * config.context
     tensors = [leaf for leaf in tree_leaves(first) if isinstance(leaf, Tensor) and leaf.dim()]
     return len(tensors[0]) if tensors else 1
 
@@ -129,7 +127,7 @@ def moved(batch: Any, device: torch.device) -> Any:
 
 def _first(config: TrainConfig, data: Data) -> Any:
     """The first batch of a source of its own, so that a stream stays at its beginning."""
-    return data.training(batch=config.batch, context=config.context, seed=config.seed).batch(0)
+    return data.training(batch=config.sequences, context=config.context, seed=config.seed).batch(0)
 
 
 def _model(config: TrainConfig, data: Data) -> nn.Module:
