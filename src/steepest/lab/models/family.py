@@ -15,11 +15,14 @@ from torch import nn
 from steepest.lab.arguments import did_you_mean
 from steepest.lab.data.shapes import ImageShape, Shape, TextShape
 from steepest.lab.errors import InputError
+from steepest.lab.models.convnet import ConvNet
 from steepest.lab.models.gpt import GPT
 from steepest.lab.models.llama import Llama
+from steepest.lab.models.mlp import MLP
 from steepest.lab.models.model_record import ModelRecord
 from steepest.lab.models.presets import PRESETS
 from steepest.lab.models.resizing import resized
+from steepest.lab.models.theory import Linear, RandomFeatures
 
 _MODELS: dict[str, ModelRecord] = {}
 MODELS: Mapping[str, ModelRecord] = MappingProxyType(_MODELS)
@@ -39,7 +42,8 @@ def add_model(kind: type[nn.Module]) -> type[nn.Module]:
     return kind
 
 
-for _kind in (GPT, Llama):
+_KINDS: tuple[type[nn.Module], ...] = (GPT, Llama, MLP, ConvNet, RandomFeatures, Linear)
+for _kind in _KINDS:
     add_model(_kind)
 
 

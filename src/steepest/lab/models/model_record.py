@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from steepest.lab.data.shapes import ImageShape, TextShape
+from steepest.lab.errors import InputError
 
 
 class ModelSizes(Protocol):
@@ -39,3 +40,14 @@ class ModelRecord:
     sizes: Any
     takes: type[TextShape | ImageShape]
     build: Callable[[Any, Any], nn.Module]
+
+
+def check_at_least_one(sizes: Any, *names: str) -> None:
+    """Refuse numbers below 1.
+
+    Raises:
+        InputError: with the first such number.
+    """
+    for name in names:
+        if getattr(sizes, name) < 1:
+            raise InputError(f"got {name}={getattr(sizes, name)}, expected at least 1")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steepest.lab.errors import InputError
+from steepest.lab.models.model_record import check_at_least_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +52,7 @@ class TransformerParts:
     """Whether linear layers have biases."""
 
     def __post_init__(self) -> None:
-        for name in ("context", "width", "depth", "heads", "kv_heads", "inner"):
-            if getattr(self, name) < 1:
-                raise InputError(f"got {name}={getattr(self, name)}, expected at least 1")
+        check_at_least_one(self, "context", "width", "depth", "heads", "kv_heads", "inner")
         if self.width % self.heads:
             raise InputError(
                 f"got width={self.width} and heads={self.heads}, expected heads to divide the width"
