@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from steepest.lab.data import Corpus, load
+from steepest.lab.data import Corpus, load_text
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_json
 from steepest.lab.models import GPTConfig
@@ -54,7 +54,7 @@ def study(config: StudyConfig, out: Path, progress: StudyListener) -> dict[str, 
     Raises:
         InputError: for settings, data or folders that cannot work, or a budget that is too small.
     """
-    corpus = load(config.data)
+    corpus = load_text(config.data)
     check_run(config.first_run, corpus)  # before there is a folder
     settings = {**config.identity, "data_sha256": corpus.sha256}
     with sentences_for_os_errors(out), opened(out, settings) as check_folder:

@@ -35,7 +35,7 @@ def summarize(
 ) -> dict[str, Any]:
     """Return the summary; losses in nats per token, and in bits per byte where tokens are bytes."""
     baseline = config.optimizers[0]
-    to_bits = 1 / math.log(2) if corpus.is_bytes else None
+    to_bits = 1 / math.log(2) if corpus.bytes_per_token == 1 else None
     losses = {name: _losses(runs) for name, runs in fresh.items()}
     level = interval(list(losses.get(baseline, {}).values()))
     sample = next(run for rates in tuning.values() for run in rates.values())
@@ -59,8 +59,8 @@ def summarize(
             "name": corpus.name,
             "description": corpus.description,
             "sha256": corpus.sha256,
-            "train_bytes": int(corpus.train.nbytes),
-            "validation_bytes": int(corpus.validation.nbytes),
+            "train_bytes": int(corpus.train_tokens.nbytes),
+            "validation_bytes": int(corpus.validation_tokens.nbytes),
             "documents": corpus.documents,
         },
         "plan": {**plan, "runs_finished": len(all_runs)},

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from steepest.curvature import SharpnessTracker
 from steepest.diagnosis import LayerConditions
-from steepest.lab.data import Corpus, Sampler, load, validation_batches
+from steepest.lab.data import Corpus, Sampler, load_text, validation_batches
 from steepest.lab.errors import Diverged, InputError
 from steepest.lab.files import read_json, write_json
 from steepest.lab.interruption import deferred, raise_for
@@ -63,7 +63,7 @@ def train(
             A second signal ends the step too.
     """
     began = time.perf_counter()
-    corpus = corpus or load(config.data)
+    corpus = corpus or load_text(config.data)
     settings = {**asdict(config), "data_sha256": corpus.sha256}
     with sentences_for_os_errors(out), opened(out, settings) as check_folder, deferred() as signals:
         if (out / "result.json").exists():
@@ -85,7 +85,7 @@ def _train(
     device = check_run(config, corpus)
     torch.manual_seed(config.seed)
     model = GPT(config.model, corpus.vocabulary).to(device)
-    sampler = Sampler(corpus.train, config.batch, config.model.context, config.seed)
+    sampler = Sampler(corpus.train_tokens, config.batch, config.model.context, config.seed)
     first = tuple(t.to(device) for t in sampler.batch(0, 0))
     optimizer = build(
         config.optimizer,
@@ -209,8 +209,8 @@ def check_run(config: TrainConfig, corpus: Corpus) -> torch.device:
     Neither the model nor a batch is made for that.
     """
     device, context = _prepare(config), config.model.context
-    Sampler(corpus.train, config.batch, context, config.seed)
-    next(validation_batches(corpus.validation, 1, context, windows=1))
+    Sampler(corpus.train_tokens, config.batch, context, config.seed)
+    next(validation_batches(corpus.validation_tokens, 1, context, windows=1))
     check_memory(config, corpus.vocabulary, device)
     return device
 
@@ -255,7 +255,7 @@ def _evaluator(
     batches = [
         (inputs.to(device), targets.to(device))
         for inputs, targets in validation_batches(
-            corpus.validation, config.batch, config.model.context, config.validate_windows
+            corpus.validation_tokens, config.batch, config.model.context, config.validate_windows
         )
     ]
 
