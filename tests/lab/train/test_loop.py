@@ -160,7 +160,7 @@ def test_accumulated_batches_count_as_one(tmp_path: Path, text: Path) -> None:
 
     torch.manual_seed(0)
     model = GPT(MODEL, 256)
-    sampler = Sampler(load(str(text)).train, 2, 16, 0)
+    sampler = Sampler(load(str(text)).train_tokens, 2, 16, 0)
     losses = [model.loss(*sampler.batch(0, part)) for part in range(3)]
     assert abs(row["loss"] - sum(loss.item() for loss in losses) / 3) < 1e-5
 

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from steepest.curvature import SharpnessTracker
 from steepest.files import read_json, remove_leftovers, sync, unfinished, write_json
-from steepest.lab.data import Batches
+from steepest.lab.data import TrainingBatches
 from steepest.lab.errors import InputError
 
 KEEP = 2
@@ -37,7 +37,7 @@ class State:
 
     model: nn.Module
     optimizer: Optimizer
-    batches: Batches
+    batches: TrainingBatches
     tracker: SharpnessTracker | None = None
     average: AveragedModel | None = None
     """The moving average of the weights."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from steepest.lab.data import Batches, Data, load, own_batches
+from steepest.lab.data import TrainingBatches, Data, load, own_batches
 from steepest.lab.errors import InputError
 from steepest.lab.imports import imported_loss
 from steepest.lab.losses import loss_of
@@ -35,7 +35,7 @@ class Setup:
     model: nn.Module
     loss: Loss
     """`loss(model, batch) -> scalar`."""
-    batches: Batches
+    batches: TrainingBatches
     first: Any
     """The first training batch; it shows what parameters do, and sharpness is measured on it."""
     per_pass: int
