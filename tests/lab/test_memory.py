@@ -95,11 +95,11 @@ def test_the_bytes_of_a_run_are_a_bound_from_below(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "arguments",
     [
-        "train --model.width 1000000",
-        "train --model.depth 10000000000",
+        "train --width 1000000",
+        "train --depth 10000000000",
         "train --batch 1000000000",
-        "train --model.width 8192 --model.positions learned --model.mlp swiglu --model.depth 999",
-        "study --model.width 1000000",
+        "train --width 8192 --model-options positions=learned mlp=swiglu --depth 999",
+        "study --width 1000000",
         "study --batch 1000000000",
         "reproduce edge-of-stability --width 1000000",
         "diagnose sizes:build --batches sizes:batches --count 1000000000000",
@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_a_sentence(
     assert grown < 500e6  # imports, and little more
 
 
-@pytest.mark.parametrize("sizes", ["--model.context 100000000", "--model.context 300"])
+@pytest.mark.parametrize("sizes", ["--context 100000000", "--context 300"])
 def test_a_context_beyond_the_data_is_said_before_the_model_is_made(
     sizes: str, place: None, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
