@@ -48,6 +48,7 @@ from steepest.lab.terminal import (
 )
 from steepest.lab.train import TrainConfig, train
 from steepest.lab.train.config import check_clip
+from steepest.lab.train.optimizers import spec_slug
 from steepest.lab.train.run_folder import removed, sentences_for_os_errors
 from steepest.lab.user_code import UserCodeError, user_code_error
 from steepest.lab.weights import load_weights
@@ -256,7 +257,7 @@ def _train(command: Train) -> None:
     settings = asdict(command)
     del settings["out"]
     config = TrainConfig(**{**settings, "model": command.model})
-    out = command.out or _folder(f"train-{config.optimizer}", settings)
+    out = command.out or _folder(f"train-{spec_slug(config.optimizer)}", settings)
     with bars() as shown:
         bar = shown.add_task("training", total=config.steps, detail="")
         began = time.monotonic()

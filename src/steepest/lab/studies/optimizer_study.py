@@ -26,6 +26,7 @@ from steepest.lab.studies.summary import summarize
 from steepest.lab.sweep import Run, run_all
 from steepest.lab.train import TrainConfig, named_optimizer
 from steepest.lab.train.loop import check_run
+from steepest.lab.train.optimizers import spec_slug
 from steepest.lab.train.run_folder import opened, sentences_for_os_errors
 
 GROWTH = 4  # most rates added to a grid
@@ -162,7 +163,7 @@ class _Study:
             rate = named_optimizer(optimizer).rates[0]
             config = self.settings(optimizer, rate, 0, model, CALIBRATION_STEPS)
             config = replace(config, validate_every=CALIBRATION_STEPS)
-            trials[optimizer] = Run(config, self.out / name / optimizer)
+            trials[optimizer] = Run(config, self.out / name / spec_slug(optimizer))
         self.perform("timing a few steps", list(trials.values()))
         each_step = each_run = 0.0
         for optimizer, run in trials.items():
@@ -203,7 +204,7 @@ class _Study:
     def run(self, name: str, rate: float, seed: int) -> Run:
         model = GPTConfig(**self.state["model"])
         settings = self.settings(name, rate, seed, model, self.state["steps"])
-        return Run(settings, self.out / "runs" / f"{name}-lr{rate:g}-seed{seed}")
+        return Run(settings, self.out / "runs" / f"{spec_slug(name)}-lr{rate:g}-seed{seed}")
 
     # tuning
 

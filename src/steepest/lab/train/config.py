@@ -20,8 +20,9 @@ class TrainConfig:
 
     optimizer: str = "muon"
     """What updates the matrices; everything else gets AdamW. One of adamw, signsgd, signum,
-    spectral-descent, muon, teon, shampoo-quarter, shampoo, kl-shampoo, soap, or a class of your own
-    by import path, such as my_package:MyOptimizer."""
+    spectral-descent, muon, teon, shampoo-quarter, shampoo, kl-shampoo, soap, also with options,
+    such as teon:length=muon,stack=4; or by import path a class of your own or a function
+    build(model, lr), such as my_package:MyOptimizer."""
     lr: float | None = None
     """Learning rate of the matrices; by default the middle of the grid of `steepest study`."""
     momentum: float = 0.9
@@ -76,8 +77,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not named_optimizer(self.optimizer).rates and self.lr is None:
             raise InputError(
-                f"got the optimizer {self.optimizer!r}, whose record has no rates, without a "
-                "learning rate; pass --lr, or add rates to its record"
+                f"got the optimizer {self.optimizer!r}, which has no rates to start from, without "
+                "a learning rate; pass --lr"
             )
         counts = ("steps", "batch", "accumulate", "validate_every", "validate_windows", "log_every")
         for name in (*counts, "threads"):
