@@ -16,6 +16,7 @@ from steepest.lab.terminal import bars, say, screen
 from steepest.lab.train import TrainConfig
 from steepest.lab.train import train as trained
 from steepest.lab.train.dry_run import dry_run
+from steepest.lab.train.optimizers import spec_slug
 from steepest.lab.train.setup import data_of
 from steepest.printing import rough_duration
 
@@ -47,8 +48,7 @@ def train(command: Train) -> None:
     if command.dry_run:
         Console().print(dry_run(config, data_of(config), say))
         return
-    label = config.optimizer.replace(":", "-").replace("/", "-")
-    out = command.out or folder(f"train-{label}", asdict(config))
+    out = command.out or folder(f"train-{spec_slug(config.optimizer)}", asdict(config))
     with bars() as shown:
         bar = shown.add_task("training", total=config.steps, detail="")
         began = time.monotonic()

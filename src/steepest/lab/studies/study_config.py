@@ -9,6 +9,7 @@ from typing import Any
 from steepest.lab.arguments import did_you_mean
 from steepest.lab.errors import InputError
 from steepest.lab.train import TrainConfig, named_optimizer
+from steepest.lab.train.optimizers import starting_rates
 from steepest.lab.train.problem import Problem
 
 MOST_SEEDS = 10_000
@@ -21,9 +22,9 @@ class StudyConfig(Problem):
     """Compare optimizers on one model and its data, each at its own best learning rate."""
 
     optimizers: tuple[str, ...] = ("adamw", "signum", "spectral-descent", "muon")
-    """What to compare; the first is what the others are compared with. The names of `train`, with
-    settings of their own such as teon:length=adam, and classes of your own by import path, such as
-    my_package:MyOptimizer."""
+    """What to compare; the first is what the others are compared with. The names of `train`,
+    also with options such as teon:length=muon, and your own by import path, such as
+    my_package:MyOptimizer:lr=0.01, where lr is the middle of its grid."""
     vary: str | None = None
     """A second number to tune for every optimizer beside its rate, with its values: momentum,
     weight_decay or adamw_lr, such as weight_decay=0,0.01,0.1."""
@@ -52,14 +53,10 @@ class StudyConfig(Problem):
             raise InputError(f"got seeds={self.seeds}, expected at most {MOST_SEEDS}")
         if not self.optimizers:
             raise InputError("got no optimizers, expected at least one after --optimizers")
-        if len(set(self.optimizers)) < len(self.optimizers):
+        if len({named_optimizer(name).name for name in self.optimizers}) < len(self.optimizers):
             raise InputError(f"got optimizers {self.optimizers}, expected each of them once")
         for name in self.optimizers:
-            if not named_optimizer(name).rates:
-                raise InputError(
-                    f"got {name!r}, whose record has no rates for a study to start from; expected "
-                    "some, such as rates=(0.01, 0.02, 0.04) in its Record"
-                )
+            starting_rates(name)
         for changes in self.variants:
             self.run_of(self.optimizers[0], **changes)  # which checks the values
 

@@ -9,10 +9,9 @@ from typing import Literal
 from steepest.lab.errors import InputError
 from steepest.lab.train.optimizers import named_optimizer
 from steepest.lab.train.problem import Problem, check_rate
+from steepest.lab.train.schedule import default_final, default_warmup
 
 MOST_THREADS = 4096
-FINAL = {"galore": 0.1}
-"""Of schedules that say so themselves: the rate at the end, as a fraction of its peak."""
 AT_LEAST_ONE = (
     "steps",
     "tokens",
@@ -30,9 +29,9 @@ class TrainConfig(Problem):
 
     optimizer: str = "muon"
     """What updates the matrices; everything else gets AdamW. One of adamw, signsgd, signum,
-    spectral-descent, muon, teon, shampoo-quarter, shampoo, kl-shampoo, soap; with settings of its
-    own, such as teon:length=adam; or a class of your own by import path, such as
-    my_package:MyOptimizer."""
+    spectral-descent, muon, teon, shampoo-quarter, shampoo, kl-shampoo, soap, also with options,
+    such as teon:length=muon,stack=4; or by import path a class of your own or a function
+    build(model, lr), such as my_package:MyOptimizer."""
     lr: float | None = None
     """Learning rate of the matrices; by default the middle of the grid of `steepest study`."""
     steps: int = 300
@@ -43,10 +42,10 @@ class TrainConfig(Problem):
     batch_tokens: int | None = None
     """Tokens or images in each update, such as 500k, in place of accumulate."""
     warmup: int | None = None
-    """Updates over which the learning rate rises linearly; by default 20, or a fifth of fewer; a
-    tenth of all for galore."""
+    """Updates over which the learning rate rises linearly; by default 20, or a fifth of fewer; none
+    for teon, and a tenth of all for galore."""
     final_lr: float | None = None
-    """What it falls to, as a fraction of its peak; by default 0, and a tenth for galore."""
+    """What it falls to, as a fraction of its peak; by default 0, and a tenth for teon and galore."""
     ema: float | None = None
     """Decay of an exponential moving average of the weights, such as 0.999, which is validated in
     place of the weights; by default none."""
@@ -77,11 +76,11 @@ class TrainConfig(Problem):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.final_lr is None:
-            object.__setattr__(self, "final_lr", FINAL.get(self.schedule, 0.0))
+            object.__setattr__(self, "final_lr", default_final(self.schedule))
         if not named_optimizer(self.optimizer).rates and self.lr is None:
             raise InputError(
-                f"got the optimizer {self.optimizer!r}, whose record has no rates, without a "
-                "learning rate; pass --lr, or add rates to its record"
+                f"got the optimizer {self.optimizer!r}, which has no rates to start from, without "
+                "a learning rate; pass --lr"
             )
         for name in AT_LEAST_ONE:
             value = getattr(self, name)
@@ -126,7 +125,7 @@ class TrainConfig(Problem):
         """Updates over which the learning rate rises."""
         if self.warmup is not None:
             return self.warmup
-        return self.steps // 10 if self.schedule == "galore" else min(20, self.steps // 5)
+        return default_warmup(self.schedule, self.steps)
 
 
 def settled(config: TrainConfig, unit: str, per_pass: int) -> TrainConfig:
@@ -175,8 +174,7 @@ def reasons(config: TrainConfig, unit: str, per_pass: int) -> list[str]:
         rates = ", ".join(f"{rate:g}" for rate in named_optimizer(config.optimizer).rates)
         sentences.append(f"lr {config.rate:g}: the middle of this optimizer's grid ({rates})")
     if config.warmup is None:
-        part = "a tenth of all" if config.schedule == "galore" else "20, or a fifth of fewer steps"
-        sentences.append(f"warmup {config.warmup_steps}: {part}")
-    if config.schedule in FINAL:
-        sentences.append(f"final_lr {config.final:g}: as the schedule {config.schedule} has it")
+        sentences.append(f"warmup {config.warmup_steps}: the default of {config.schedule}")
+    if config.final == default_final(config.schedule) != 0:
+        sentences.append(f"final_lr {config.final:g}: the default of {config.schedule}")
     return sentences

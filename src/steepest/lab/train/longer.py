@@ -36,13 +36,13 @@ def checked_to_go_on(config: TrainConfig, settings: dict[str, Any], out: Path) -
         kept["track"] = tuple(kept.get("track") or ())
         earlier = settled(TrainConfig(**kept), unit, per_pass)
         steps, more = earlier.steps, setup.config.steps
-        begin = can_go_on(config.schedule, steps, more)
-        if begin is None or more < steps or earlier.warmup_steps != setup.config.warmup_steps:
+        begin = can_go_on(config.schedule, steps, more) if more >= steps else None
+        if begin is None or earlier.warmup_steps != setup.config.warmup_steps:
             raise InputError(
                 f"{out} holds a run of {steps} steps, and got {more}: its schedule "
                 f"({config.schedule}, warm-up {earlier.warmup_steps}) would have given other rates "
                 f"from the start with {more} steps. Choose another --out; schedules that go on are "
-                "constant and wsd, with the same warm-up"
+                "constant, wsd and teon, with the same warm-up"
             )
         places = steps_of(out / "checkpoints")
         usable = [step for step in places if step <= begin]
