@@ -45,7 +45,7 @@ class TrainConfig(Problem):
     """Updates over which the learning rate rises linearly; by default 20, or a fifth of fewer; none
     for teon, and a tenth of all for galore."""
     final_lr: float | None = None
-    """What it falls to, as a fraction of its peak; by default 0, and a tenth for teon and galore."""
+    """What it falls to, as a fraction of its peak; by default 0, a tenth for teon and galore."""
     ema: float | None = None
     """Decay of an exponential moving average of the weights, such as 0.999, which is validated in
     place of the weights; by default none."""
