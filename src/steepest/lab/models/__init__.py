@@ -1,11 +1,12 @@
 """Models to train and to study: the lab's own, the papers' presets, and doors to all others."""
 
 from steepest.lab.losses import logits_of, loss_of
-from steepest.lab.models.building import build_model, sizes_of
+from steepest.lab.models.building import build_model, sizes_of, smaller
 from steepest.lab.models.family import is_model_of_images
 from steepest.lab.models.gpt import GPT, GPTConfig
 from steepest.lab.models.llama import Llama, LlamaConfig
 from steepest.lab.models.presets import PRESETS, Preset, preset_context
+from steepest.lab.models.recomputation import recompute_activations
 
 __all__ = [
     "GPT",
@@ -19,5 +20,7 @@ __all__ = [
     "logits_of",
     "loss_of",
     "preset_context",
+    "recompute_activations",
     "sizes_of",
+    "smaller",
 ]

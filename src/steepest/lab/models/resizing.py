@@ -35,17 +35,13 @@ def resized(
     >>> sizes.heads, sizes.inner, sizes.eps
     (8, 688, 1e-05)
     """
-    known = {f.name for f in fields(sizes)} - {"context"}  # which is the data's
+    known = {f.name for f in fields(sizes)} - {"context"}  # the data's
     changes = options_by_type(name, type(sizes), options, known)
     for axis, value in (("width", width), ("depth", depth)):
         if value is None:
             continue
         if axis not in known:
             raise InputError(f"got {axis}={value}, but the model {name!r} has no {axis}")
-        if changes.get(axis, value) != value:
-            raise InputError(
-                f"got {axis}={value} and the option {axis}={changes[axis]}, expected one of them"
-            )
         changes[axis] = value
     attempts = [_following(sizes, changes, heads) for heads in _heads(sizes, changes)]
     for attempt in attempts[:-1]:
@@ -100,35 +96,45 @@ def options_by_type(
                 f"got the option {option!r}, but the model {name!r} has no {key}"
                 f"{did_you_mean(key, known)}; it has {', '.join(sorted(known))}"
             )
-        values[key] = _value(option, text, types[key])
+        values[key] = value_by_type(option, text, types[key])
     return values
 
 
 def split_option(option: str) -> tuple[str, str]:
     """Return the name and the text behind the = of an option such as "heads=8"."""
-    key, equals, text = option.partition("=")
+    key, equals, text = (part.strip() for part in option.partition("="))
     if not (key and equals and text):
         raise InputError(f"got the option {option!r}, expected name=value, such as heads=8")
-    return key.strip().replace("-", "_"), text.strip()
+    if key in ("width", "depth"):
+        raise InputError(f"got the option {option!r}, expected it as --{key} {text}")
+    return key.replace("-", "_"), text
 
 
-def _value(option: str, text: str, kind: Any) -> Any:
+def value_by_type(option: str, text: str, kind: Any) -> Any:
+    """Return the value of an option, read as a number, a bool, text, or one of some words.
+
+    Raises:
+        InputError: for text that is none of the type.
+        TypeError: for another type.
+
+    >>> value_by_type("heads=8", "8", int), value_by_type("eps=none", "none", float | None)
+    (8, None)
+    """
     if get_origin(kind) in (Union, UnionType):
         if text == "none":
             return None
         kind = next(member for member in get_args(kind) if member is not NoneType)
-    if get_origin(kind) is Literal:
-        words = get_args(kind)
+    words = {str(word): word for word in get_args(kind)} if get_origin(kind) is Literal else {}
+    words |= {"true": True, "false": False} if kind is bool else {}
+    if words:
         if text in words:
-            return text
+            return words[text]
         raise InputError(
             f"got the option {option!r}{did_you_mean(text, words)}, expected one of "
             f"{', '.join(words)}"
         )
-    if kind is bool:
-        if text in ("true", "false"):
-            return text == "true"
-        raise InputError(f"got the option {option!r}, expected true or false")
+    if kind not in (int, float, str):
+        raise TypeError(f"got the type {kind}, expected a number, a bool, text or words")
     try:
         return kind(text)
     except ValueError as error:
