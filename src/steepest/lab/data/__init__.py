@@ -2,8 +2,9 @@
 
 from steepest.lab.data.documents import EMBEDDED
 from steepest.lab.data.images import Images
+from steepest.lab.data.protocols import Data, TrainingBatches
 from steepest.lab.data.sampler import Sampler, validation_batches
-from steepest.lab.data.shapes import Data, ImageShape, Shape, TextShape, TrainingBatches
+from steepest.lab.data.shapes import ImageShape, Shape, TextShape
 from steepest.lab.data.sources import load, load_text
 from steepest.lab.data.text import Corpus
 

@@ -1,93 +1,31 @@
-"""What a model must know of the data it is made for, and what a run asks of data."""
+"""What a model must know of the data that it is made for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
 class TextShape:
-    """Sequences of tokens.
-
-    Attributes:
-        vocabulary: number of different tokens.
-        context: longest sequence, in tokens.
-    """
+    """Sequences of tokens."""
 
     vocabulary: int
+    """Number of different tokens."""
     context: int
+    """Longest sequence, in tokens."""
 
 
 @dataclass(frozen=True)
 class ImageShape:
-    """Square images, `(channels, side, side)`.
-
-    Attributes:
-        channels: 1 for grey values, 3 for colours.
-        side: height and width, in pixels.
-        classes: number of classes.
-    """
+    """Square images of one class each."""
 
     channels: int
+    """Numbers in each pixel: 1 for grey, 3 for colour."""
     side: int
+    """Height and width, in pixels; images are (channels, side, side)."""
     classes: int
+    """Number of different classes."""
 
 
 Shape = TextShape | ImageShape | None
-"""None stands for a user's own batches, of which nothing is known."""
-
-
-class TrainingBatches(Protocol):
-    """Training batches, and the position in them where they are read in order."""
-
-    def batch(self, step: int, part: int = 0) -> Any:
-        """Return `(inputs, targets)`, or the user's batch, for a part of a step; CPU tensors."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position as plain JSON; `{}` where a batch is a function of seed and step."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the position that `state_dict` returned."""
-
-
-class Data(Protocol):
-    """Data to train on, and data to judge by.
-
-    Attributes:
-        name: what was asked for.
-        description: what it is, in a sentence.
-        sha256: of the data; of a stream, of its name, revision and settings.
-        unit: "tokens", "images" or "examples".
-        bytes_per_token: of the validation text; None where it is unknown, or where there is no
-            text. Bits per byte are nats / ln 2 / bytes_per_token.
-    """
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def description(self) -> str: ...  # noqa: D102
-    @property
-    def sha256(self) -> str: ...  # noqa: D102
-    @property
-    def unit(self) -> str: ...  # noqa: D102
-    @property
-    def bytes_per_token(self) -> float | None: ...  # noqa: D102
-
-    def shape(self, context: int | None) -> Shape:
-        """Return what a model must know; `context` is for text only."""
-
-    def training(
-        self, *, batch: int, context: int | None, seed: int, parts: int = 1
-    ) -> TrainingBatches:
-        """Return training batches; `parts` are the forward passes in each update."""
-
-    def validation(self, *, batch: int, context: int | None, count: int) -> Iterator[Any]:
-        """Yield the same batches at every call, of at most `count` windows, images or examples."""
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens; an `InputError` where there is no tokenizer."""
-
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text; an `InputError` where there is no tokenizer."""
+"""Text, images, or None for a user's own batches, of which nothing is known."""

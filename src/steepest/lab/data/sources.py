@@ -16,7 +16,7 @@ from steepest.lab.data.documents import (
 )
 from steepest.lab.data.image_files import embedded_digits, in_folder, in_npz, is_image_folder
 from steepest.lab.data.images import Images
-from steepest.lab.data.shapes import Data
+from steepest.lab.data.protocols import Data
 from steepest.lab.data.text import Corpus, corpus_of_documents, corpus_of_token_files
 from steepest.lab.data.token_files import SUFFIXES
 from steepest.lab.errors import InputError
@@ -35,7 +35,9 @@ def load(
         source: "stdlib" or "reference" (text that comes with Python), "digits" (images that come
             with scikit-learn), or a path: a text file, a folder of them, tokens (`.bin`, `.npy`,
             or a folder of them), images (`.npz`, or a folder with a folder for each class).
-        tokenizer: of text: "bytes".
+        tokenizer: of text: "bytes"; "bpe:4096", or another number of tokens, trained on the
+            training text; "gpt2"; a folder with vocab.json and merges.txt; a tokenizer.json. Of
+            token files, the one that wrote them.
         validation: data of the same kind to judge by; then nothing is held out. "test" stands for
             the test part of images.
         augment: whether training images are cropped and flipped at random; by default colour
@@ -51,7 +53,7 @@ def load(
     try:
         if path is not None and _has_images(path):
             return _images(source, path, validation, augment)
-        return _text(source, path, validation)
+        return _text(source, path, tokenizer, validation)
     except OSError as error:
         raise InputError(f"could not read {error.filename or path}: {error.strerror}") from error
 
@@ -110,18 +112,18 @@ def _images(source: str, path: Path, validation: str | None, augment: bool | Non
     return Images(source, description, train, test, judge, augment)
 
 
-def _text(source: str, path: Path | None, validation: str | None) -> Corpus:
+def _text(source: str, path: Path | None, tokenizer: str, validation: str | None) -> Corpus:
     if path is not None and (files := _token_files(path)):
         judge = None if validation is None else _token_files(existing(validation))
         if validation is not None and judge is None:
             raise InputError(f"got text in {validation}, expected token files, as in {source}")
-        return corpus_of_token_files(source, *files, judge=judge[0] if judge else None)
+        return corpus_of_token_files(source, *files, tokenizer, judge[0] if judge else None)
     description, documents = _documents(source)
     if validation is None:
-        return corpus_of_documents(source, description, hold_out(documents))
+        return corpus_of_documents(source, description, hold_out(documents), tokenizer)
     judge_documents = _documents(validation)[1]
     return corpus_of_documents(
-        source, description, judged_by(documents, judge_documents, validation)
+        source, description, judged_by(documents, judge_documents, validation), tokenizer
     )
 
 

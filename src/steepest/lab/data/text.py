@@ -7,15 +7,18 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from steepest.lab.data.cache import cached
 from steepest.lab.data.documents import SEPARATOR, VALIDATION_SHARE, Split
 from steepest.lab.data.sampler import Sampler, validation_batches
 from steepest.lab.data.shapes import TextShape
 from steepest.lab.data.token_files import JoinedTokens, Tokens, pieces, read_tokens
-from steepest.lab.data.tokenizers import Bytes, Tokenizer
+from steepest.lab.data.tokenizers import Tokenizer, bytes_of_tokens, tokenizer_for, whole_characters
 from steepest.lab.errors import InputError
 
 
@@ -90,14 +93,21 @@ def context_of_text(context: int | None) -> int:
     return context
 
 
-def corpus_of_documents(source: str, description: str, parts: Split) -> Corpus:
-    """Return documents as tokens."""
-    tokenizer = Bytes()
-    train, validation = (tokenizer.joined(part) for part in (parts.training, parts.validation))
-    size = len(SEPARATOR.join(parts.validation))
+def corpus_of_documents(
+    source: str, description: str, parts: Split, tokenizer_name: str = "bytes"
+) -> Corpus:
+    """Return documents as tokens; those of other tokenizers than bytes are kept in the cache."""
+    tokenizer = tokenizer_for(tokenizer_name, parts.training)
+    train, validation = _tokens(tokenizer, parts)
+    size = len(SEPARATOR.join(whole_characters(text).encode() for text in parts.validation))
+    if tokenizer_name == "bytes":
+        size = len(validation)  # which may have half a character, where a document was cut
+        kind = ""
+    else:
+        kind = f"; a vocabulary of {tokenizer.vocabulary:,} by {tokenizer.name}"
     return Corpus(
         name=source,
-        description=f"{description}, {parts.sentence}",
+        description=f"{description}, {parts.sentence}{kind}",
         train_tokens=train,
         validation_tokens=validation,
         vocabulary=tokenizer.vocabulary,
@@ -108,17 +118,36 @@ def corpus_of_documents(source: str, description: str, parts: Split) -> Corpus:
     )
 
 
+def _tokens(tokenizer: Tokenizer, parts: Split) -> tuple[Tokens, Tokens]:
+    def made() -> dict[str, NDArray[Any]]:
+        both = {"train": parts.training, "validation": parts.validation}
+        return {name: tokenizer.joined(texts) for name, texts in both.items()}
+
+    if tokenizer.name == "bytes":
+        arrays = made()
+    else:
+        digest = hashlib.sha256()
+        for texts in (parts.training, parts.validation):
+            for text in texts:
+                digest.update(hashlib.sha256(text).digest())
+            digest.update(b"end of part")
+        arrays = cached("tokens", f"{tokenizer.sha256} {digest.hexdigest()}", made)
+    return arrays["train"], arrays["validation"]
+
+
 def corpus_of_token_files(
     source: str,
     files: list[Path],
     notes: Iterable[str] = (),
-    tokenizer: Tokenizer | None = None,
+    tokenizer_name: str = "bytes",
     judge: list[Path] | None = None,
 ) -> Corpus:
     """Files of tokens, mapped into memory, not read into it.
 
     Those named val or valid are held out, or else the last twentieth of all, unless `judge` has
     the files to judge by.
+
+    Of tokens that no named tokenizer has written, "bytes" says that it is unknown.
 
     Raises:
         InputError: where all files are for validation, and for a tokenizer of fewer tokens.
@@ -133,8 +162,24 @@ def corpus_of_token_files(
         joined = JoinedTokens([read_tokens(p) for p in train])
         parts = list(joined.split(len(joined) - max(1, round(VALIDATION_SHARE * len(joined)))))
         description = f"{len(files)} token files, the last twentieth held out"
+    if tokenizer_name.startswith("bpe:"):
+        raise InputError(
+            f"got {source}, which has tokens, and the tokenizer {tokenizer_name}, which is trained "
+            "on text; name the tokenizer that wrote them"
+        )
     bits = 8 * parts[0].dtype.itemsize
     vocabulary = 1 + max(int(piece.max()) for part in parts for piece in pieces(part))
+    tokenizer = None
+    if tokenizer_name == "bytes":
+        notes = [*notes, "no bits per byte, as the tokenizer is unknown"]
+    else:
+        tokenizer = tokenizer_for(tokenizer_name, [])
+        if vocabulary > tokenizer.vocabulary:
+            raise InputError(
+                f"{source} has a token {vocabulary - 1}, but the tokenizer {tokenizer_name} has "
+                f"{tokenizer.vocabulary}; name the tokenizer that wrote the tokens"
+            )
+        vocabulary = tokenizer.vocabulary
     return Corpus(
         name=source,
         description="; ".join([f"{description}, {bits} bits each", *notes]),
@@ -143,7 +188,7 @@ def corpus_of_token_files(
         vocabulary=vocabulary,
         documents=len(files),
         sha256=_sha256(parts),
-        bytes_per_token=None,
+        bytes_per_token=None if tokenizer is None else bytes_of_tokens(tokenizer, parts[1]),
         tokenizer=tokenizer,
     )
 
