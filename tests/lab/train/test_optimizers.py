@@ -376,7 +376,9 @@ def test_it_can_be_copied_and_refuses_what_it_cannot_do() -> None:
     assert same(net, twin)
     with pytest.raises(NotImplementedError, match="no part of this optimizer has"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
-    smaller = build("own_steps:Counted", nn.Sequential(nn.Linear(2, 2)), 0.1, **SHARED)
+    smaller = build(
+        "own_steps:Counted", nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3)), 0.1, **SHARED
+    )
     with pytest.raises(ValueError, match="expected those of this optimizer"):
         smaller.load_state_dict(optimizer.state_dict())
     calls: list[int] = []

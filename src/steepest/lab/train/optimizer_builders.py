@@ -25,7 +25,7 @@ ADAMW_BETAS = (0.9, 0.95)
 """Of AdamW for all that is no matrix."""
 
 
-def of_this_package(
+def of_family(
     kind: Any,
     model: nn.Module,
     lr: float,

@@ -26,7 +26,7 @@ from steepest.lab.train.optimizer_builders import (
     adamw_for_all,
     beside_adamw,
     by_function,
-    of_this_package,
+    of_family,
 )
 from steepest.lab.train.optimizer_options import (
     LR,
@@ -116,9 +116,7 @@ def named_optimizer(name: str) -> NamedOptimizer:
             )
         record = FAMILY[head]
         known = issubclass(record.kind, SteepestDescent)
-        return _described(
-            head, text, record.kind, record, of_this_package if known else adamw_for_all
-        )
+        return _described(head, text, record.kind, record, of_family if known else adamw_for_all)
     try:
         value = imported(head)
     except UserCodeError as error:
@@ -138,7 +136,7 @@ def named_optimizer(name: str) -> NamedOptimizer:
         )
     if issubclass(kind, SteepestDescent):
         try:
-            return _described(head, text, kind, record_of(kind), of_this_package)
+            return _described(head, text, kind, record_of(kind), of_family)
         except ValueError as error:
             raise InputError(f"got {head!r}: {error}") from error
     _check_class(head, kind)

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, NamedTuple
 
-from steepest.lab.errors import InputError
-
 Schedule = Literal["constant", "linear", "cosine", "wsd", "teon", "galore"]
 
 DECAY: Final = 0.4
@@ -53,7 +51,7 @@ def factor(
     """
     if step < warmup:
         return (step + 1) / warmup
-    curve = SCHEDULES[schedule]
+    curve = RATE_CURVES[schedule]
     held = curve.held(steps, decay)
     return curve.shape(_progress(step, max(warmup, held), steps), final)
 
@@ -79,7 +77,7 @@ def _floored(progress: float, final: float) -> float:
     return max(final, 1 - progress)
 
 
-class Curve(NamedTuple):
+class RateCurve(NamedTuple):
     """A schedule.
 
     Attributes:
@@ -97,15 +95,15 @@ class Curve(NamedTuple):
     final: float = 0.0
 
 
-SCHEDULES: Mapping[Schedule, Curve] = {
-    "constant": Curve(_constant, lambda steps, decay: steps, goes_on=True),
-    "linear": Curve(_linear),
-    "cosine": Curve(_cosine),
-    "wsd": Curve(_linear, lambda steps, decay: steps - round(decay * steps), goes_on=True),
-    "teon": Curve(
+RATE_CURVES: Mapping[Schedule, RateCurve] = {
+    "constant": RateCurve(_constant, lambda steps, decay: steps, goes_on=True),
+    "linear": RateCurve(_linear),
+    "cosine": RateCurve(_cosine),
+    "wsd": RateCurve(_linear, lambda steps, decay: steps - round(decay * steps), goes_on=True),
+    "teon": RateCurve(
         _floored, lambda steps, decay: int(_TEON_HELD * steps), goes_on=True, warmup=0.0, final=0.1
     ),
-    "galore": Curve(_cosine, warmup=_GALORE_WARMUP, final=0.1),
+    "galore": RateCurve(_cosine, warmup=_GALORE_WARMUP, final=0.1),
 }
 """From a name to what it stands for."""
 
@@ -118,7 +116,7 @@ def default_warmup(schedule: Schedule, steps: int) -> int:
     >>> default_warmup("linear", 300), default_warmup("linear", 40), default_warmup("galore", 300)
     (20, 8, 30)
     """
-    share = SCHEDULES[schedule].warmup
+    share = RATE_CURVES[schedule].warmup
     return min(20, steps // 5) if share is None else int(share * steps)
 
 
@@ -128,7 +126,7 @@ def default_final(schedule: Schedule) -> float:
     >>> default_final("cosine"), default_final("galore")
     (0.0, 0.1)
     """
-    return SCHEDULES[schedule].final
+    return RATE_CURVES[schedule].final
 
 
 def can_go_on(schedule: Schedule, steps: int, more: int, decay: float = DECAY) -> int | None:
@@ -143,18 +141,11 @@ def can_go_on(schedule: Schedule, steps: int, more: int, decay: float = DECAY) -
     Args:
         schedule: of both runs.
         steps: of the finished run.
-        more: of the longer one, at least as many.
+        more: of the longer one; with fewer steps than the run had the answer is None.
         decay: the share of "wsd", the same for both.
-
-    Raises:
-        InputError: for fewer steps than the run had.
 
     >>> can_go_on("constant", 100, 200), can_go_on("wsd", 100, 200), can_go_on("cosine", 100, 200)
     (100, 60, None)
     """
-    if more < steps:
-        raise InputError(
-            f"got {more} steps for a run that has finished {steps}, expected at least as many"
-        )
-    curve = SCHEDULES[schedule]
-    return curve.held(steps, decay) if curve.goes_on else None
+    curve = RATE_CURVES[schedule]
+    return curve.held(steps, decay) if curve.goes_on and more >= steps else None
