@@ -192,12 +192,16 @@ class Reproduce(EdgeConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write the report of a study again, from its folder or from an earlier report."""
+    """Write the report of a run or a study, compare several, or export their numbers.
 
-    path: tyro.conf.Positional[Path]
-    """Folder of a study, or a report.html."""
+    For instance: steepest report runs/a runs/b --out numbers.csv
+    """
+
+    path: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs or studies, or earlier reports; several are compared."""
     out: Path | None = None
-    """Where to write; by default report.html in that folder, or over the earlier report."""
+    """Where to write: a page, or a table if it ends with .csv or .parquet. By default report.html
+    in that folder, or over the earlier report; of a comparison, a page under runs/."""
 
 
 COMMANDS = {
@@ -408,8 +412,11 @@ def _reproduce(command: Reproduce) -> None:
 
 def _report(command: Report) -> None:
     report = _report_room()
-    summary, out = report.find(command.path)
-    page = report.write(summary, command.out or out)
+    summary, place = report.find_all(command.path)
+    out = command.out or place
+    if out is None:
+        out = _folder("comparison", {"paths": command.path}).with_suffix(".html")
+    page = report.save(summary, out)
     print(f"report: {page.resolve().as_uri()}")
 
 
