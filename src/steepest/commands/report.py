@@ -7,22 +7,29 @@ from pathlib import Path
 
 import tyro
 
-from steepest.commands.places import report_room
+from steepest.commands.places import folder, report_room
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write the report of a study again, from its folder or from an earlier report."""
+    """Write the report of a run or a study, compare several, or export their numbers.
 
-    path: tyro.conf.Positional[Path]
-    """Folder of a study, or a report.html."""
+    For instance: steepest report runs/a runs/b --out numbers.csv
+    """
+
+    path: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs or studies, or earlier reports; several are compared."""
     out: Path | None = None
-    """Where to write; by default report.html in that folder, or over the earlier report."""
+    """Where to write: a page, or a table if it ends with .csv or .parquet. By default report.html
+    in that folder, or over the earlier report; of a comparison, a page under runs/."""
 
 
 def report(command: Report) -> None:
     """Run the command."""
     room = report_room()
-    summary, out = room.find(command.path)
-    path = room.write(summary, command.out or out)
+    summary, place = room.find_all(command.path)
+    out = command.out or place
+    if out is None:
+        out = folder("comparison", {"paths": command.path}).with_suffix(".html")
+    path = room.save(summary, out)
     print(f"report: {path.resolve().as_uri()}")

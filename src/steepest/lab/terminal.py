@@ -22,6 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from steepest.lab.studies.stored import loss_unit, unit_of
 from steepest.lab.sweep import Run
 from steepest.printing import rough_duration
 
@@ -124,19 +125,25 @@ def optimizer_table(summary: dict[str, Any]) -> Group:
     """One column for each optimizer, five in a table, so that it fits a narrow terminal."""
     entries = summary["optimizers"]
     baseline = next(e["label"] for e in entries if e["name"] == summary["baseline"])
-    unit = "bits/byte" if any(e["bits_per_byte"] for e in entries) else "nats/token"
+    unit = unit_of(summary)
+    nats = loss_unit(unit).replace(" per ", "/")
+    gap = "bits/byte" if any(e["bits_per_byte"] for e in entries) else nats
+    has_accuracy = any(e.get("validation_accuracy") for e in entries)
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "best rate": lambda e: _number(e["best_lr"], "g"),
-        "nats/token": lambda e: _with_half(e["validation_loss"]),
+        nats: lambda e: _with_half(e["validation_loss"]),
+        "accuracy": lambda e: _with_half(e.get("validation_accuracy"), ".1%"),
         "bits/byte": lambda e: _with_half(e["bits_per_byte"]),
         f"gap to {baseline}": lambda e: _with_half(e["gap_to_baseline"], "+.3f"),
-        "tokens to reach": lambda e: _number(e["tokens_to_baseline"], ",.0f"),
+        f"{unit} to reach": lambda e: _number(e["tokens_to_baseline"], ",.0f"),
         "seconds to reach": lambda e: _number(e["seconds_to_baseline"], ".1f"),
         "ms per step": lambda e: _number(e["step_seconds"], ".1f", 1e3),
         "optimizer share": lambda e: _number(e["optimizer_share"], ".0%"),
         "peak MB": lambda e: _number(e["peak_memory_bytes"], ".0f", 1e-6),
         "verdict": lambda e: str(e["verdict"]),
     }
+    if not has_accuracy:
+        del rows["accuracy"]
     tables = []
     for start in range(0, len(entries), 5):
         part = entries[start : start + 5]
@@ -148,7 +155,7 @@ def optimizer_table(summary: dict[str, Any]) -> Group:
             table.add_row(title, *map(show, part))
         tables.append(table)
     tables[0].title = summary["title"]
-    tables[-1].caption = f"± is half a 95% interval over fresh seeds; the gap is in {unit}"
+    tables[-1].caption = f"± is half a 95% interval over fresh seeds; the gap is in {gap}"
     return Group(*tables)
 
 
@@ -175,4 +182,6 @@ def _with_half(value: dict[str, Any] | None, form: str = ".3f") -> str:
     if value is None:
         return "-"
     mean = format(value["mean"], form)
-    return mean if value["low"] is None else f"{mean}±{value['mean'] - value['low']:.3f}"
+    return (
+        mean if value["low"] is None else f"{mean}±{value['mean'] - value['low']:{form.strip('+')}}"
+    )
