@@ -76,7 +76,9 @@ def make_data(place: Path) -> None:
     (place / "own.py").write_text(OWN)
     (place / "stream").mkdir()
     for shard in range(3):
-        lines = [json.dumps({"text": text[i * 7 : i * 7 + rng.integers(5, 400)]}) for i in range(900)]
+        lines = [
+            json.dumps({"text": text[i * 7 : i * 7 + rng.integers(5, 400)]}) for i in range(900)
+        ]
         (place / "stream" / f"train-{shard}.jsonl").write_text("\n".join(lines) + "\n")
     labels = rng.integers(0, 4, 300)
     images = rng.integers(0, 100, (300, 32, 32, 3)) + 40 * labels[:, None, None, None]

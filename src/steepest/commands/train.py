@@ -92,6 +92,6 @@ def _detail(values: dict[str, Any]) -> str:
 
 
 def _scores(result: dict[str, Any]) -> str:
-    bits, accuracy = result.get("validation_bits_per_byte"), result.get("validation_accuracy")
+    bits, accuracy = result.get("bits_per_byte"), result.get("validation_accuracy")
     said = "" if bits is None else f", {bits:.4f} bits per byte"
     return said + ("" if accuracy is None else f", accuracy {accuracy:.2%}")

@@ -248,7 +248,9 @@ def test_runs_that_diverged_early_do_not_make_the_others_look_short(
     plan = {"spent": 0.0, "notes": [], "steps": 5, "model": {"width": 16, "depth": 1}}
     write_json(tmp_path / "plan.json", plan)
     conducted = optimizer_study._Study(planned, tmp_path, load(planned.data), Quiet())
-    assert not conducted.time_for(Contender("muon"), 0.5)  # five more runs by two workers: 25 seconds of 20
+    assert not conducted.time_for(
+        Contender("muon"), 0.5
+    )  # five more runs by two workers: 25 seconds of 20
 
 
 def test_a_finished_run_that_lost_measurements_is_an_error(

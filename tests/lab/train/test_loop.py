@@ -74,7 +74,12 @@ def _weights(out: Path) -> bytes:
 def test_a_run_stopped_anywhere_ends_bit_for_bit_like_one_that_was_not(
     tmp_path: Path, text: Path, optimizer: Any
 ) -> None:
-    own: dict[str, Any] = {"accumulate": 2, "clip": 1.0, "conditions_every": 5, "sharpness_every": 4}
+    own: dict[str, Any] = {
+        "accumulate": 2,
+        "clip": 1.0,
+        "conditions_every": 5,
+        "sharpness_every": 4,
+    }
     if optimizer == "teon":
         own["depth"] = 2  # something to stack
     config = _config(text, optimizer=optimizer, **own)

@@ -85,8 +85,8 @@ class DryRun(Result):
             f"{self.unit}, {self.steps * self.per_step:,} in all",
             f"memory: about {readable(self.peak_bytes)} above the program itself at the peak, of "
             f"which the optimizer keeps {readable(self.state_bytes)} between steps",
-            f"time: about {rough_duration(self.seconds)}, {1000 * self.step_seconds:,.1f} ms a step, "
-            f"{per_second:,.0f} {self.unit} a second; measured on {self.timed} steps here, "
+            f"time: about {rough_duration(self.seconds)}, {1000 * self.step_seconds:,.1f} ms a "
+            f"step, {per_second:,.0f} {self.unit} a second; measured on {self.timed} steps here, "
             "and nothing was kept of them",
         )
 

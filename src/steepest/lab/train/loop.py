@@ -223,10 +223,12 @@ class Training:
         setup = self.setup
         validation_began = time.perf_counter()
         scores = self.evaluate(self.judged)
+        judged = {f"validation_{k}": scores[k] for k in ("loss", "accuracy") if k in scores}
+        judged |= {k: scores[k] for k in ("bits_per_byte",) if k in scores}
         costs = self.clock.totals()
         return {
             "status": "finished",
-            **{f"validation_{name}": score for name, score in scores.items()},
+            **judged,
             "validation_seconds": time.perf_counter() - validation_began,
             "start_seconds": start_seconds,
             "wall_seconds": time.perf_counter() - self.began,

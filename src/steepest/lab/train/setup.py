@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from steepest.lab.data import TrainingBatches, Data, load, own_batches
+from steepest.lab.data import Data, TrainingBatches, load, own_batches
 from steepest.lab.errors import InputError
 from steepest.lab.imports import imported_loss
 from steepest.lab.losses import loss_of
