@@ -2,6 +2,7 @@
 
 from steepest.lab.data.documents import EMBEDDED
 from steepest.lab.data.images import Images
+from steepest.lab.data.own import examples_in, own_batches
 from steepest.lab.data.protocols import Data, TrainingBatches
 from steepest.lab.data.sampler import Sampler, validation_batches
 from steepest.lab.data.shapes import ImageShape, Shape, TextShape
@@ -18,7 +19,9 @@ __all__ = [
     "Shape",
     "TextShape",
     "TrainingBatches",
+    "examples_in",
     "load",
     "load_text",
+    "own_batches",
     "validation_batches",
 ]

@@ -8,8 +8,7 @@ _SECONDS = 5
 def hub_answers() -> bool:
     """Return whether huggingface.co, or the mirror in `HF_ENDPOINT`, answers within 5 seconds."""
     try:
-        from huggingface_hub import constants
-        from huggingface_hub.utils import get_session
+        from huggingface_hub import constants, get_session
 
         if constants.HF_HUB_OFFLINE:
             return False
