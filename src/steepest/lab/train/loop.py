@@ -25,7 +25,7 @@ from steepest.lab.interruption import deferred, raise_for
 from steepest.lab.models import GPT
 from steepest.lab.train import checkpoint
 from steepest.lab.train.config import TrainConfig
-from steepest.lab.train.cost import Clock, check_memory, peak_memory, state_bytes
+from steepest.lab.train.cost import Clock, check_memory_of_gpt, peak_memory, state_bytes
 from steepest.lab.train.optimizers import build
 from steepest.lab.train.run_folder import (
     Metrics,
@@ -211,7 +211,7 @@ def check_run(config: TrainConfig, corpus: Corpus) -> torch.device:
     device, context = _prepare(config), config.model.context
     Sampler(corpus.train, config.batch, context, config.seed)
     next(validation_batches(corpus.validation, 1, context, windows=1))
-    check_memory(config, corpus.vocabulary, device)
+    check_memory_of_gpt(config, corpus.vocabulary, device)
     return device
 
 
