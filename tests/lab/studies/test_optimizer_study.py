@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from steepest.lab.data import load
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_json
 from steepest.lab.studies import optimizer_study
-from steepest.lab.studies.optimizer_study import study
+from steepest.lab.studies.optimizer_study import Contender, study
 from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.sweep import Run
 from steepest.lab.train import named_optimizer

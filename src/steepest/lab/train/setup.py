@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from steepest.lab.data import Data, TrainingBatches, load, own_batches
+from steepest.lab.data import Data, Shape, TextShape, TrainingBatches, load, own_batches
 from steepest.lab.errors import InputError
 from steepest.lab.imports import imported_loss
 from steepest.lab.losses import loss_of
@@ -70,6 +70,8 @@ def set_up(config: TrainConfig, data: Data) -> Setup:
         InputError: for a device that is not there, and a model that does not fit data or memory.
     """
     device = check_run(config, data)
+    if config.samples and data.unit != "tokens":
+        raise InputError(f"got samples={config.samples} with {data.unit}, expected 0 without text")
     first = _first(config, data)
     per_pass = units_per_pass(config, data, first)
     config = settled(config, data.unit, per_pass)
@@ -107,8 +109,40 @@ def check_run(config: TrainConfig, data: Data) -> torch.device:
         config.model, shape, width=config.width, depth=config.depth, options=config.model_options
     )
     if sizes is not None:
-        check_memory(config, sizes, shape, device)
+        _check_fits(config, sizes, shape, device)
     return device
+
+
+def _check_fits(config: TrainConfig, sizes: Any, shape: Shape, device: torch.device) -> None:
+    """Refuse a model of the lab that memory cannot hold, or whose batch it cannot.
+
+    What is counted of a batch is less than what a run keeps: for text the logits, and eight numbers
+    for each block, token and unit of width; for images their pixels.
+    """
+    parameters, constants = sizes.count(shape)
+    number = 2 if config.precision == "bfloat16" else 4
+    named = f"a model of width {sizes.width}"
+    if depth := getattr(sizes, "depth", None):
+        named += f", depth {depth}"
+    if isinstance(shape, TextShape):
+        named += f", context {shape.context} and a vocabulary of {shape.vocabulary}"
+        count, tokens = f"{config.batch} x {shape.context} tokens", config.sequences * shape.context
+        kept = (1 if config.recompute else 8) * sizes.width * sizes.depth
+        activations = 8 * 2 * tokens + number * tokens * (kept + shape.vocabulary)
+        remedy = "width, depth or context"
+    else:
+        assert shape is not None
+        count, remedy = f"{config.batch} images", "width or depth"
+        activations = 4 * config.sequences * shape.channels * shape.side**2
+    check_memory(
+        f"{named} ({parameters:,} parameters)",
+        f"a batch of {count}",
+        parameters=parameters,
+        constants=constants,
+        activations=activations,
+        device=device,
+        remedy=remedy,
+    )
 
 
 def units_per_pass(config: TrainConfig, data: Data, first: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steepest.lab.train.cost import flops_of, peak_flops
+from steepest.lab.train.flops import flops_of, peak_flops
 from steepest.lab.train.setup import Setup
 
 
