@@ -34,6 +34,7 @@ from steepest.files import (
     write_lines,
 )
 from steepest.lab import report
+from steepest.lab.data import Sampler
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json as read_with_remedy
 from steepest.lab.studies.diagnosis_study import _records, _sha256, _unedited

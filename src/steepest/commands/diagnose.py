@@ -26,7 +26,7 @@ from steepest.lab.imports import (
 )
 from steepest.lab.studies.diagnosis_study import diagnosis_study
 from steepest.lab.terminal import Countdown, bars, say
-from steepest.lab.train.config import check_clip
+from steepest.lab.train.problem import check_clip
 from steepest.lab.weights import load_weights
 
 

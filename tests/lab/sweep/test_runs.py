@@ -76,7 +76,8 @@ def test_a_killed_sweep_leaves_no_process_behind_and_goes_on(tmp_path: Path, tex
         "from steepest.lab.train import TrainConfig\n"
         "if __name__ == '__main__':\n"
         f"    c = TrainConfig(data={str(text)!r}, width=16, depth=1, context=16,"
-        " model_options=('heads=2',), steps=100000, batch=2, threads=1, checkpoint_every=50, log_every=1)\n"
+        " model_options=('heads=2',), steps=100000, batch=2, threads=1,"
+        " checkpoint_every=50, log_every=1)\n"
         f"    run_all([Run(c, Path({str(tmp_path / 'run')!r}))], workers=1)\n"
     )
     script = tmp_path / "sweep.py"

@@ -7,6 +7,7 @@ from steepest.lab.models.gpt import GPT, GPTConfig
 from steepest.lab.models.llama import Llama, LlamaConfig
 from steepest.lab.models.presets import PRESETS, Preset, preset_context
 from steepest.lab.models.recomputation import recompute_activations
+from steepest.lab.models.start import load_start
 
 __all__ = [
     "GPT",
@@ -17,6 +18,7 @@ __all__ = [
     "Preset",
     "build_model",
     "is_model_of_images",
+    "load_start",
     "logits_of",
     "loss_of",
     "preset_context",

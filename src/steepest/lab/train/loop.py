@@ -33,7 +33,7 @@ from steepest.lab.train.run_folder import Metrics, opened, sentences_for_os_erro
 from steepest.lab.train.schedule import factor
 from steepest.lab.train.settings_file import write_settings
 from steepest.lab.train.setup import Setup, data_of, set_up
-from steepest.lab.train.sinks import sinks
+from steepest.lab.train.sinks import Sink, sink
 from steepest.lab.train.speed import Speed
 
 OnStep = Callable[[int, dict[str, Any]], None]
@@ -123,7 +123,7 @@ class Training:
         config, out = self.config, self.out
         start_seconds = time.perf_counter() - self.began
         step = self.start
-        metrics = Metrics(out, self.start, sinks(config.track, out, asdict(config)))
+        metrics = Metrics(out, self.start, self.trackers())
         try:
             with profiler(config, out, self.say) as profile:
                 for step in range(self.start, config.steps):
@@ -153,6 +153,13 @@ class Training:
         result = self.result(start_seconds)
         write_json(out / "result.json", result)
         return result
+
+    def trackers(self) -> list[Sink]:
+        """Begin the trackers that were asked for, or go on with them."""
+        made = [sink(name, self.out, self.say) for name in self.config.track]
+        for tracker in made:
+            tracker.start(self.out.name, asdict(self.config))
+        return made
 
     def update(self, step: int) -> tuple[Tensor, list[Any]]:
         """Go from batches to parameters; return the loss, and the layerwise condition if due."""
