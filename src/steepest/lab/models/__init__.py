@@ -2,6 +2,7 @@
 
 from steepest.lab.losses import logits_of, loss_of
 from steepest.lab.models.building import build_model, sizes_of, smaller
+from steepest.lab.models.exchange import from_hugging_face, to_hugging_face
 from steepest.lab.models.gpt import GPT, GPTConfig
 from steepest.lab.models.llama import Llama, LlamaConfig
 from steepest.lab.models.presets import PRESETS, Preset, preset_context
@@ -15,10 +16,12 @@ __all__ = [
     "LlamaConfig",
     "Preset",
     "build_model",
+    "from_hugging_face",
     "logits_of",
     "loss_of",
     "preset_context",
     "recompute_activations",
     "sizes_of",
     "smaller",
+    "to_hugging_face",
 ]
