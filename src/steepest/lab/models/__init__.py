@@ -2,6 +2,7 @@
 
 from steepest.lab.losses import logits_of, loss_of
 from steepest.lab.models.building import build_model, sizes_of, smaller
+from steepest.lab.models.exchange import from_hugging_face, to_hugging_face
 from steepest.lab.models.family import is_model_of_images
 from steepest.lab.models.gpt import GPT, GPTConfig
 from steepest.lab.models.llama import Llama, LlamaConfig
@@ -17,6 +18,7 @@ __all__ = [
     "LlamaConfig",
     "Preset",
     "build_model",
+    "from_hugging_face",
     "is_model_of_images",
     "load_start",
     "logits_of",
@@ -25,4 +27,5 @@ __all__ = [
     "recompute_activations",
     "sizes_of",
     "smaller",
+    "to_hugging_face",
 ]

@@ -10,6 +10,7 @@ from torch import nn
 from steepest.lab.data.shapes import Shape
 from steepest.lab.models.family import own_model, own_sizes
 from steepest.lab.models.hugging_face import DOOR, hugging_face_model, hugging_face_sizes
+from steepest.lab.models.resizing import SMALLEST_HEAD
 from steepest.lab.models.user_models import user_model, user_sizes
 
 
@@ -90,8 +91,8 @@ def smaller(
     model of a user takes no width.
 
     >>> from steepest.lab.data.shapes import TextShape
-    >>> smaller("gpt", TextShape(256, 128), 64, 4), smaller("gpt", TextShape(256, 128), 16, 4)
-    ((32, 4), (16, 2))
+    >>> smaller("gpt", TextShape(256, 128), 64, 4), smaller("gpt", TextShape(256, 128), 8, 4)
+    ((32, 4), (8, 2))
     """
     heads: int | None = None
     if name.startswith(DOOR):
@@ -104,6 +105,6 @@ def smaller(
     if wide is None:
         return None
     parts = heads or 1
-    if wide >= 16 * parts and wide % (4 * parts) == 0:
+    if wide >= 2 * SMALLEST_HEAD * parts and wide % (4 * parts) == 0:
         return wide // 2, deep
     return (wide, deep // 2) if deep is not None and deep > 1 else None

@@ -17,7 +17,7 @@ from torch import nn
 from steepest.lab.arguments import did_you_mean
 from steepest.lab.data.shapes import ImageShape, Shape, TextShape
 from steepest.lab.errors import InputError
-from steepest.lab.models.resizing import split_option
+from steepest.lab.models.resizing import heads_for, split_option
 from steepest.model.attention_sizes import HEAD_SIZE, HEADS, KV_HEADS, WIDTH
 
 DOOR = "hf:"
@@ -57,7 +57,7 @@ def hugging_face_model(
         InputError: for a name that leads nowhere, data that the model is not for, fields that the
             configuration does not have, and values that transformers refuses.
     """
-    hf = _transformers()
+    hf = transformers_or_sentence()
     config = _config(name, shape, width, depth, options)
     images = isinstance(shape, ImageShape) or (
         shape is None and type(config) not in hf.MODEL_FOR_CAUSAL_LM_MAPPING
@@ -83,16 +83,20 @@ def hugging_face_sizes(
 ) -> tuple[int | None, int | None, int | None]:
     """Return the width, depth and number of heads that the model would have, None where unknown."""
     config = _config(name, shape, width, depth, options)
-    axis, layers = _width_axis(config), _depth_axis(config)
-    heads = _first(config, HEADS)
+    layers, heads = _depth_axis(config), _first(config, HEADS)
     return (
-        None if axis is None else getattr(config, axis),
+        _width(config),
         None if layers is None else _total(getattr(config, layers)),
         None if heads is None else getattr(config, heads),
     )
 
 
-def _transformers() -> Any:
+def transformers_or_sentence() -> Any:
+    """Return the package transformers.
+
+    Raises:
+        InputError: where it is not installed.
+    """
     try:
         import transformers
     except ImportError as error:
@@ -123,7 +127,7 @@ def _config(
 
 def _origin(place: str) -> tuple[Any, dict[str, Any], bool]:
     """The class of a configuration, its fields, and whether only its type was named."""
-    hf = _transformers()
+    hf = transformers_or_sentence()
     path = Path(place).expanduser()
     file = path / "config.json" if path.is_dir() else path
     if file.is_file():
@@ -163,25 +167,34 @@ def _made(name: str, kind: Any, fields: Mapping[str, Any]) -> Any:
 
 
 def _first(config: Any, names: Sequence[str]) -> str | None:
-    """The first of the names that is a whole number of the configuration."""
-    numbers = (n for n in names if isinstance(getattr(config, n, None), int))
-    return next(numbers, None)
+    """The first of the names that is a whole number which the configuration keeps."""
+    fields = config.to_dict()
+    keeps = (n for n in names if isinstance(fields.get(_field(config, n)), int))
+    return next(keeps, None)
 
 
 def _width_axis(config: Any) -> str | None:
-    if isinstance(getattr(config, "hidden_sizes", None), list):
-        return _first(config, ("embedding_size",))
+    if _by_stage(config, "hidden_sizes"):
+        return _first(config, ("embedding_size",)) or "hidden_sizes"
     return _first(config, _WIDTHS)
 
 
+def _width(config: Any) -> int | None:
+    axis = _width_axis(config)
+    width = None if axis is None else getattr(config, axis)
+    return width[0] if isinstance(width, list | tuple) else width
+
+
 def _depth_axis(config: Any) -> str | None:
-    if isinstance(getattr(config, "depths", None), list):
-        return "depths"
-    return _first(config, _DEPTHS)
+    return "depths" if _by_stage(config, "depths") else _first(config, _DEPTHS)
+
+
+def _by_stage(config: Any, name: str) -> bool:
+    return isinstance(getattr(config, name, None), list | tuple)
 
 
 def _total(layers: Any) -> int:
-    return sum(layers) if isinstance(layers, list) else int(layers)
+    return sum(layers) if isinstance(layers, list | tuple) else int(layers)
 
 
 def _field(config: Any, name: str) -> str:
@@ -259,17 +272,13 @@ def _of_width(name: str, config: Any, width: int, asked: Mapping[str, Any]) -> d
             f"got width={width}, but the configuration of {name!r} has no width by a usual name; "
             "set its fields by options"
         )
-    old = getattr(config, axis)
-    fields = {_field(config, axis): width}
+    fields: dict[str, Any] = {} if axis == "hidden_sizes" else {_field(config, axis): width}
     heads = _first(config, HEADS)
     if heads is None or _field(config, heads) in asked:
         return fields
-    number = getattr(config, heads)
-    size, new = max(1, old // number), number
-    if width % size == 0:
-        new = width // size
-    elif width % number:
-        new = 1
+    number, old = getattr(config, heads), getattr(config, axis)
+    size = max(1, old // number)
+    new = next(heads_for(width, size, number))
     fields[_field(config, heads)] = new
     kv_heads, head_size = _first(config, KV_HEADS), _first(config, HEAD_SIZE)
     if kv_heads is not None and _field(config, kv_heads) not in asked:
@@ -283,11 +292,11 @@ def _of_width(name: str, config: Any, width: int, asked: Mapping[str, Any]) -> d
 
 def _scaled(config: Any, resized: Any, width: int, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that keep their ratio to the width, where the configuration does not derive them."""
-    axis = _width_axis(config)
-    assert axis is not None
-    ratio = width / getattr(config, axis)
+    old_width = _width(config)
+    assert old_width is not None
+    ratio = width / old_width
     fields: dict[str, Any] = {}
-    if isinstance(getattr(config, "hidden_sizes", None), list) and "hidden_sizes" not in asked:
+    if _by_stage(config, "hidden_sizes") and "hidden_sizes" not in asked:
         sizes = [size * ratio for size in config.hidden_sizes]
         if any(size != round(size) or size < 1 for size in sizes):
             raise InputError(
@@ -300,7 +309,7 @@ def _scaled(config: Any, resized: Any, width: int, asked: Mapping[str, Any]) -> 
         if not isinstance(old, int) or getattr(resized, key) != old or field in asked:
             continue
         rounded = max(_ROUNDING, _ROUNDING * round(old * ratio / _ROUNDING))
-        fields[field] = width if old == getattr(config, axis) else rounded
+        fields[field] = width if old == old_width else rounded
     return fields
 
 
@@ -312,7 +321,7 @@ def _of_depth(name: str, config: Any, depth: int) -> dict[str, Any]:
             "usual name; set its fields by options"
         )
     layers = getattr(config, axis)
-    if not isinstance(layers, list):
+    if axis != "depths":
         return {_field(config, axis): depth}
     if depth < len(layers):
         raise InputError(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from steepest.lab.arguments import did_you_mean
 from steepest.lab.errors import InputError
+
+SMALLEST_HEAD = 8
 
 
 def resized(
@@ -17,8 +19,9 @@ def resized(
     """Return the sizes at another width and depth, and with options.
 
     What follows from the width scales with it. Heads keep their size where the width is a multiple
-    of it; where it is not, they keep their number, or one head is left. Heads of keys and values
-    keep their share. The inner size keeps its ratio, rounded to a multiple of 8.
+    of it. Where it is not, they keep their number if each has 8 units or more; otherwise one head
+    is left. Heads of keys and values keep their share. The inner size keeps its ratio, rounded to
+    a multiple of 8.
 
     Args:
         name: of the model, for errors.
@@ -59,9 +62,20 @@ def _heads(sizes: Any, changes: Mapping[str, Any]) -> list[int | None]:
         return [None]
     if "heads" in changes or new is None or new == old:
         return [changes.get("heads", sizes.heads)]
-    size = sizes.width // sizes.heads
-    same_size = [new // size] if new % size == 0 and new > 0 else []
-    return [*same_size, sizes.heads, 1]
+    return list(heads_for(new, sizes.width // sizes.heads, sizes.heads))
+
+
+def heads_for(width: int, size: int, number: int) -> Iterator[int]:
+    """Yield numbers of heads for a width, the best first, from a head's size and their number.
+
+    >>> list(heads_for(256, 32, 4)), list(heads_for(48, 32, 4)), list(heads_for(24, 32, 4))
+    ([8, 4, 1], [4, 1], [1])
+    """
+    if width >= size and width % size == 0:
+        yield width // size
+    if width % number == 0 and width >= SMALLEST_HEAD * number:
+        yield number
+    yield 1
 
 
 def _following(sizes: Any, changes: Mapping[str, Any], heads: int | None) -> dict[str, Any]:
