@@ -420,7 +420,10 @@ def test_a_run_with_it_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     config = TrainConfig(
         optimizer=name,
         data=str(tmp_path / "text.txt"),
-        model=GPTConfig(width=8, depth=1, heads=2, context=8),
+        width=8,
+            depth=1,
+            model_options=("heads=2",),
+            context=8,
         steps=8,
         batch=2,
         validate_windows=2,
