@@ -14,9 +14,17 @@ from steepest.lab.data.documents import (
     hold_out,
     judged_by,
 )
-from steepest.lab.data.image_files import embedded_digits, in_folder, in_npz, is_image_folder
+from steepest.lab.data.hub import HUB, HUB_PREFIX, hub_images, hub_set, hub_text
+from steepest.lab.data.image_files import (
+    TrainAndTest,
+    embedded_digits,
+    in_folder,
+    in_npz,
+    is_image_folder,
+)
 from steepest.lab.data.images import Images
 from steepest.lab.data.protocols import Data
+from steepest.lab.data.stream import Stream
 from steepest.lab.data.text import Corpus, corpus_of_documents, corpus_of_token_files
 from steepest.lab.data.token_files import SUFFIXES
 from steepest.lab.errors import InputError
@@ -34,7 +42,10 @@ def load(
     Args:
         source: "stdlib" or "reference" (text that comes with Python), "digits" (images that come
             with scikit-learn), or a path: a text file, a folder of them, tokens (`.bin`, `.npy`,
-            or a folder of them), images (`.npz`, or a folder with a folder for each class).
+            or a folder of them), images (`.npz`, or a folder with a folder for each class). From
+            huggingface.co: "fineweb", "c4", "wikitext-103", "cifar10", "cifar100",
+            "tiny-imagenet", "mnist", "hub:OWNER/NAME" or "hub:OWNER/NAME:CONFIGURATION"; from
+            local .parquet or .jsonl files, in the same way, "hub:FOLDER".
         tokenizer: of text: "bytes"; "bpe:4096", or another number of tokens, trained on the
             training text; "gpt2"; a folder with vocab.json and merges.txt; a tokenizer.json. Of
             token files, the one that wrote them.
@@ -48,11 +59,14 @@ def load(
     """
     if source == "digits":
         description = "scikit-learn's digits of 8 x 8 pixels"
-        return Images(source, description, *embedded_digits(), augment=augment)
+        return _images(source, description, embedded_digits(), validation, augment)
+    if source in HUB or source.startswith(HUB_PREFIX):
+        return _from_hub(source, tokenizer, validation, augment)
     path = None if source in EMBEDDED else existing(source)
     try:
         if path is not None and _has_images(path):
-            return _images(source, path, validation, augment)
+            description = f"images of the {'folder' if path.is_dir() else 'file'} {path.name}"
+            return _images(source, description, _images_at(path), validation, augment)
         return _text(source, path, tokenizer, validation)
     except OSError as error:
         raise InputError(f"could not read {error.filename or path}: {error.strerror}") from error
@@ -97,17 +111,35 @@ def _has_images(path: Path) -> bool:
     return is_image_folder(path) if path.is_dir() else path.suffix == ".npz"
 
 
-def _images(source: str, path: Path, validation: str | None, augment: bool | None) -> Images:
-    description = f"images of the {'folder' if path.is_dir() else 'file'} {path.name}"
-    train, test = in_folder(path) if path.is_dir() else in_npz(path)
+def _from_hub(
+    source: str, tokenizer: str, validation: str | None, augment: bool | None
+) -> Images | Stream:
+    place = hub_set(source)
+    if place.image is not None:
+        return _images(source, f"images of {place.path}", hub_images(place), validation, augment)
+    judge = None if validation is None else [text for _, text in _documents(validation)[1]]
+    return hub_text(source, place, tokenizer, judge)
+
+
+def _images_at(path: Path) -> TrainAndTest:
+    return in_folder(path) if path.is_dir() else in_npz(path)
+
+
+def _images(
+    source: str,
+    description: str,
+    parts: TrainAndTest,
+    validation: str | None,
+    augment: bool | None,
+) -> Images:
+    train, test = parts
     judge = None
     if validation == "test":
         if test is None:
-            raise InputError(f"{path} has no test part to judge by; leave out --validation test")
+            raise InputError(f"{source} has no test part to judge by; leave out --validation test")
         judge, description = test, f"{description}, judged by its {len(test):,} test images"
     elif validation is not None:
-        other = existing(validation)
-        judge, _ = in_folder(other) if other.is_dir() else in_npz(other)
+        judge, _ = _images_at(existing(validation))
         description = f"{description}, judged by {len(judge):,} images of {validation}"
     return Images(source, description, train, test, judge, augment)
 
