@@ -131,10 +131,9 @@ class Linear(nn.Module):
     def __init__(self, config: LinearConfig, shape: ImageShape):
         super().__init__()
         self.config = config
-        *units, last, classes = config.units(shape)
-        pairs = zip(units, [*units[1:], last], strict=True)
-        self.layers = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairs)
-        self.head = nn.Linear(last, classes, bias=False)
+        pairs = pairwise(config.units(shape))
+        *layers, self.head = (nn.Linear(inputs, outputs, bias=False) for inputs, outputs in pairs)
+        self.layers = nn.ModuleList(layers)
         for layer in (*self.layers, self.head):
             nn.init.normal_(layer.weight, std=layer.weight.shape[1] ** -0.5)
 
