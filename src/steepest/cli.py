@@ -42,11 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    taken = {name: settings for name, (settings, _) in COMMANDS.items()}
-    command = parsed(arguments, taken, "In which norm should each weight matrix descend?")
-    run = next(run for settings, run in COMMANDS.values() if type(command) is settings)
+    command = parsed(arguments, COMMANDS, "In which norm should each weight matrix descend?")
     with sentences_for_os_errors(command.out or Path("runs")):
-        run(command)
+        command.run()
 
 
 if __name__ == "__main__":

@@ -100,9 +100,9 @@ def _rewound(folder: Path) -> list[Any]:
     return records.rows
 
 
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> checkpoint.State:
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> checkpoint.RunState:
     batches = Sampler(np.arange(9, dtype=np.uint8), batch=1, context=2, seed=0)
-    return checkpoint.State(model, optimizer, batches)
+    return checkpoint.RunState(model, optimizer, batches)
 
 
 def _with_checkpoint(folder: Path) -> None:

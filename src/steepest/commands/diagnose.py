@@ -72,49 +72,48 @@ class Diagnose:
     out: Path | None = None
     """Folder for diagnosis.json, plan.toml and report.html; by default one under runs/."""
 
-
-def diagnose(command: Diagnose) -> None:
-    """Run the command."""
-    room = report_room()
-    check_clip(command.clip)
-    if command.clip is not None and command.optimizer is None:
-        raise InputError("got --clip without --optimizer, whose audit it is for; give both")
-    with_known_generators()
-    model, stream = imported_model(command.model), imported_stream(command.batches)
-    if command.checkpoint is not None:
-        load_weights(model, command.checkpoint)
-    settings = {key: value for key, value in asdict(command).items() if key not in ("out", "json")}
-    for key in ("monitored", "checkpoint"):
-        settings[key] = settings[key] and str(settings[key])
-    out = command.out or folder("diagnosis", settings)
-    steps = WARMUP_STEPS if command.warmup_steps == "auto" else command.warmup_steps
-    with bars() as shown:
-        diagnosis, audited, summary = diagnosis_study(
-            model,
-            imported_loss(command.loss),
-            taken(command.batches, stream, command.count),
-            others=that_fit(command.batches, stream, max(0, steps)),
-            level=command.level,
-            parameters=command.parameters or None,
-            warmup_steps=command.warmup_steps,
-            optimizer=imported_optimizer(command.optimizer),
-            clip=command.clip,
-            monitored=command.monitored,
-            out=out,
-            settings=settings,
-            on_progress=Countdown(shown, "diagnosing", "gradients"),
-            say=say,
-        )
-    path = page(room, summary, out)
-    if command.json:
-        print(json.dumps(summary))
-    else:
-        Console().print(diagnosis.table())
-        for warning in () if audited is None else audited.warnings:
-            print(f"audit: {warning}")
-        print(f"plan: {out / 'plan.toml'}")
-        print(f"report: {path.resolve().as_uri()}")
-    if all(row.verdict == "cannot tell" for row in diagnosis):
-        sys.exit(3)
-    if audited is not None and not audited.ok:
-        sys.exit(4)
+    def run(self) -> None:
+        """Run the command."""
+        room = report_room()
+        check_clip(self.clip)
+        if self.clip is not None and self.optimizer is None:
+            raise InputError("got --clip without --optimizer, whose audit it is for; give both")
+        with_known_generators()
+        model, stream = imported_model(self.model), imported_stream(self.batches)
+        if self.checkpoint is not None:
+            load_weights(model, self.checkpoint)
+        settings = {key: value for key, value in asdict(self).items() if key not in ("out", "json")}
+        for key in ("monitored", "checkpoint"):
+            settings[key] = settings[key] and str(settings[key])
+        out = self.out or folder("diagnosis", settings)
+        steps = WARMUP_STEPS if self.warmup_steps == "auto" else self.warmup_steps
+        with bars() as shown:
+            diagnosis, audited, summary = diagnosis_study(
+                model,
+                imported_loss(self.loss),
+                taken(self.batches, stream, self.count),
+                others=that_fit(self.batches, stream, max(0, steps)),
+                level=self.level,
+                parameters=self.parameters or None,
+                warmup_steps=self.warmup_steps,
+                optimizer=imported_optimizer(self.optimizer),
+                clip=self.clip,
+                monitored=self.monitored,
+                out=out,
+                settings=settings,
+                on_progress=Countdown(shown, "diagnosing", "gradients"),
+                say=say,
+            )
+        path = page(room, summary, out)
+        if self.json:
+            print(json.dumps(summary))
+        else:
+            Console().print(diagnosis.table())
+            for warning in () if audited is None else audited.warnings:
+                print(f"audit: {warning}")
+            print(f"plan: {out / 'plan.toml'}")
+            print(f"report: {path.resolve().as_uri()}")
+        if all(row.verdict == "cannot tell" for row in diagnosis):
+            sys.exit(3)
+        if audited is not None and not audited.ok:
+            sys.exit(4)

@@ -23,13 +23,12 @@ class Report:
     """Where to write: a page, or a table if it ends with .csv or .parquet. By default report.html
     in that folder, or over the earlier report; of a comparison, a page under runs/."""
 
-
-def report(command: Report) -> None:
-    """Run the command."""
-    room = report_room()
-    summary, place = room.find_all(command.path)
-    out = command.out or place
-    if out is None:
-        out = folder("comparison", {"paths": command.path}).with_suffix(".html")
-    path = room.save(summary, out)
-    print(f"report: {path.resolve().as_uri()}")
+    def run(self) -> None:
+        """Run the command."""
+        room = report_room()
+        summary, place = room.find_all(self.path)
+        out = self.out or place
+        if out is None:
+            out = folder("comparison", {"paths": self.path}).with_suffix(".html")
+        path = room.save(summary, out)
+        print(f"report: {path.resolve().as_uri()}")

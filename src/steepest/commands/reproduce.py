@@ -29,25 +29,24 @@ class Reproduce(EdgeConfig):
     out: Path | None = None
     """Folder of the runs; by default one under runs/ that is named after the settings."""
 
+    def run(self) -> None:
+        """Run the command."""
+        room = report_room()
+        settings = asdict(self)
+        for name in ("out", "claim"):
+            del settings[name]
+        config = EdgeConfig(**settings)
+        named = {key: value for key, value in settings.items() if key != "workers"}
+        out = self.out or folder(self.claim, named)
+        with bars() as shown:
+            bar = shown.add_task("runs", total=None, detail="")
 
-def reproduce(command: Reproduce) -> None:
-    """Run the command."""
-    room = report_room()
-    settings = asdict(command)
-    for name in ("out", "claim"):
-        del settings[name]
-    config = EdgeConfig(**settings)
-    named = {key: value for key, value in settings.items() if key != "workers"}
-    out = command.out or folder(command.claim, named)
-    with bars() as shown:
-        bar = shown.add_task("runs", total=None, detail="")
+            def on_run(done: int, of: int, message: str) -> None:
+                shown.update(bar, completed=done, total=of, detail=message)
+                if message and not screen.is_terminal:
+                    say(f"{done} of {of} runs  {message}")
 
-        def on_run(done: int, of: int, message: str) -> None:
-            shown.update(bar, completed=done, total=of, detail=message)
-            if message and not screen.is_terminal:
-                say(f"{done} of {of} runs  {message}")
-
-        summary = edge_of_stability(config, out, on_run)
-    path = page(room, summary, out)
-    Console().print(edge_table(summary))
-    print(f"report: {path.resolve().as_uri()}")
+            summary = edge_of_stability(config, out, on_run)
+        path = page(room, summary, out)
+        Console().print(edge_table(summary))
+        print(f"report: {path.resolve().as_uri()}")

@@ -26,19 +26,18 @@ class Study(StudyConfig):
     out: Path | None = None
     """Folder of the study; by default one under runs/ that is named after the settings."""
 
-
-def study(command: Study) -> None:
-    """Run the command."""
-    room = report_room()
-    names = [field.name for field in fields(StudyConfig)]
-    config = StudyConfig(**{name: getattr(command, name) for name in names})
-    # the length of the runs follows from the minutes, so other minutes are another study
-    out = command.out or folder("study", config.identity | {"minutes": config.minutes})
-    with bars() as shown:
-        summary = conducted(config, out, StudyProgress(shown))
-    path = page(room, summary, out)
-    Console().print(optimizer_table(summary))
-    for entry in summary["optimizers"]:
-        if entry["verdict"] != "tuned":
-            print(f"{entry['label']}: inconclusive, because {entry['reason']}")
-    print(f"report: {path.resolve().as_uri()}")
+    def run(self) -> None:
+        """Run the command."""
+        room = report_room()
+        names = [field.name for field in fields(StudyConfig)]
+        config = StudyConfig(**{name: getattr(self, name) for name in names})
+        # the length of the runs follows from the minutes, so other minutes are another study
+        out = self.out or folder("study", config.identity | {"minutes": config.minutes})
+        with bars() as shown:
+            summary = conducted(config, out, StudyProgress(shown))
+        path = page(room, summary, out)
+        Console().print(optimizer_table(summary))
+        for entry in summary["optimizers"]:
+            if entry["verdict"] != "tuned":
+                print(f"{entry['label']}: inconclusive, because {entry['reason']}")
+        print(f"report: {path.resolve().as_uri()}")

@@ -40,44 +40,43 @@ class Train(TrainConfig):
     out: Path | None = None
     """Folder of the run; by default one under runs/ that is named after the settings."""
 
+    def run(self) -> None:
+        """Run the command."""
+        names = [field.name for field in fields(TrainConfig)]
+        config = TrainConfig(**{name: getattr(self, name) for name in names})
+        if self.dry_run:
+            Console().print(dry_run(config, data_of(config), say))
+            return
+        out = self.out or folder(f"train-{spec_slug(config.optimizer)}", asdict(config))
+        with bars() as shown:
+            bar = shown.add_task("training", total=config.steps, detail="")
+            began = time.monotonic()
+            latest = 0.0
 
-def train(command: Train) -> None:
-    """Run the command."""
-    names = [field.name for field in fields(TrainConfig)]
-    config = TrainConfig(**{name: getattr(command, name) for name in names})
-    if command.dry_run:
-        Console().print(dry_run(config, data_of(config), say))
-        return
-    out = command.out or folder(f"train-{spec_slug(config.optimizer)}", asdict(config))
-    with bars() as shown:
-        bar = shown.add_task("training", total=config.steps, detail="")
-        began = time.monotonic()
-        latest = 0.0
+            def on_step(step: int, values: dict[str, Any]) -> None:
+                nonlocal latest
+                detail = _detail(values)
+                shown.update(bar, completed=step, total=values["steps"], detail=detail)
+                spent = time.monotonic() - began
+                tenth = step % max(1, values["steps"] // 10) == 0 or step == 1
+                if not screen.is_terminal and (tenth or spent - latest > QUIET_SECONDS):
+                    latest = spent
+                    screen.print(
+                        f"step {step} of {values['steps']}  {detail}  {rough_duration(spent)}"
+                    )
 
-        def on_step(step: int, values: dict[str, Any]) -> None:
-            nonlocal latest
-            detail = _detail(values)
-            shown.update(bar, completed=step, total=values["steps"], detail=detail)
-            spent = time.monotonic() - began
-            tenth = step % max(1, values["steps"] // 10) == 0 or step == 1
-            if not screen.is_terminal and (tenth or spent - latest > QUIET_SECONDS):
-                latest = spent
-                screen.print(f"step {step} of {values['steps']}  {detail}  {rough_duration(spent)}")
-
-        result = trained(config, out, on_step=on_step, say=say)
-    if result["status"] != "finished":
-        raise InputError(f"{out} is a run that diverged: {result.get('reason')}")
-    unit = result.get("unit", "tokens")
-    print(
-        f"validation loss {result['validation_loss']:.4f} nats per {unit[:-1]}{_scores(result)} "
-        f"after {result['tokens']:,} {unit}; run: {out}"
-    )
-    try:
-        report = report_room()
-    except InputError as error:
-        say(f"no report: {error}")
-        return
-    print(f"report: {page(report, run_summary(out), out).resolve().as_uri()}")
+            result = trained(config, out, on_step=on_step, say=say)
+        if result["status"] != "finished":
+            raise InputError(f"{out} is a run that diverged: {result.get('reason')}")
+        unit = result.get("unit", "tokens")
+        loss = f"validation loss {result['validation_loss']:.4f} nats per {unit[:-1]}"
+        print(f"{loss}{_scores(result)} after {result['tokens']:,} {unit}; run: {out}")
+        try:
+            report = report_room()
+        except InputError as error:
+            say(f"no report: {error}")
+            return
+        print(f"report: {page(report, run_summary(out), out).resolve().as_uri()}")
 
 
 def _detail(values: dict[str, Any]) -> str:

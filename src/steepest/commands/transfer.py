@@ -71,46 +71,45 @@ class Transfer:
     out: Path | None = None
     """Folder for summary.json, report.html and finished runs; by default one under runs/."""
 
+    def run(self) -> None:
+        """Run the command."""
+        room = report_room()
+        build = imported_function(self.build, "build(width=...), which returns the model")
+        batches = imported_batches(self.batches, self.steps)
+        if len(batches) < self.steps:
+            raise InputError(
+                f"got {len(batches)} batches, expected one for each of {self.steps} steps"
+            )
+        loss = imported_loss(self.loss)
+        settings = {key: value for key, value in asdict(self).items() if key not in ("out", "json")}
+        out = self.out or folder("transfer", settings)
+        if (earlier := out / "runs.jsonl").is_file():
+            say(f"goes on with the runs in {earlier}; if your code has changed, take another --out")
+        with bars(counted=False) as shown:
+            tasks: dict[str, TaskID] = {}
 
-def transfer(command: Transfer) -> None:
-    """Run the command."""
-    room = report_room()
-    build = imported_function(command.build, "build(width=...), which returns the model")
-    batches = imported_batches(command.batches, command.steps)
-    if len(batches) < command.steps:
-        raise InputError(
-            f"got {len(batches)} batches, expected one for each of {command.steps} steps"
-        )
-    loss = imported_loss(command.loss)
-    settings = {key: value for key, value in asdict(command).items() if key not in ("out", "json")}
-    out = command.out or folder("transfer", settings)
-    if (earlier := out / "runs.jsonl").is_file():
-        say(f"goes on with the runs in {earlier}; if your code has changed, take another --out")
-    with bars(counted=False) as shown:
-        tasks: dict[str, TaskID] = {}
+            def on_run(phase: str, said: str, done: float) -> None:
+                if phase not in tasks:
+                    for ended in tasks.values():  # whose ends were estimates
+                        shown.update(ended, completed=1.0)
+                    tasks[phase] = shown.add_task(phase, total=1.0, detail="")
+                    if not screen.is_terminal:
+                        say(phase)
+                shown.update(tasks[phase], completed=done, detail=said)
 
-        def on_run(phase: str, said: str, done: float) -> None:
-            if phase not in tasks:
-                for ended in tasks.values():  # whose ends were estimates
-                    shown.update(ended, completed=1.0)
-                tasks[phase] = shown.add_task(phase, total=1.0, detail="")
-                if not screen.is_terminal:
-                    say(phase)
-            shown.update(tasks[phase], completed=done, detail=said)
-
-        check, summary = transfer_study(
-            build, command.sizes, batches, loss, target=command.target, lr=command.lr,
-            rule=command.rule, optimizer=command.optimizer, options=command.settings,
-            branches=command.branches, seeds=command.seeds, grid_only=command.grid_only,
-            out=out, settings=settings, on_run=on_run,
-        )  # fmt: skip
-    path = page(room, summary, out)
-    if command.json:
-        print(json.dumps(summary))
-    else:
-        Console().print(check)
-        print(f"report: {path.resolve().as_uri()}")
-    if check.passed is None:
-        sys.exit(3)
-    if not check.passed:
-        sys.exit(4)
+            check, summary = transfer_study(
+                build, self.sizes, batches, loss, target=self.target, lr=self.lr,
+                rule=self.rule, optimizer=self.optimizer, options=self.settings,
+                branches=self.branches, seeds=self.seeds, grid_only=self.grid_only,
+                out=out, settings=settings, on_run=on_run,
+            )  # fmt: skip
+        path = page(room, summary, out)
+        if self.json:
+            print(json.dumps(summary))
+        else:
+            Console().print(check)
+            print(f"report: {path.resolve().as_uri()}")
+        if check.passed is None:
+            sys.exit(3)
+        if not check.passed:
+            sys.exit(4)

@@ -28,8 +28,8 @@ class _Function:
         assert state == {}
 
 
-def _state(model: nn.Module, optimizer: Optimizer) -> checkpoint.State:
-    return checkpoint.State(model, optimizer, _Function())
+def _state(model: nn.Module, optimizer: Optimizer) -> checkpoint.RunState:
+    return checkpoint.RunState(model, optimizer, _Function())
 
 
 def _trained(steps: int) -> tuple[nn.Module, steepest.Muon]:

@@ -32,7 +32,7 @@ class TornFile(Exception):
 
 
 @dataclass
-class State:
+class RunState:
     """What a checkpoint holds: model, optimizer, and whatever else changes as a run goes on."""
 
     model: nn.Module
@@ -44,7 +44,7 @@ class State:
 
 
 def save(
-    folder: Path, step: int, state: State, progress: dict[str, Any], keep: int | None = None
+    folder: Path, step: int, state: RunState, progress: dict[str, Any], keep: int | None = None
 ) -> None:
     """Write the checkpoint of `step` into `folder`; older ones but the last go afterwards.
 
@@ -89,7 +89,7 @@ def save(
             shutil.rmtree(folder / f"step-{old:08d}")
 
 
-def load_latest(folder: Path, state: State) -> tuple[int, dict[str, Any], list[str]]:
+def load_latest(folder: Path, state: RunState) -> tuple[int, dict[str, Any], list[str]]:
     """Load the newest checkpoint that is whole, and say which ones are not.
 
     Returns:

@@ -67,7 +67,7 @@ class DryRun(Result):
 
     def table(self) -> ResultTable:
         """A row for each group of parameters."""
-        columns = [
+        columns: list[str | Column] = [
             "update",
             Column("parameters", form=",d"),
             "tensors",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.lab.losses import cross_entropy, logits_of, loss_of
-from steepest.lab.train.setup import Setup, moved
+from steepest.lab.train.setup import RunSetup, moved
 
 IMAGES_PER_WINDOW = 100
 PROMPT, LENGTH = 16, 128
@@ -20,7 +20,7 @@ IGNORED = -100
 """The class of tokens that no loss counts, as PyTorch has it."""
 
 
-def evaluator(setup: Setup) -> Callable[[nn.Module], dict[str, float]]:
+def evaluator(setup: RunSetup) -> Callable[[nn.Module], dict[str, float]]:
     """Return a function of the model that gives its scores on the fixed validation batches.
 
     The scores are `loss` in nats a token, image or example; `accuracy` for classes of images; and
@@ -51,7 +51,7 @@ def evaluator(setup: Setup) -> Callable[[nn.Module], dict[str, float]]:
     return evaluate
 
 
-def _scores(setup: Setup, model: nn.Module, batch: Any) -> Tensor:
+def _scores(setup: RunSetup, model: nn.Module, batch: Any) -> Tensor:
     """Sum of the losses, number of right answers (NaN where there are none), number of examples."""
     none = torch.tensor(math.nan, dtype=torch.float64, device=setup.device)
     if setup.loss is not loss_of or not _has_classes(batch):
@@ -85,7 +85,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def text_samples(setup: Setup, model: nn.Module, step: int) -> list[str]:
+def text_samples(setup: RunSetup, model: nn.Module, step: int) -> list[str]:
     """Return texts that go on where pieces of the validation text end, the prompt included.
 
     A token is drawn from the probabilities of the model, by a generator of its own: training draws

@@ -14,9 +14,9 @@ from steepest.lab.train.checkpoint import steps_of
 from steepest.lab.train.config import TrainConfig, settled
 from steepest.lab.train.run_folder import stored_settings
 from steepest.lab.train.schedule import can_go_on
-from steepest.lab.train.setup import Setup
+from steepest.lab.train.setup import RunSetup
 
-GoOn = Callable[[Setup], str]
+GoOn = Callable[[RunSetup], str]
 
 
 def checked_to_go_on(config: TrainConfig, settings: dict[str, Any], out: Path) -> GoOn | None:
@@ -29,7 +29,7 @@ def checked_to_go_on(config: TrainConfig, settings: dict[str, Any], out: Path) -
         return None
     known = {field.name for field in fields(TrainConfig) if field.init}
 
-    def go_on(setup: Setup) -> str:
+    def go_on(setup: RunSetup) -> str:
         unit, per_pass = setup.data.unit, setup.per_pass
         kept = {name: value for name, value in before.items() if name in known}
         kept["model_options"] = tuple(kept.get("model_options") or ())

@@ -32,7 +32,7 @@ from steepest.lab.train.profiling import profiler
 from steepest.lab.train.run_folder import Metrics, opened, sentences_for_os_errors
 from steepest.lab.train.schedule import factor
 from steepest.lab.train.settings_file import write_settings
-from steepest.lab.train.setup import Setup, data_of, set_up
+from steepest.lab.train.setup import RunSetup, data_of, set_up
 from steepest.lab.train.sinks import Sink, sink
 from steepest.lab.train.speed import Speed
 
@@ -84,7 +84,7 @@ def train(
 class Training:
     """A run under way: what it trains, where it writes, and what it has measured."""
 
-    def __init__(self, setup: Setup, out: Path, say: Callable[[str], None], began: float):
+    def __init__(self, setup: RunSetup, out: Path, say: Callable[[str], None], began: float):
         config, model = setup.config, setup.model
         self.setup, self.config, self.out, self.say, self.began = setup, config, out, say, began
         self.optimizer = optimizer_of(setup)
@@ -103,7 +103,7 @@ class Training:
             self.tracker = SharpnessTracker(
                 model, setup.loss, setup.first, self.optimizer, every=config.sharpness_every
             )
-        self.state = checkpoint.State(
+        self.state = checkpoint.RunState(
             model, self.optimizer, setup.batches, self.tracker, self.average
         )
         self.start, progress, damaged = checkpoint.load_latest(out / "checkpoints", self.state)
@@ -250,7 +250,7 @@ class Training:
         }
 
 
-def optimizer_of(setup: Setup) -> Optimizer:
+def optimizer_of(setup: RunSetup) -> Optimizer:
     """Return the optimizer of a run; each group remembers the rate that its schedule multiplies."""
     config = setup.config
     optimizer = build(
@@ -278,7 +278,7 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _check_state(state: checkpoint.State, step: int, out: Path) -> None:
+def _check_state(state: checkpoint.RunState, step: int, out: Path) -> None:
     """Raise `Diverged` unless all that a checkpoint would hold is finite."""
     names: dict[Tensor, str] = {p: name for name, p in state.model.named_parameters()}
     tensors: dict[str, Any] = {f"weights in {name}": p for p, name in names.items()}

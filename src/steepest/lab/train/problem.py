@@ -13,8 +13,6 @@ from steepest.lab.train.schedule import Schedule
 CONTEXT = 128
 """Tokens of the longest sequence, where neither the user nor a preset says otherwise."""
 
-Precision = Literal["float32", "bfloat16"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -68,7 +66,7 @@ class Problem:
     clip: float | None = None
     """Largest norm of the raw gradient over all parameters, above 0; by default none. Updates are
     never clipped."""
-    precision: Precision = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 runs the forward pass under autocast."""
     recompute: bool = False
     """Whether blocks are computed again in the backward pass, which takes less memory and a third

@@ -21,11 +21,11 @@ from steepest.lab.train.config import TrainConfig, settled
 from steepest.lab.train.cost import check_memory
 from steepest.lab.train.problem import Problem
 
-Loss = Callable[[Any, Any], Tensor]
+_Loss = Callable[[Any, Any], Tensor]
 
 
 @dataclass
-class Setup:
+class RunSetup:
     """A model, its loss and its batches, on the device where they are trained."""
 
     config: TrainConfig
@@ -33,7 +33,7 @@ class Setup:
     data: Data
     device: torch.device
     model: nn.Module
-    loss: Loss
+    loss: _Loss
     """`loss(model, batch) -> scalar`."""
     batches: TrainingBatches
     first: Any
@@ -63,7 +63,7 @@ def data_of(problem: Problem) -> Data:
     return load(problem.data, tokenizer=problem.tokenizer, validation=problem.validation)
 
 
-def set_up(config: TrainConfig, data: Data) -> Setup:
+def set_up(config: TrainConfig, data: Data) -> RunSetup:
     """Make the model and its batches from the seed.
 
     Raises:
@@ -79,7 +79,7 @@ def set_up(config: TrainConfig, data: Data) -> Setup:
     model = _model(config, data).to(device).train()
     if config.recompute:
         recompute_activations(model)
-    return Setup(
+    return RunSetup(
         config,
         data,
         device,

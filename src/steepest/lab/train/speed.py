@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from steepest.lab.train.flops import flops_of, peak_flops
-from steepest.lab.train.setup import Setup
+from steepest.lab.train.setup import RunSetup
 
 
 class Speed:
@@ -13,7 +13,7 @@ class Speed:
     it is left out where one of the two is not known.
     """
 
-    def __init__(self, setup: Setup):
+    def __init__(self, setup: RunSetup):
         passes = setup.config.accumulate
         self._units = setup.per_pass * passes
         self._share = None
