@@ -416,7 +416,7 @@ def _report(command: Report) -> None:
     out = command.out or place
     if out is None:
         out = _folder("comparison", {"paths": command.path}).with_suffix(".html")
-    page = report.save(summary, out)
+    page = report.write_to(summary, out)
     print(f"report: {page.resolve().as_uri()}")
 
 
