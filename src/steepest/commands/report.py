@@ -30,5 +30,5 @@ class Report:
         out = self.out or place
         if out is None:
             out = folder("comparison", {"paths": self.path}).with_suffix(".html")
-        path = room.save(summary, out)
+        path = room.write_to(summary, out)
         print(f"report: {path.resolve().as_uri()}")

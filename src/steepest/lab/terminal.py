@@ -128,7 +128,7 @@ def optimizer_table(summary: dict[str, Any]) -> Group:
     unit = unit_of(summary)
     nats = loss_unit(unit).replace(" per ", "/")
     gap = "bits/byte" if any(e["bits_per_byte"] for e in entries) else nats
-    has_accuracy = any(e.get("validation_accuracy") for e in entries)
+    optional = {"accuracy": "validation_accuracy", "bits/byte": "bits_per_byte"}
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "best rate": lambda e: _number(e["best_lr"], "g"),
         nats: lambda e: _with_half(e["validation_loss"]),
@@ -142,8 +142,9 @@ def optimizer_table(summary: dict[str, Any]) -> Group:
         "peak MB": lambda e: _number(e["peak_memory_bytes"], ".0f", 1e-6),
         "verdict": lambda e: str(e["verdict"]),
     }
-    if not has_accuracy:
-        del rows["accuracy"]
+    for title, key in optional.items():
+        if not any(e.get(key) for e in entries):
+            del rows[title]
     tables = []
     for start in range(0, len(entries), 5):
         part = entries[start : start + 5]
@@ -182,6 +183,6 @@ def _with_half(value: dict[str, Any] | None, form: str = ".3f") -> str:
     if value is None:
         return "-"
     mean = format(value["mean"], form)
-    return (
-        mean if value["low"] is None else f"{mean}±{value['mean'] - value['low']:{form.strip('+')}}"
-    )
+    if value["low"] is None:
+        return mean
+    return f"{mean}±{format(value['mean'] - value['low'], form.strip('+'))}"

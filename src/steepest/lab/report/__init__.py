@@ -4,6 +4,6 @@ Needs the extra `steepest[report]` (plotly, jinja2). The page carries the summar
 so `read` gets it back and the page can be rebuilt.
 """
 
-from steepest.lab.report.page import find, find_all, read, render, save, write
+from steepest.lab.report.page import find, find_all, read, render, write, write_to
 
-__all__ = ["find", "find_all", "read", "render", "save", "write"]
+__all__ = ["find", "find_all", "read", "render", "write", "write_to"]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from steepest.lab.errors import InputError
-from steepest.lab.report.wording import listed
+from steepest.lab.report.wording import phrase
 from steepest.lab.studies.schemas import kind_of
 from steepest.lab.studies.stored import loss_unit, unit_of
 
@@ -102,7 +102,7 @@ def warnings_of(members: Sequence[Mapping[str, Any]]) -> list[str]:
     data, settings = _parts(members, "data"), _settings(members)
     units = [unit_of(summary) for summary in summaries]
     if _differ(units):
-        named = listed(list(dict.fromkeys(map(loss_unit, units))))
+        named = phrase(list(dict.fromkeys(map(loss_unit, units))))
         return [f"Not comparable: these losses have other units, {named}."]
     sentences = []
     tokenizers = [
@@ -136,7 +136,7 @@ def warnings_of(members: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     if open_ones:
         have = "has" if len(open_ones) == 1 else "have"
-        sentences.append(f"{listed(open_ones)} {have} no final result.")
+        sentences.append(f"{phrase(open_ones)} {have} no final result.")
     return sentences
 
 
@@ -173,4 +173,4 @@ def _differ(values: Sequence[Any]) -> bool:
 
 
 def _shown(values: Sequence[Any]) -> str:
-    return listed(list(dict.fromkeys(map(str, values))))
+    return phrase(list(dict.fromkeys(map(str, values))))

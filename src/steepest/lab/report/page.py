@@ -29,7 +29,7 @@ from steepest.lab.report.run_page import run_page
 from steepest.lab.report.study_page import study_page
 from steepest.lab.report.transfer_page import transfer_page
 from steepest.lab.report.wording import NOT_MEASURED, finite
-from steepest.lab.studies.run_summary import is_run, run_summary
+from steepest.lab.studies.run_summary import run_summary
 from steepest.lab.studies.schemas import checked_summary, kind_of
 
 PAGES = {
@@ -102,7 +102,7 @@ def write(summary: dict[str, Any], path: Path) -> Path:
     return path
 
 
-def save(summary: dict[str, Any], path: Path) -> Path:
+def write_to(summary: dict[str, Any], path: Path) -> Path:
     """Write what the name of a path asks for, and return the path: a page, or a table.
 
     A name that ends with `.csv` or `.parquet` gets the table, every other one the page.
@@ -156,7 +156,7 @@ def find(path: Path) -> tuple[dict[str, Any], Path]:
         )
     if path.is_dir():
         names = [name for name in SUMMARIES if (path / name).exists()]
-        if not names and is_run(path):
+        if not names and (path / "metrics.jsonl").exists():
             return checked_summary(run_summary(path), path), path / "report.html"
         if not names:
             raise InputError(

@@ -217,11 +217,11 @@ def headline(summary: dict[str, Any]) -> str:
         sentences = [doubt, stands, *sentences]
     if open_ones := [label(o) + _reason(o) for o in others if o.get("verdict") != "tuned"]:
         are = "is" if len(open_ones) == 1 else "are"
-        sentences.append(f"{listed(open_ones)} {are} inconclusive, and not counted here")
+        sentences.append(f"{phrase(open_ones)} {are} inconclusive, and not counted here")
     missing = [label(o) for o in others if o.get("verdict") == "tuned" and o not in measured]
     if missing:
         have = "has" if len(missing) == 1 else "have"
-        sentences.append(f"{listed(missing)} {have} no measured difference")
+        sentences.append(f"{phrase(missing)} {have} no measured difference")
     return ". ".join(sentences) + "."
 
 
@@ -260,7 +260,7 @@ def _comparison(summary: dict[str, Any], tuned: list[dict[str, Any]], base: str)
     lower = [label(o) for o in ranked[: ranked.index(best)]]
     if lower:
         doubt = "its interval includes zero" if len(lower) == 1 else "their intervals include zero"
-        sentence += f". {listed(lower)} had a lower mean, but {doubt} or is missing"
+        sentence += f". {phrase(lower)} had a lower mean, but {doubt} or is missing"
     return sentence
 
 
@@ -268,6 +268,6 @@ def _reason(optimizer: dict[str, Any]) -> str:
     return f" ({optimizer['reason']})" if optimizer.get("reason") else ""
 
 
-def listed(items: list[str]) -> str:
+def phrase(items: list[str]) -> str:
     """Items as a phrase: `a, b and c`."""
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]

@@ -17,11 +17,6 @@ MEASURED = ("train", "validation")
 """The kinds of measurements that say how far a run is."""
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is one of `steepest train`."""
-    return all((folder / name).is_file() for name in ("config.json", "metrics.jsonl"))
-
-
 def run_summary(folder: Path) -> dict[str, Any]:
     """Return the summary of a run, finished or not, as `run_schemas.RunSummary` says.
 
@@ -35,7 +30,7 @@ def run_summary(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: for a folder that is no run, or one with a damaged file.
     """
-    if not is_run(folder):
+    if not all((folder / name).is_file() for name in ("config.json", "metrics.jsonl")):
         raise InputError(
             f"got {folder}, expected the folder of `steepest train`, which has a config.json and a "
             "metrics.jsonl"
