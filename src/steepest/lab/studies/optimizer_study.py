@@ -48,7 +48,7 @@ class Contender:
 
 
 Grids = dict[Contender, list[float]]
-ModelSize = tuple[int | None, int | None]
+WidthAndDepth = tuple[int | None, int | None]
 """Width and depth of a model; None where its name decides."""
 
 
@@ -190,24 +190,24 @@ class _Study:
             f"{within}"
         )
 
-    def sizes(self, size: ModelSize) -> ModelSize:
+    def sizes(self, size: WidthAndDepth) -> WidthAndDepth:
         """Return width and depth of the model, also where its name decides; None if unknown."""
         sizes = self.model_sizes(size)
         return (size[0] or getattr(sizes, "width", None), size[1] or getattr(sizes, "depth", None))
 
-    def model_sizes(self, size: ModelSize) -> Any:
+    def model_sizes(self, size: WidthAndDepth) -> Any:
         config, shape = self.config, self.data.shape(self.config.context)
         return sizes_of(
             config.model, shape, width=size[0], depth=size[1], options=config.model_options
         )
 
-    def smaller(self, size: ModelSize) -> ModelSize | None:
+    def smaller(self, size: WidthAndDepth) -> WidthAndDepth | None:
         config, shape = self.config, self.data.shape(self.config.context)
         return smaller(
             config.model, shape, width=size[0], depth=size[1], options=config.model_options
         )
 
-    def affordable(self, size: ModelSize, runs: dict[str, int]) -> int:
+    def affordable(self, size: WidthAndDepth, runs: dict[str, int]) -> int:
         """Measure what a step costs, and return the number of steps that fits."""
         width, depth = self.sizes(size)
         name = f"calibration-{width}x{depth}"
@@ -239,7 +239,7 @@ class _Study:
         return len(os.sched_getaffinity(0)) if on_cpu and hasattr(os, "sched_getaffinity") else 1
 
     def settings(
-        self, contender: Contender, rate: float, seed: int, size: ModelSize, steps: int
+        self, contender: Contender, rate: float, seed: int, size: WidthAndDepth, steps: int
     ) -> TrainConfig:
         every = max(1, steps // MEASUREMENTS)
         return self.config.run_of(
