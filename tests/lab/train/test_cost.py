@@ -51,7 +51,7 @@ class Looks(nn.Module):
         self.calls += 1
         h = self.norm(self.layer(x))
         h = F.dropout(h, 0.5) * random.random()
-        return h if float(h.sum()) > 1e9 else -h
+        return h if float(h.detach().sum()) > 1e9 else -h
 
 
 def image(model: nn.Module, batch: Tensor) -> Tensor:

@@ -225,6 +225,22 @@ def test_equal_options_have_one_name_and_one_folder() -> None:
         StudyConfig(optimizers=texts[:2])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "muon:dtype=bfloat16,method=svd,nesterov=false,steps=none",
+        "adamw:betas=0.9,0.99,eps=1e-12,lr=1",
+        "soap:max_side=none,scale=spectral",
+        "own_steps:Counted:order=2,name=none,beta=1e-3",
+        "own_steps:Counted:name=a,b",
+    ],
+)
+def test_the_name_of_an_optimizer_names_it_again(name: str) -> None:
+    known = named_optimizer(name)
+    assert named_optimizer(known.name) == known
+    assert named_optimizer(known.name).name == known.name
+
+
 def test_labels_show_the_options() -> None:
     assert named_optimizer("teon:length=muon").label == "TEON, length muon"
     assert named_optimizer("soap:max-side=none").label == "SOAP, max side none"

@@ -225,6 +225,7 @@ def _described(
         default = inspect.signature(kind).parameters[LR].default
         lr = default if _is_rate(default) else None
     usual = kind.__name__ if isinstance(kind, type) else head
+    usual_rates = record.rates if record else ()
     parts = [
         f"{key.replace('_', ' ')} {text_of(value).replace(',', ' and ')}"
         for key, value in settings.items()
@@ -234,7 +235,7 @@ def _described(
         label=", ".join([record.label if record else usual, *parts]),
         geometry=record.geometry if record else _UNKNOWN,
         memory=record.memory if record else _UNKNOWN,
-        rates=tuple(lr * scale for scale in GRID) if lr else record.rates if record else (),
+        rates=tuple(float(lr * scale) for scale in GRID) if lr else usual_rates,
         kind=kind,
         settings={**(record.settings if record else {}), **settings},
         _builder=builder,
