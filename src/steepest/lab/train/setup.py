@@ -19,6 +19,7 @@ from steepest.lab.losses import loss_of
 from steepest.lab.models import build_model, load_start, recompute_activations, sizes_of
 from steepest.lab.train.config import TrainConfig, settled
 from steepest.lab.train.cost import check_memory
+from steepest.lab.train.flops import flops_of
 from steepest.lab.train.problem import Problem
 
 _Loss = Callable[[Any, Any], Tensor]
@@ -40,6 +41,8 @@ class RunSetup:
     """The first training batch; it shows what parameters do, and sharpness is measured on it."""
     per_pass: int
     """Tokens, images or examples in a forward pass."""
+    flops: int | None
+    """Floating-point operations of a forward and a backward pass, where they can be counted."""
 
     def batch(self, step: int, part: int = 0) -> Any:
         """Return a training batch on the device."""
@@ -77,6 +80,9 @@ def set_up(config: TrainConfig, data: Data) -> RunSetup:
     config = settled(config, data.unit, per_pass)
     torch.manual_seed(config.seed)
     model = _model(config, data).to(device).train()
+    loss = loss_of if config.loss is None else imported_loss(config.loss)
+    first = moved(first, device)
+    flops = flops_of(model, first, loss)  # before blocks are computed twice
     if config.recompute:
         recompute_activations(model)
     return RunSetup(
@@ -84,15 +90,16 @@ def set_up(config: TrainConfig, data: Data) -> RunSetup:
         data,
         device,
         model,
-        loss_of if config.loss is None else imported_loss(config.loss),
+        loss,
         data.training(
             batch=config.sequences,
             context=config.context,
             seed=config.seed,
             parts=config.accumulate,
         ),
-        moved(first, device),
+        first,
         per_pass,
+        flops,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steepest.lab.train.flops import flops_of, peak_flops
+from steepest.lab.train.flops import peak_flops
 from steepest.lab.train.setup import RunSetup
 
 
@@ -18,9 +18,9 @@ class Speed:
         self._units = setup.per_pass * passes
         self._share = None
         dtype = setup.config.precision
-        if (flops := flops_of(setup.model, setup.first, setup.loss)) is not None:
+        if setup.flops is not None:
             peak = peak_flops(setup.device, dtype)
-            self._share = None if peak is None else flops * passes / peak
+            self._share = None if peak is None else setup.flops * passes / peak
 
     def __call__(self, step_seconds: float | None) -> dict[str, float]:
         """Return what a step of so many seconds comes to."""
