@@ -32,14 +32,13 @@ import json, resource, sys
 from steepest.cli import main  # all that the command imports
 from steepest.lab.train import TrainConfig
 from steepest.lab.train.dry_run import dry_run
-from steepest.lab.train.setup import data_of
 imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 from steepest.lab.arguments import parsed
 from steepest.commands.train import Train
 command = parsed(sys.argv[1:], {"train": Train}, "")
 from dataclasses import fields
 config = TrainConfig(**{f.name: getattr(command, f.name) for f in fields(TrainConfig)})
-told = dry_run(config, data_of(config))
+told = dry_run(config)
 print(json.dumps([told.peak_bytes, told.seconds, told.parameters, imported]))
 """
 

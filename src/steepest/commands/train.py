@@ -17,7 +17,6 @@ from steepest.lab.train import TrainConfig
 from steepest.lab.train import train as trained
 from steepest.lab.train.dry_run import dry_run
 from steepest.lab.train.optimizers import spec_slug
-from steepest.lab.train.setup import data_of
 from steepest.printing import rough_duration
 
 QUIET_SECONDS = 30
@@ -45,7 +44,7 @@ class Train(TrainConfig):
         names = [field.name for field in fields(TrainConfig)]
         config = TrainConfig(**{name: getattr(self, name) for name in names})
         if self.dry_run:
-            Console().print(dry_run(config, data_of(config), say))
+            Console().print(dry_run(config, say))
             return
         out = self.out or folder(f"train-{spec_slug(config.optimizer)}", asdict(config))
         with bars() as shown:

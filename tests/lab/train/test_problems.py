@@ -197,7 +197,7 @@ def test_a_trace_of_three_steps(place: Path) -> None:
 def test_a_dry_run_counts_what_a_run_has(kind: str, place: Path) -> None:
     config = _config(kind, optimizer="muon")
     before = sorted(place.rglob("*"))
-    planned = dry_run(config, data_of(config))
+    planned = dry_run(config)
     assert [p for p in sorted(place.rglob("*")) if "cache" not in p.parts] == before
     result = train(config, place / "run")
     assert planned.parameters == result["parameters"]

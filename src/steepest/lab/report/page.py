@@ -114,8 +114,8 @@ def write_to(summary: dict[str, Any], path: Path) -> Path:
         return export(summary, path)
     if path.suffix.lower() in _OTHER_TABLES:
         raise InputError(
-            f"got {path}, expected a name that ends with {' or '.join(TABLE_SUFFIXES)} for a table, or "
-            "with .html for a page"
+            f"got {path}, expected a name that ends with {' or '.join(TABLE_SUFFIXES)} for a "
+            "table, or with .html for a page"
         )
     return write(summary, path)
 

@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 from rich.console import RenderableType
 
-from steepest.lab.data import Data
 from steepest.lab.memory import readable
 from steepest.lab.train.config import TrainConfig
 from steepest.lab.train.cost import peak_memory, state_bytes
 from steepest.lab.train.loop import Training
-from steepest.lab.train.setup import set_up
+from steepest.lab.train.setup import data_of, set_up
 from steepest.printing import rough_duration
 from steepest.results import Column, Result, ResultTable
 
@@ -91,16 +90,16 @@ class DryRun(Result):
         )
 
 
-def dry_run(
-    config: TrainConfig, data: Data, say: Callable[[str], None] = lambda sentence: None
-) -> DryRun:
+def dry_run(config: TrainConfig, say: Callable[[str], None] = lambda sentence: None) -> DryRun:
     """Make everything that a run needs, time a few steps and one validation, and keep nothing.
+
+    Memory is counted from what the process had before it loads the data.
 
     Raises:
         InputError: for what a run could not begin with.
     """
     before = peak_memory(torch.device("cpu")) if not torch.cuda.is_available() else 0
-    setup = set_up(config, data)
+    setup = set_up(config, data_of(config))
     config = setup.config
     with tempfile.TemporaryDirectory() as folder:
         training = Training(setup, Path(folder), say, time.perf_counter())
@@ -134,6 +133,6 @@ def dry_run(
         seconds=config.steps * step_seconds + validations * validation_seconds,
         steps=config.steps,
         per_step=training.per_step,
-        unit=data.unit,
+        unit=setup.data.unit,
         timed=len(times),
     )
