@@ -98,7 +98,7 @@ def imported_model(path: str) -> nn.Module:
         InputError: as `imported`, and for what is neither.
     """
     value = imported(path)
-    value = value if isinstance(value, nn.Module) else _called(path, value, "a model")
+    value = value if isinstance(value, nn.Module) else called(path, value, "a model")
     if not isinstance(value, nn.Module):
         raise InputError(
             f"got {path!r}, which gives a {type(value).__name__}; expected a torch.nn.Module, or a "
@@ -149,7 +149,7 @@ def imported_stream(path: str) -> Iterator[Any]:
         InputError: as `imported`, and for what is neither.
     """
     value = imported(path)
-    value = _called(path, value, "batches") if callable(value) else value
+    value = called(path, value, "batches") if callable(value) else value
     if not isinstance(value, Iterable):
         raise InputError(
             f"got {path!r}, which gives a {type(value).__name__}; expected an iterable of batches, "
@@ -158,7 +158,12 @@ def imported_stream(path: str) -> Iterator[Any]:
     return iter(value)
 
 
-def _called(path: str, function: Any, kind: str) -> Any:
+def called(path: str, function: Any, kind: str) -> Any:
+    """Return what the function at an import path returns; `kind` says what it should be.
+
+    Raises:
+        InputError: for what cannot be called, and for what goes wrong in it.
+    """
     if not callable(function):
         raise InputError(
             f"got {path!r}, which gives a {type(function).__name__}; expected {kind}, or a "

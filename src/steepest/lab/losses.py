@@ -42,6 +42,15 @@ def loss_of(model: Any, batch: Any) -> Tensor:
             f"got outputs of type {type(outputs).__name__} and targets of {classes.dtype}, "
             "expected one tensor and integer classes; name a loss of your own"
         )
+    return cross_entropy(logits, classes)
+
+
+def cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    """Return the mean cross-entropy in nats of logits `(..., classes)` against classes `(...)`.
+
+    >>> cross_entropy(torch.zeros(5, 8), torch.arange(5)).exp()
+    tensor(8.0000)
+    """
     logits = logits.flatten(0, -2)
     precise = logits if logits.dtype == torch.float64 else logits.float()
     return F.cross_entropy(precise, classes.flatten())

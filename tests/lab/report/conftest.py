@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from steepest.files import read_json, read_lines, write_json, write_lines
+from steepest.lab.models import GPTConfig
+from steepest.lab.train import TrainConfig, train
 
 # name, label, geometry, memory, best rate, final loss, decay, optimizer's share of a step
 KINDS = (
@@ -195,3 +201,60 @@ def _conditions(random: np.random.Generator, matrices: int, steps: int) -> list[
 def summary() -> Callable[..., dict[str, Any]]:
     """The maker of summaries."""
     return make_summary
+
+
+class Stopped(Exception):
+    """What ends a run in the middle."""
+
+
+def _small_run(out: Path, stop: int | None = None, **settings: Any) -> Path:
+    """Train a tiny GPT into a folder, up to a step if there is one to stop at."""
+
+    def on_step(step: int, values: dict[str, Any]) -> None:
+        if step == stop:
+            raise Stopped
+
+    config = TrainConfig(
+        **{
+            "model": GPTConfig(width=8, depth=1, heads=1, context=8), "steps": 12, "batch": 2,
+            "validate_every": 3, "validate_windows": 2, "log_every": 2, "checkpoint_every": 4,
+            "threads": 1, "data": str(out.parent / "text.txt"), **settings,
+        }
+    )  # fmt: skip
+    with contextlib.suppress(Stopped):
+        train(config, out, on_step=on_step)
+    return out
+
+
+def _edited(folder: Path, rows: Callable[[dict[str, Any]], dict[str, Any]], **result: Any) -> None:
+    """Change every line of the metrics, and add to the result."""
+    write_lines(
+        folder / "metrics.jsonl", [rows(row) for row in read_lines(folder / "metrics.jsonl")[0]]
+    )
+    if result:
+        write_json(folder / "result.json", read_json(folder / "result.json") | result)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with real runs: two that compare, one of other data, one that was stopped."""
+    place = tmp_path_factory.mktemp("runs")
+    (place / "text.txt").write_text("how vexingly quick daft zebras jump. " * 90)
+    (place / "other.txt").write_text("the five boxing wizards jump quickly. " * 90)
+    _small_run(place / "muon", optimizer="muon", conditions_every=6, sharpness_every=6)
+    _small_run(place / "adamw", optimizer="adamw", lr=0.01)
+    _small_run(place / "other", optimizer="muon", data=str(place / "other.txt"))
+    _small_run(place / "stopped", stop=7, optimizer="muon")
+    return place
+
+
+@pytest.fixture(scope="session")
+def small_run() -> Callable[..., Path]:
+    """The maker of real runs."""
+    return _small_run
+
+
+@pytest.fixture(scope="session")
+def edited() -> Callable[..., None]:
+    """What changes the lines and the result of a run."""
+    return _edited
