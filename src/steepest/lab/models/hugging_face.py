@@ -133,7 +133,8 @@ def _origin(place: str) -> tuple[Any, dict[str, Any], bool]:
     if file.is_file():
         try:
             fields = json.loads(file.read_text())
-            return hf.CONFIG_MAPPING[fields["model_type"]], fields, False
+            kind = hf.CONFIG_MAPPING[fields["model_type"]]
+            return kind, _without_precision(fields), False
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"got {DOOR}{place}, but {file} is no configuration of a model that transformers "
@@ -155,7 +156,12 @@ def _origin(place: str) -> tuple[Any, dict[str, Any], bool]:
             "and the network, or download its config.json where there is one and give the path. "
             f"transformers says: {str(error).splitlines()[0]}"
         ) from error
-    return type(config), config.to_diff_dict(), False
+    return type(config), _without_precision(config.to_diff_dict()), False
+
+
+def _without_precision(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without the type of stored weights, so that fresh ones are drawn in float32."""
+    return {name: value for name, value in fields.items() if name not in ("dtype", "torch_dtype")}
 
 
 def _made(name: str, kind: Any, fields: Mapping[str, Any]) -> Any:
