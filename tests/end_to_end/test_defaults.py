@@ -34,7 +34,7 @@ def _fit(optimizer: Optimizer, loss: Callable[[int], torch.Tensor]) -> float:
 def _gpt(optimizer: Callable[[nn.Module], Optimizer]) -> float:
     torch.manual_seed(0)
     model = GPT(GPTConfig(width=32, depth=2, heads=2, context=64), 256)
-    sampler = Sampler(load("reference").train, 8, 64, seed=0)
+    sampler = Sampler(load("reference").train_tokens, 8, 64, seed=0)
     return _fit(optimizer(model), lambda step: model.loss(*sampler.batch(step)))
 
 

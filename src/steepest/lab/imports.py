@@ -7,17 +7,17 @@ import itertools
 import operator
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from steepest.lab.arguments import did_you_mean
 from steepest.lab.errors import InputError
+from steepest.lab.losses import loss_of
 from steepest.lab.memory import bytes_of, check_fits
 from steepest.lab.user_code import UserCodeError, guarded, sentences_for_errors, user_code_error
 
@@ -73,7 +73,7 @@ def imported_function(path: str, example: str) -> Callable[..., Any]:
 def imported_loss(path: str | None) -> Callable[..., Any]:
     """Return the loss at an import path, or the default one for None."""
     if path is None:
-        return guarded("the default loss", default_loss)
+        return guarded("the default loss", loss_of)
     return imported_function(path, "loss(model, batch), which returns a scalar")
 
 
@@ -98,7 +98,7 @@ def imported_model(path: str) -> nn.Module:
         InputError: as `imported`, and for what is neither.
     """
     value = imported(path)
-    value = value if isinstance(value, nn.Module) else _called(path, value, "a model")
+    value = value if isinstance(value, nn.Module) else called(path, value, "a model")
     if not isinstance(value, nn.Module):
         raise InputError(
             f"got {path!r}, which gives a {type(value).__name__}; expected a torch.nn.Module, or a "
@@ -149,7 +149,7 @@ def imported_stream(path: str) -> Iterator[Any]:
         InputError: as `imported`, and for what is neither.
     """
     value = imported(path)
-    value = _called(path, value, "batches") if callable(value) else value
+    value = called(path, value, "batches") if callable(value) else value
     if not isinstance(value, Iterable):
         raise InputError(
             f"got {path!r}, which gives a {type(value).__name__}; expected an iterable of batches, "
@@ -158,7 +158,12 @@ def imported_stream(path: str) -> Iterator[Any]:
     return iter(value)
 
 
-def _called(path: str, function: Any, kind: str) -> Any:
+def called(path: str, function: Any, kind: str) -> Any:
+    """Return what the function at an import path returns; `kind` says what it should be.
+
+    Raises:
+        InputError: for what cannot be called, and for what goes wrong in it.
+    """
     if not callable(function):
         raise InputError(
             f"got {path!r}, which gives a {type(function).__name__}; expected {kind}, or a "
@@ -174,26 +179,3 @@ def _called(path: str, function: Any, kind: str) -> Any:
                 f"{kind}"
             ) from error
         raise theirs from error
-
-
-def default_loss(model: Any, batch: Any) -> Tensor:
-    """`model(**batch).loss` for mappings, else cross entropy of `model(inputs)` against classes.
-
-    Raises:
-        ValueError: for other batches and outputs.
-    """
-    if isinstance(batch, Mapping):
-        return model(**batch).loss
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise ValueError(
-            f"got a batch of type {type(batch).__name__}, expected a mapping or (inputs, classes); "
-            "name a loss of your own"
-        )
-    inputs, classes = batch
-    outputs = model(inputs)
-    if not isinstance(outputs, Tensor) or classes.is_floating_point():
-        raise ValueError(
-            f"got outputs of type {type(outputs).__name__} and targets of {classes.dtype}, "
-            "expected one tensor and integer classes; name a loss of your own"
-        )
-    return F.cross_entropy(outputs.flatten(0, -2), classes.flatten())

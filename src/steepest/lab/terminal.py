@@ -24,6 +24,7 @@ from rich.table import Table
 
 from steepest.lab.studies.stored import loss_unit, unit_of
 from steepest.lab.sweep import Run
+from steepest.printing import rough_duration
 
 screen = Console(stderr=True)
 
@@ -88,17 +89,6 @@ class Countdown:
         elif done > self.FIRST and not screen.is_terminal and now - self._said >= self._every:
             say(f"{done:,} of about {total:,} {self._unit}, {left} left: {message}")
             self._said = now
-
-
-def rough_duration(seconds: float) -> str:
-    """Return a duration for people.
-
-    >>> [rough_duration(s) for s in (12.3, 150, 9000)]
-    ['12 s', '2.5 min', '2.5 h']
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.2g} min" if seconds < 5400 else f"{seconds / 3600:.2g} h"
 
 
 class StudyProgress:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from steepest.lab.data import load
+from steepest.lab.data import Corpus, load
 from steepest.lab.errors import InputError
 
 
@@ -18,14 +18,19 @@ def _folder(path: Path, files: dict[str, str]) -> Path:
     return path
 
 
+def _all(corpus: Corpus) -> np.ndarray:
+    return np.concatenate([corpus.train_tokens, corpus.validation_tokens])
+
+
 def test_the_standard_library_is_some_megabytes_of_code_with_whole_files_held_out() -> None:
     corpus = load("stdlib")
-    assert corpus.is_bytes
+    assert corpus.bytes_per_token == 1
     assert corpus.vocabulary == 256
-    assert 5e6 < len(corpus.train) < 40e6
-    assert 0.04 < len(corpus.validation) / (len(corpus.train) + len(corpus.validation)) < 0.11
-    documents = bytes(corpus.validation).split(b"\0")
-    train = bytes(corpus.train)
+    assert 5e6 < len(corpus.train_tokens) < 40e6
+    sizes = len(corpus.train_tokens), len(corpus.validation_tokens)
+    assert 0.04 < sizes[1] / sum(sizes) < 0.11
+    documents = bytes(corpus.validation_tokens).split(b"\0")
+    train = bytes(corpus.train_tokens)
     long_ones = [document for document in documents if len(document) > 2000]
     assert long_ones
     assert not any(document in train for document in long_ones)
@@ -34,17 +39,17 @@ def test_the_standard_library_is_some_megabytes_of_code_with_whole_files_held_ou
 
 def test_the_reference_is_prose() -> None:
     corpus = load("reference")
-    assert b"statement" in bytes(corpus.train)
-    assert len(corpus.train) > 1e5
+    assert b"statement" in bytes(corpus.train_tokens)
+    assert len(corpus.train_tokens) > 1e5
 
 
 def test_a_folder_is_split_by_file_and_the_split_depends_on_names_only(tmp_path: Path) -> None:
     files = {f"part{i}/text{i}.txt": f"document number {i} " * 50 for i in range(40)}
     corpus = load(str(_folder(tmp_path / "a", files)))
-    held_out = bytes(corpus.validation).split(b"\0")
+    held_out = bytes(corpus.validation_tokens).split(b"\0")
     assert 1 <= len(held_out) <= 4
     assert corpus.documents == 40
-    assert not set(held_out) & set(bytes(corpus.train).split(b"\0"))
+    assert not set(held_out) & set(bytes(corpus.train_tokens).split(b"\0"))
     assert load(str(_folder(tmp_path / "b", files))).sha256 == corpus.sha256
     assert (
         load(str(_folder(tmp_path / "b", {"part0/text0.txt": "x" * 900}))).sha256 != corpus.sha256
@@ -73,8 +78,9 @@ def test_a_twentieth_is_held_out_whatever_the_sizes_of_files(
     texts = {f"text{i}.txt": f"{i}{text}" for i, text in enumerate(letters)}
     corpus = load(str(_folder(tmp_path, texts)))
     total = sum(map(len, texts.values()))
-    assert 0.025 <= len(corpus.validation) / total <= 0.11  # of a separator for each document too
-    parts = {*bytes(corpus.train).split(b"\0"), *bytes(corpus.validation).split(b"\0")}
+    assert 0.025 <= len(corpus.validation_tokens) / total <= 0.11  # and a separator a document
+    train, held_out = bytes(corpus.train_tokens), bytes(corpus.validation_tokens)
+    parts = {*train.split(b"\0"), *held_out.split(b"\0")}
     whole = {text.encode() for text in texts.values()}
     assert len(whole - parts) <= 1  # at most one document is cut
     cut = b"".join(sorted(whole - parts))
@@ -87,16 +93,16 @@ def test_a_document_is_cut_only_where_no_whole_ones_will_do(tmp_path: Path) -> N
     assert "of the largest" not in whole.description
     cut = load(str(_folder(tmp_path / "b", {"a.txt": "a" * 8000, "b.txt": "b" * 2000})))
     assert "the last 500 bytes of the largest held out" in cut.description
-    assert bytes(cut.validation) == b"a" * 500
+    assert bytes(cut.validation_tokens) == b"a" * 500
 
 
 def test_of_a_single_file_the_last_twentieth_is_held_out(tmp_path: Path) -> None:
     path = tmp_path / "one.txt"
     path.write_text("abcdefghij" * 100)
     corpus = load(str(path))
-    assert len(corpus.validation) == 50
+    assert len(corpus.validation_tokens) == 50
     assert "its last twentieth held out" in corpus.description
-    assert bytes(corpus.train) + bytes(corpus.validation) == path.read_bytes()
+    assert bytes(corpus.train_tokens) + bytes(corpus.validation_tokens) == path.read_bytes()
 
 
 @pytest.mark.parametrize("lengths", [[1000], [1000, 10], [10, 1000, 10], [5] * 40])
@@ -107,8 +113,8 @@ def test_a_twentieth_of_tokens_is_held_out_whatever_the_sizes_of_files(
     for i, part in enumerate(np.split(tokens, np.cumsum(lengths)[:-1])):
         np.save(tmp_path / f"{i:03}.npy", part)
     corpus = load(str(tmp_path))
-    assert len(corpus.validation) == round(len(tokens) / 20)
-    assert np.array_equal(np.concatenate([corpus.train, corpus.validation]), tokens)
+    assert len(corpus.validation_tokens) == round(len(tokens) / 20)
+    assert np.array_equal(_all(corpus), tokens)
 
 
 def test_files_of_a_folder_that_are_no_text_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -117,7 +123,7 @@ def test_files_of_a_folder_that_are_no_text_are_left_out_and_counted(tmp_path: P
     (tmp_path / ".hidden").write_text("secret")
     corpus = load(str(tmp_path))
     assert "1 files left out" in corpus.description
-    assert b"secret" not in bytes(corpus.train) + bytes(corpus.validation)
+    assert b"secret" not in bytes(corpus.train_tokens) + bytes(corpus.validation_tokens)
 
 
 def test_a_link_or_a_copy_does_not_bring_training_text_into_validation(tmp_path: Path) -> None:
@@ -126,7 +132,7 @@ def test_a_link_or_a_copy_does_not_bring_training_text_into_validation(tmp_path:
     corpus = load(str(tmp_path))
     assert corpus.documents == 2
     assert "2 files left out: copies" in corpus.description
-    assert not set(bytes(corpus.train)) & set(bytes(corpus.validation))
+    assert not set(bytes(corpus.train_tokens)) & set(bytes(corpus.validation_tokens))
 
 
 def test_names_may_be_any_bytes(tmp_path: Path) -> None:
@@ -146,12 +152,12 @@ def test_token_files_with_and_without_a_header(tmp_path: Path, header: bool) -> 
     content = (front.tobytes() if header else b"") + tokens.tobytes()
     (tmp_path / "train_000.bin").write_bytes(content)
     corpus = load(str(tmp_path / "train_000.bin"))
-    assert not corpus.is_bytes
+    assert corpus.tokenizer is None
     assert corpus.vocabulary == 2000
-    assert np.array_equal(np.concatenate([corpus.train, corpus.validation]), tokens)
+    assert np.array_equal(_all(corpus), tokens)
     (tmp_path / "val_000.bin").write_bytes(content)
     corpus = load(str(tmp_path))
-    assert len(corpus.train) == len(corpus.validation) == 2000
+    assert len(corpus.train_tokens) == len(corpus.validation_tokens) == 2000
 
 
 @pytest.mark.parametrize(
@@ -162,7 +168,7 @@ def test_token_files_with_and_without_a_header(tmp_path: Path, header: bool) -> 
         ("latin.txt", "café".encode("latin-1"), "not UTF-8"),
         ("wide.txt", "text".encode("utf-16"), "UTF-16 text; convert it"),
         ("image.png", b"\x89PNG\r\n\x1a\n\0\0", "binary"),
-        ("arrays.npz", b"PK\3\4\0\0", "or tokens as .bin or .npy"),
+        ("arrays.npz", b"PK\3\4\0\0", "is torn, or no .npz file"),
         ("odd.bin", b"\1\2\3\4\5", "16, 32 or 64 bits"),
         ("empty.bin", b"", "16, 32 or 64 bits"),
         ("torn.npy", b"\x93NUMPY\1\0", "is torn, or no array"),
@@ -186,7 +192,7 @@ def test_the_width_of_tokens_is_recognised(tmp_path: Path, dtype: str, largest: 
     np.save(tmp_path / "a.npy", tokens)
     for name in ("a.bin", "a.npy"):
         corpus = load(str(tmp_path / name))
-        assert np.array_equal(np.concatenate([corpus.train, corpus.validation]), tokens)
+        assert np.array_equal(_all(corpus), tokens)
         assert corpus.vocabulary == tokens.max() + 1
 
 
@@ -196,7 +202,7 @@ def test_a_header_of_32_bit_tokens(tmp_path: Path) -> None:
     front[:3] = 20240801, 7, len(tokens)
     (tmp_path / "a.bin").write_bytes(front.tobytes() + tokens.tobytes())
     corpus = load(str(tmp_path / "a.bin"))
-    assert np.array_equal(np.concatenate([corpus.train, corpus.validation]), tokens)
+    assert np.array_equal(_all(corpus), tokens)
     (tmp_path / "a.bin").write_bytes(front.tobytes() + tokens.tobytes()[:-2])
     with pytest.raises(InputError, match=r"torn: .* 2000 tokens"):
         load(str(tmp_path / "a.bin"))
@@ -261,7 +267,7 @@ def test_links_are_said(tmp_path: Path) -> None:
 
 def test_a_folder_may_be_called_as_a_token_file(tmp_path: Path) -> None:
     _folder(tmp_path / "data.bin", {"a.txt": "a" * 900, "b.txt": "b" * 900})
-    assert load(str(tmp_path / "data.bin")).is_bytes
+    assert load(str(tmp_path / "data.bin")).bytes_per_token == 1
 
 
 def test_texts_beside_token_files_are_said_to_be_left_out(tmp_path: Path) -> None:
@@ -274,7 +280,7 @@ def test_what_only_sounds_like_validation_is_for_training(tmp_path: Path) -> Non
     for name in ("interval.bin", "medieval.bin", "fineweb_val_000.bin"):
         np.arange(500, dtype="<u2").tofile(tmp_path / name)
     corpus = load(str(tmp_path))
-    assert (len(corpus.train), len(corpus.validation)) == (1000, 500)
+    assert (len(corpus.train_tokens), len(corpus.validation_tokens)) == (1000, 500)
 
 
 def test_a_torn_token_file_is_detected(tmp_path: Path) -> None:
@@ -287,7 +293,7 @@ def test_a_torn_token_file_is_detected(tmp_path: Path) -> None:
 
 def test_a_token_file_shorter_than_a_header_is_bare_tokens(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(np.array([20240520], "<i4").tobytes())
-    assert len(load(str(tmp_path / "a.bin")).train) == 1
+    assert len(load(str(tmp_path / "a.bin")).train_tokens) == 1
 
 
 @pytest.mark.parametrize("source", ["", "~nobody-of-that-name/text", "x" * 5000])

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,8 @@ import pytest
 from steepest.lab.data import load
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_json
-from steepest.lab.models import GPTConfig
 from steepest.lab.studies import optimizer_study
-from steepest.lab.studies.optimizer_study import study
+from steepest.lab.studies.optimizer_study import Contender, study
 from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.sweep import Run
 from steepest.lab.train import named_optimizer
@@ -40,7 +39,7 @@ def config(tmp_path: Path) -> StudyConfig:
     text.write_text("pack my box with five dozen liquor jugs. " * 200)
     return StudyConfig(
         optimizers=("adamw", "muon"), steps=5, seeds=2, data=str(text), workers=2,
-        model=GPTConfig(width=16, depth=1, heads=2, context=16), batch=2,
+        width=16, depth=1, model_options=("heads=2",), context=16, batch=2,
     )  # fmt: skip
 
 
@@ -196,7 +195,7 @@ def test_the_plan_keeps_to_the_budget_and_shrinks_the_model_before_the_safeguard
     config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _pretend(monkeypatch, _bowl(0.02))
-    planned = replace(config, steps=None, minutes=1.0, model=GPTConfig(width=64, heads=2))
+    planned = replace(config, steps=None, minutes=1.0, width=64, depth=4)
     quiet = Quiet()
     summary = study(planned, tmp_path / "a", quiet)
     runs = 2 * (3 + 1 + 2)
@@ -215,7 +214,7 @@ def test_more_minutes_after_too_few_make_a_plan_of_their_own(
     config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _pretend(monkeypatch, _bowl(0.02))
-    planned = replace(config, steps=None, minutes=1.0, model=GPTConfig(width=64, heads=2))
+    planned = replace(config, steps=None, minutes=1.0, width=64, depth=4)
     with pytest.raises(InputError, match="give more minutes"):
         study(replace(planned, minutes=0.01), tmp_path / "study", Quiet())
     summary = study(planned, tmp_path / "study", Quiet())
@@ -246,10 +245,12 @@ def test_runs_that_diverged_early_do_not_make_the_others_look_short(
     ]:
         (tmp_path / "runs" / name).mkdir(parents=True)
         write_json(tmp_path / "runs" / name / "result.json", result)
-    plan = {"spent": 0.0, "notes": [], "steps": 5, "model": asdict(planned.model)}
+    plan = {"spent": 0.0, "notes": [], "steps": 5, "model": {"width": 16, "depth": 1}}
     write_json(tmp_path / "plan.json", plan)
     conducted = optimizer_study._Study(planned, tmp_path, load(planned.data), Quiet())
-    assert not conducted.time_for("muon", 0.5)  # five more runs by two workers: 25 seconds of 20
+    assert not conducted.time_for(
+        Contender("muon"), 0.5
+    )  # five more runs by two workers: 25 seconds of 20
 
 
 def test_a_finished_run_that_lost_measurements_is_an_error(
@@ -267,7 +268,7 @@ def test_a_finished_run_that_lost_measurements_is_an_error(
     [
         ({"device": "nonsense"}, "not to be had here"),
         ({"momentum": 3.0}, "got momentum"),
-        ({"model": GPTConfig(context=10**6)}, "more than the context"),
+        ({"context": 10**6}, "more than the context"),
     ],
 )
 def test_what_cannot_begin_leaves_no_folder(

@@ -1,6 +1,27 @@
-"""Text: embedded or the user's own, and how batches are drawn from it."""
+"""Text and images: embedded, the user's own, or streamed; and how batches are drawn from them."""
 
+from steepest.lab.data.documents import EMBEDDED
+from steepest.lab.data.images import Images
+from steepest.lab.data.own import examples_in, own_batches
+from steepest.lab.data.protocols import Data, TrainingBatches
 from steepest.lab.data.sampler import Sampler, validation_batches
-from steepest.lab.data.text import EMBEDDED, Corpus, load
+from steepest.lab.data.shapes import ImageShape, Shape, TextShape
+from steepest.lab.data.sources import load, load_text
+from steepest.lab.data.text import Corpus
 
-__all__ = ["EMBEDDED", "Corpus", "Sampler", "load", "validation_batches"]
+__all__ = [
+    "EMBEDDED",
+    "Corpus",
+    "Data",
+    "ImageShape",
+    "Images",
+    "Sampler",
+    "Shape",
+    "TextShape",
+    "TrainingBatches",
+    "examples_in",
+    "load",
+    "load_text",
+    "own_batches",
+    "validation_batches",
+]

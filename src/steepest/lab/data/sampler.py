@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,13 @@ class Sampler:
         generator = np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
         starts = generator.integers(0, len(self.tokens) - self.context, size=self.size)
         return _windows(self.tokens, starts, self.context)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: seed and step say all."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing."""
 
 
 def validation_batches(

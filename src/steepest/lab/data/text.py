@@ -1,34 +1,25 @@
-"""Text as a stream of tokens, split into training and validation documents.
-
-Embedded: the interpreter's own standard library ("stdlib") and its language reference as prose
-("reference"). Own: a text file, a folder of text files, or files of tokens (`.bin`, `.npy`).
-
-A twentieth is held out: whole documents where there are such of about that size together, else the
-end of the largest one.
-"""
+"""Text as a stream of tokens, split into training and validation documents."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from steepest.lab.data.token_files import Tokens, read_tokens
+from steepest.lab.data.cache import cached
+from steepest.lab.data.documents import SEPARATOR, VALIDATION_SHARE, Split
+from steepest.lab.data.sampler import Sampler, validation_batches
+from steepest.lab.data.shapes import TextShape
+from steepest.lab.data.token_files import JoinedTokens, Tokens, pieces, read_tokens
+from steepest.lab.data.tokenizers import Tokenizer, bytes_of_tokens, tokenizer_for, whole_characters
 from steepest.lab.errors import InputError
-
-EMBEDDED = ("stdlib", "reference")
-VALIDATION_SHARE = 0.05
-_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-_SEPARATOR = b"\0"  # between documents; no text contains it
-_TOKEN_FILES = (".bin", ".npy")
 
 
 @dataclass(frozen=True)
@@ -38,231 +29,183 @@ class Corpus:
     Attributes:
         name: what was asked for.
         description: what it is, in a sentence.
-        train, validation: the tokens, as one array each; no text is in both.
+        train_tokens, validation_tokens: as one array each; no text is in both.
         vocabulary: number of different tokens.
         documents: number of documents.
         sha256: of all tokens and of the split; two runs compare only if it is equal.
-        is_bytes: whether a token is a byte, so that losses can be given in bits per byte.
+        bytes_per_token: of the validation text, in which each end-of-text token counts as a byte;
+            None where the tokenizer is unknown.
+        tokenizer: from text to tokens and back; None where it is unknown.
     """
 
     name: str
     description: str
-    train: Tokens
-    validation: Tokens
+    train_tokens: Tokens
+    validation_tokens: Tokens
     vocabulary: int
     documents: int
     sha256: str
-    is_bytes: bool
+    bytes_per_token: float | None
+    tokenizer: Tokenizer | None
+    unit: str = "tokens"
 
     def __str__(self) -> str:
         """Return what it is, what was left out of it, and how much it is."""
-        return f"{self.description}; {len(self.train):,} tokens to train on"
+        return f"{self.description}; {len(self.train_tokens):,} tokens to train on"
 
+    def shape(self, context: int | None) -> TextShape:
+        """Return the vocabulary, and the context, which must be given."""
+        return TextShape(self.vocabulary, context_of_text(context))
 
-def load(source: str) -> Corpus:
-    """Load "stdlib", "reference", or the file or folder at a path.
+    def training(self, *, batch: int, context: int | None, seed: int, parts: int = 1) -> Sampler:
+        """Return random windows, `(batch, context)` each: a function of seed, step and part."""
+        return Sampler(self.train_tokens, batch, context_of_text(context), seed)
 
-    Raises:
-        InputError: for data that is missing, empty, binary or not UTF-8, for a device or a pipe.
-    """
-    if source == "stdlib":
-        return _from_documents(
-            source, "source code of Python's standard library", _standard_library()
+    def validation(
+        self, *, batch: int, context: int | None, count: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield at most `count` windows without overlap, spread over the validation text."""
+        return validation_batches(
+            self.validation_tokens, batch, context_of_text(context), windows=count
         )
-    if source == "reference":
-        return _from_documents(source, "Python's language reference, as prose", _reference())
-    path = Path(os.path.expanduser(source))
-    try:
-        if not source or not path.exists():  # Path("") would be the current folder
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens."""
+        return self._tokenizer().decode(tokens)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text."""
+        return self._tokenizer().encode(text)
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
             raise InputError(
-                f"got data {source!r}, which is neither {' nor '.join(map(repr, EMBEDDED))} nor an "
-                "existing path; give one of these, or a text file, a folder, a .bin or a .npy file"
+                f"got tokens without a tokenizer in {self.name}, so their text is unknown; name "
+                "the tokenizer that wrote them, such as --tokenizer gpt2"
             )
-        if path.is_dir():
-            return _from_folder(source, path)
-        if not path.is_file():
-            raise InputError(
-                f"{path} is a device, a pipe or a socket, which cannot be read twice; write the "
-                "text to a file, and name that file"
-            )
-        if path.suffix in _TOKEN_FILES:
-            return _from_token_files(source, [path])
-        return _from_documents(source, f"the file {path.name}", [(path.name, _text(path))])
-    except OSError as error:
-        raise InputError(f"could not read {error.filename or path}: {error.strerror}") from error
+        return self.tokenizer
 
 
-def _standard_library() -> list[tuple[str, bytes]]:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    files = sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix())
-    return [
-        (file.relative_to(root).as_posix(), file.read_bytes())
-        for file in files
-        if not _NOT_LIBRARY & set(file.relative_to(root).parts)
-    ]
+def context_of_text(context: int | None) -> int:
+    """Return the context, or say that text needs one."""
+    if context is None:
+        raise InputError("got no context for text, expected a number of tokens, such as 256")
+    return context
 
 
-def _reference() -> list[tuple[str, bytes]]:
-    try:
-        from pydoc_data.topics import topics
-    except ImportError as error:
-        raise InputError(
-            "this Python comes without its language reference (pydoc_data); use --data stdlib"
-        ) from error
-    return [(name, topics[name].encode()) for name in sorted(topics)]
-
-
-def _text(path: Path) -> bytes:
-    content = path.read_bytes()
-    if not content:
-        raise InputError(f"{path} is empty, expected text")
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise InputError(
-            f"{path} is UTF-16 text; convert it, for instance with: iconv -f UTF-16 -t UTF-8 "
-            f"{path.name}"
-        )
-    if _SEPARATOR in content:
-        raise InputError(
-            f"{path} is binary (it has NUL bytes), expected UTF-8 text, or tokens as .bin or .npy"
-        )
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text (byte {error.start} is 0x{content[error.start]:02x}); "
-            f"convert it, for instance with: iconv -f LATIN1 -t UTF-8 {path.name}"
-        ) from error
-    return content
-
-
-def _from_folder(source: str, folder: Path) -> Corpus:
-    """All files below the folder. Links to files are followed, links to folders are not."""
-    entries = sorted(folder.rglob("*"))
-    entries = [p for p in entries if not any(s[0] == "." for s in p.relative_to(folder).parts)]
-    files = [p for p in entries if p.is_file()]
-    notes = _left_out(folder, entries)
-    tokens = [p for p in files if p.suffix in _TOKEN_FILES]
-    if tokens:
-        if texts := len(files) - len(tokens):
-            notes.append(f"{texts} files left out: no tokens")
-        return _from_token_files(source, tokens, notes)
-    names: dict[bytes, str] = {}  # by text: of a link or a copy, one part must not know the other
-    rejected = 0
-    for file in files:
-        try:
-            names.setdefault(_text(file), file.relative_to(folder).as_posix())
-        except InputError:
-            rejected += 1
-    if not names:
-        raise InputError(
-            f"found no UTF-8 text among the {len(files)} files in {folder}; expected text files, "
-            f"or .bin or .npy token files{''.join('; ' + note for note in notes)}"
-        )
-    if rejected:
-        notes.append(f"{rejected} files left out: not UTF-8 text")
-    if copies := len(files) - rejected - len(names):
-        notes.append(f"{copies} files left out: copies of others")
-    description = "; ".join([f"the folder {folder.name}, {len(names)} files", *notes])
-    return _from_documents(source, description, [(name, text) for text, name in names.items()])
-
-
-def _left_out(folder: Path, entries: list[Path]) -> list[str]:
-    """Sentences about links, and about entries that are no files."""
-    home = folder.resolve()
-    links = [p for p in entries if p.is_symlink()]
-    out = sum(p.is_file() and not p.resolve().is_relative_to(home) for p in links)
-    folders = sum(p.is_dir() for p in links)
-    broken = sum(not p.exists() for p in links)
-    others = sum(p.exists() and not p.is_file() and not p.is_dir() for p in entries)
-    return [
-        f"{count} {note}"
-        for count, note in (
-            (out, "files are links that lead out of the folder, and were followed"),
-            (folders, "links to folders were not followed"),
-            (broken, "links left out: they lead nowhere"),
-            (others, "left out: devices, pipes or sockets"),
-        )
-        if count
-    ]
-
-
-def _from_documents(source: str, description: str, documents: list[tuple[str, bytes]]) -> Corpus:
-    """Bytes as tokens; a twentieth of them is held out, as whole documents where that is possible.
-
-    Otherwise the end of the largest document joins those that are held out.
-    """
-    held_out, missing = _held_out(documents)
-    train = [text for name, text in documents if name not in held_out]
-    validation = [text for name, text in documents if name in held_out]
-    if missing:
-        largest = max(range(len(train)), key=lambda i: len(train[i]))
-        text = train[largest]
-        train[largest], end = text[:-missing], text[-missing:]
-        validation.append(end)
-    said = [f"{len(held_out)} of {len(documents)} documents"] if held_out else []
-    if missing:
-        one = len(documents) == 1
-        said.append("its last twentieth" if one else f"the last {missing:,} bytes of the largest")
-    description += f", {' and '.join(said)} held out"
-    joined = [np.frombuffer(_SEPARATOR.join(part), dtype=np.uint8) for part in (train, validation)]
-    sha256 = _sha256(joined)
+def corpus_of_documents(
+    source: str, description: str, parts: Split, tokenizer_name: str = "bytes"
+) -> Corpus:
+    """Return documents as tokens; those of other tokenizers than bytes are kept in the cache."""
+    tokenizer = tokenizer_for(tokenizer_name, parts.training)
+    train, validation = _tokens(tokenizer, parts)
+    size = len(SEPARATOR.join(whole_characters(text).encode() for text in parts.validation))
+    if tokenizer_name == "bytes":
+        size = len(validation)  # which may have half a character, where a document was cut
+        kind = ""
+    else:
+        kind = f"; a vocabulary of {tokenizer.vocabulary:,} by {tokenizer.name}"
     return Corpus(
-        source, description, joined[0], joined[1], 256, len(documents), sha256, is_bytes=True
+        name=source,
+        description=f"{description}, {parts.sentence}{kind}",
+        train_tokens=train,
+        validation_tokens=validation,
+        vocabulary=tokenizer.vocabulary,
+        documents=parts.documents,
+        sha256=_sha256([train, validation]),
+        bytes_per_token=size / len(validation),
+        tokenizer=tokenizer,
     )
 
 
-def _held_out(documents: list[tuple[str, bytes]]) -> tuple[set[str], int]:
-    """Documents for validation, and how many bytes are missing to a twentieth of all.
+def _tokens(tokenizer: Tokenizer, parts: Split) -> tuple[Tokens, Tokens]:
+    def made() -> dict[str, NDArray[Any]]:
+        both = {"train": parts.training, "validation": parts.validation}
+        return {name: tokenizer.joined(texts) for name, texts in both.items()}
 
-    Documents come in the order of their names' hashes, those that would make it a tenth are passed
-    over. Nothing is missing where they are a fortieth or more.
+    if tokenizer.name == "bytes":
+        arrays = made()
+    else:
+        digest = hashlib.sha256()
+        for texts in (parts.training, parts.validation):
+            for text in texts:
+                digest.update(hashlib.sha256(text).digest())
+            digest.update(b"end of part")
+        arrays = cached("tokens", f"{tokenizer.sha256} {digest.hexdigest()}", made)
+    return arrays["train"], arrays["validation"]
+
+
+def corpus_of_token_files(
+    source: str,
+    files: list[Path],
+    notes: Iterable[str] = (),
+    tokenizer_name: str = "bytes",
+    judge: list[Path] | None = None,
+) -> Corpus:
+    """Files of tokens, mapped into memory, not read into it.
+
+    Those named val or valid are held out, or else the last twentieth of all, unless `judge` has
+    the files to judge by.
+
+    Of tokens that no named tokenizer has written, "bytes" says that it is unknown.
+
+    Raises:
+        InputError: where all files are for validation, and for a tokenizer of fewer tokens.
     """
-    total = sum(len(text) for _, text in documents)
-    order = sorted(documents, key=lambda document: _hash_of_name(document[0]))
-    chosen: set[str] = set()
-    size = 0
-    for name, text in order:
-        if size + len(text) <= 2 * VALIDATION_SHARE * total:
-            chosen.add(name)
-            size += len(text)
-        if size >= VALIDATION_SHARE * total:
-            break
-    if size >= VALIDATION_SHARE * total / 2:
-        return chosen, 0
-    return chosen, max(1, round(VALIDATION_SHARE * total) - size)
-
-
-def _hash_of_name(name: str) -> bytes:
-    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()  # names may be any bytes
-
-
-def _from_token_files(source: str, files: list[Path], notes: Iterable[str] = ()) -> Corpus:
-    """Files of tokens; those named val or valid are held out, or else the last twentieth of all."""
-    validation = [p for p in files if re.search(r"(^|[^a-z])val(id|idation)?([^a-z]|$)", p.stem)]
+    validation = judge or [p for p in files if _is_validation(p)]
     train = [p for p in files if p not in validation]
     if not train:
         raise InputError(f"got only validation files in {source}, expected training tokens too")
-    parts = [_joined([read_tokens(p) for p in group]) for group in (train, validation) if group]
+    parts: list[Tokens] = [_joined(group) for group in (train, validation) if group]
     description = f"{len(train)} token files, {len(validation)} more held out"
     if not validation:
-        cut = len(parts[0]) - max(1, round(VALIDATION_SHARE * len(parts[0])))
-        parts = [parts[0][:cut], parts[0][cut:]]
+        joined = JoinedTokens([read_tokens(p) for p in train])
+        parts = list(joined.split(len(joined) - max(1, round(VALIDATION_SHARE * len(joined)))))
         description = f"{len(files)} token files, the last twentieth held out"
-    description = "; ".join([f"{description}, {8 * parts[0].itemsize} bits each", *notes])
-    vocabulary = 1 + max(int(part.max(initial=0)) for part in parts)
-    sha256 = _sha256(parts)
+    if tokenizer_name.startswith("bpe:"):
+        raise InputError(
+            f"got {source}, which has tokens, and the tokenizer {tokenizer_name}, which is trained "
+            "on text; name the tokenizer that wrote them"
+        )
+    bits = 8 * parts[0].dtype.itemsize
+    vocabulary = 1 + max(int(piece.max()) for part in parts for piece in pieces(part))
+    tokenizer = None
+    if tokenizer_name == "bytes":
+        notes = [*notes, "no bits per byte, as the tokenizer is unknown"]
+    else:
+        tokenizer = tokenizer_for(tokenizer_name, [])
+        if vocabulary > tokenizer.vocabulary:
+            raise InputError(
+                f"{source} has a token {vocabulary - 1}, but the tokenizer {tokenizer_name} has "
+                f"{tokenizer.vocabulary}; name the tokenizer that wrote the tokens"
+            )
+        vocabulary = tokenizer.vocabulary
     return Corpus(
-        source, description, parts[0], parts[1], vocabulary, len(files), sha256, is_bytes=False
+        name=source,
+        description="; ".join([f"{description}, {bits} bits each", *notes]),
+        train_tokens=parts[0],
+        validation_tokens=parts[1],
+        vocabulary=vocabulary,
+        documents=len(files),
+        sha256=_sha256(parts),
+        bytes_per_token=None if tokenizer is None else bytes_of_tokens(tokenizer, parts[1]),
+        tokenizer=tokenizer,
     )
 
 
-def _joined(tokens: list[NDArray[Any]]) -> NDArray[Any]:
-    return tokens[0] if len(tokens) == 1 else np.concatenate(tokens)
+def _is_validation(path: Path) -> bool:
+    return bool(re.search(r"(^|[^a-z])val(id|idation)?([^a-z]|$)", path.stem))
+
+
+def _joined(files: list[Path]) -> Tokens:
+    arrays = [read_tokens(p) for p in files]
+    return arrays[0] if len(arrays) == 1 else JoinedTokens(arrays)
 
 
 def _sha256(parts: Iterable[Tokens]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(f"{part.dtype} {len(part)} ".encode())
-        digest.update(np.ascontiguousarray(part).data)
+        for piece in pieces(part):
+            digest.update(np.ascontiguousarray(piece).data)
     return digest.hexdigest()

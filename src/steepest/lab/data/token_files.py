@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,64 @@ from numpy.typing import NDArray
 
 from steepest.lab.errors import InputError
 
-Tokens = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
+SUFFIXES = (".bin", ".npy")
 LARGEST = 2**20
 """Token numbers are below this; a file that says otherwise is of something else."""
 HEADERS = {20240520: "<u2", 20240801: "<u4"}
 """Magic numbers of headers of 256 integers, the third of which is the number of tokens."""
+
+
+class JoinedTokens:
+    """Several arrays of tokens as one; only the windows that are asked for are copied.
+
+    >>> tokens = JoinedTokens([np.arange(4, dtype=np.uint16), np.arange(3, dtype=np.uint16)])
+    >>> len(tokens), tokens[2:6], tokens[5:].tolist()
+    (7, array([2, 3, 0, 1], dtype=uint16), [1, 2])
+    """
+
+    def __init__(self, arrays: Sequence[NDArray[Any]]):
+        self.arrays = list(arrays)
+        self.dtype = np.result_type(*self.arrays)
+        self.ends = np.cumsum([len(array) for array in self.arrays])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all tokens."""
+        return len(self) * self.dtype.itemsize
+
+    def __getitem__(self, window: slice) -> NDArray[Any]:
+        parts = self._parts(*window.indices(len(self))[:2])
+        return np.concatenate([np.empty(0, self.dtype), *parts])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self[:].astype(dtype or self.dtype)
+
+    def split(self, cut: int) -> tuple[JoinedTokens, JoinedTokens]:
+        """Return what is before a position and what is behind it; nothing is copied."""
+        return JoinedTokens(self._parts(0, cut)), JoinedTokens(self._parts(cut, len(self)))
+
+    def _parts(self, start: int, stop: int) -> list[NDArray[Any]]:
+        first = int(np.searchsorted(self.ends, start, side="right"))
+        parts = []
+        for array, end in zip(self.arrays[first:], self.ends[first:].tolist(), strict=True):
+            begin = end - len(array)
+            if begin >= stop:
+                break
+            parts.append(array[max(start - begin, 0) : stop - begin])
+        return parts
+
+
+Tokens = NDArray[Any] | JoinedTokens
+"""Unsigned integers, `(tokens,)`, in memory or mapped from files."""
+
+
+def pieces(tokens: Tokens, size: int = 2**24) -> Iterator[NDArray[Any]]:
+    """Yield tokens in arrays of at most so many."""
+    for start in range(0, len(tokens), size):
+        yield tokens[start : start + size]
 
 
 def read_tokens(path: Path) -> NDArray[Any]:

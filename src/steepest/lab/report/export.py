@@ -13,7 +13,7 @@ from steepest.lab.files import write_atomically
 from steepest.lab.report.comparison import members_of
 from steepest.lab.studies.schemas import kind_of
 
-SUFFIXES = (".csv", ".parquet")
+TABLE_SUFFIXES = (".csv", ".parquet")
 """What the name of a file of a table ends with."""
 
 

@@ -24,7 +24,7 @@ from steepest.lab.report.comparison import comparison
 from steepest.lab.report.comparison_page import comparison_page
 from steepest.lab.report.diagnosis_page import diagnosis_page
 from steepest.lab.report.edge_page import edge_page
-from steepest.lab.report.export import SUFFIXES, export
+from steepest.lab.report.export import TABLE_SUFFIXES, export
 from steepest.lab.report.run_page import run_page
 from steepest.lab.report.study_page import study_page
 from steepest.lab.report.transfer_page import transfer_page
@@ -110,12 +110,12 @@ def write_to(summary: dict[str, Any], path: Path) -> Path:
     Raises:
         InputError: for a name that ends with that of another kind of table.
     """
-    if path.suffix.lower() in SUFFIXES:
+    if path.suffix.lower() in TABLE_SUFFIXES:
         return export(summary, path)
     if path.suffix.lower() in _OTHER_TABLES:
         raise InputError(
-            f"got {path}, expected a name that ends with {' or '.join(SUFFIXES)} for a table, or "
-            "with .html for a page"
+            f"got {path}, expected a name that ends with {' or '.join(TABLE_SUFFIXES)} for a "
+            "table, or with .html for a page"
         )
     return write(summary, path)
 

@@ -1,0 +1,48 @@
+"""Weights that a model starts from: of a file, or of Hugging Face."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from steepest.lab.errors import InputError
+from steepest.lab.models.gpt import GPT
+from steepest.lab.models.llama import Llama
+from steepest.lab.weights import load_weights
+
+SAVED = "model.safetensors"
+
+
+def load_start(model: nn.Module, source: str) -> None:
+    """Load weights into a model.
+
+    Args:
+        model: any model; a GPT or a LLaMA of the lab also takes weights in Hugging Face's format.
+        source: a file with a state dict, a folder that `save_pretrained` or a checkpoint wrote, or
+            for GPT-2 and LLaMA a name on the hub.
+
+    Raises:
+        InputError: for a source without weights, and for names and shapes that are not the model's.
+    """
+    path = Path(source)
+    if path.is_file():
+        load_weights(model, path)
+    elif isinstance(model, GPT | Llama) and not (
+        (path / SAVED).is_file() and not (path / "config.json").is_file()
+    ):
+        from steepest.lab.models.exchange import from_hugging_face
+
+        loaded = from_hugging_face(source)
+        if type(loaded) is not type(model) or loaded.config != model.config:
+            raise InputError(
+                f"got weights of {loaded.config} in {source}, expected those of {model.config}; "
+                "choose the same sizes by --width, --depth, --context and --model-options"
+            )
+        model.load_state_dict(loaded.state_dict())
+    elif (path / SAVED).is_file():
+        load_weights(model, path / SAVED)
+    else:
+        raise InputError(
+            f"got weights={source!r}, which is no file and no folder with a {SAVED}; expected one"
+        )
