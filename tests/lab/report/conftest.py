@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -258,3 +260,29 @@ def small_run() -> Callable[..., Path]:
 def edited() -> Callable[..., None]:
     """What changes the lines and the result of a run."""
     return _edited
+
+
+def _browser() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    pytest.skip("no browser found: looked for chromium, chromium-browser and google-chrome")
+
+
+def _dumped(path: Path, profile: Path, *flags: str) -> str:
+    """The document after its scripts have run."""
+    command = [
+        _browser(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={profile}", "--virtual-time-budget=8000", "--window-size=1280,1000",
+        *flags, "--dump-dom", path.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.stdout, f"the browser gave no document: {done.stderr[-500:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def dumped() -> Callable[..., str]:
+    """The browser."""
+    return _dumped

@@ -17,7 +17,7 @@ pytest.importorskip("jinja2", reason="the extra steepest[report] is not installe
 
 from steepest.files import read_json, read_lines, write_json, write_lines
 from steepest.lab.errors import Diverged, InputError
-from steepest.lab.report import find, read, render, write
+from steepest.lab.report import find, find_all, read, render, write
 from steepest.lab.report.run_page import run_headline, run_page
 from steepest.lab.report.wording import count, duration, megabytes, number, percent, rate
 from steepest.lab.studies.run_summary import run_summary
@@ -228,6 +228,44 @@ def test_the_page_is_rebuilt_from_itself(runs: Path, tmp_path: Path) -> None:
     again, place = find(page)
     assert (again, place) == (summary, page)
     assert render(again) == page.read_text()
+
+
+PHONE = """<!DOCTYPE html>
+<iframe id="phone" src="page.html" style="width:420px;height:900px;border:0"></iframe>
+<pre id="measured"></pre><script>
+const phone = document.getElementById("phone");
+phone.onload = () => setTimeout(() => {
+  const inside = phone.contentDocument, root = inside.documentElement;
+  const widest = (all) => Math.max(...Array.from(
+    inside.querySelectorAll(all), (part) => part.getBoundingClientRect().right));
+  document.getElementById("measured").textContent = JSON.stringify({
+    page: [root.scrollWidth, root.clientWidth],
+    parts: widest(".main-svg, p, h1, h2, h3, dd, dt, pre, figcaption"),
+    plots: inside.querySelectorAll(".main-svg").length, owned: root.dataset.owned || null,
+  });
+}, 1500);
+</script>"""
+
+
+@pytest.mark.parametrize("compared", [False, True])
+def test_on_a_phone_nothing_is_wider_than_the_screen(
+    runs: Path, muon: Path, tmp_path: Path, compared: bool, dumped: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.undo()  # a browser needs plotly
+    sample = {"kind": "sample", "step": 12, "text": HOSTILE + "a" * 200}
+    write_lines(muon / "metrics.jsonl", [*read_lines(muon / "metrics.jsonl")[0], sample])
+    summary, _ = find_all([muon, runs / "adamw"] if compared else [muon])
+    write(summary, tmp_path / "page.html")
+    (tmp_path / "phone.html").write_text(PHONE)
+    flag = "--allow-file-access-from-files"
+    dom = dumped(tmp_path / "phone.html", tmp_path / "profile", flag)
+    block = re.search(r'<pre id="measured">(.*?)</pre>', dom)
+    assert block is not None
+    measured = json.loads(block[1])
+    assert measured["page"][0] == measured["page"][1] > 360
+    assert measured["parts"] <= 420
+    assert measured["plots"] >= (2 if compared else 7)
+    assert measured["owned"] is None
 
 
 # --- runs that did not end as they should
