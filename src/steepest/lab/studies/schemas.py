@@ -54,6 +54,13 @@ class Curve(TypedDict):
     validation_loss: list[Number]
 
 
+class StudyVariant(TypedDict):
+    """The best rate with one value of a second number, which is a field of its own name."""
+
+    best_lr: Number
+    validation_loss: Number
+
+
 class StudyOptimizer(TypedDict):
     """An optimizer at its own best rate."""
 
@@ -78,6 +85,7 @@ class StudyOptimizer(TypedDict):
     curves: list[Curve]
     conditions: NotRequired[list[Condition]]
     sharpness: NotRequired[list[SharpnessAt]]
+    varied: NotRequired[list[StudyVariant]]
 
 
 class StudySummary(Header):
