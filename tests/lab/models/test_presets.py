@@ -12,8 +12,9 @@ from torch import nn
 
 from steepest.lab.data.shapes import TextShape
 from steepest.lab.models import GPT, PRESETS, build_model, preset_context, sizes_of
+from steepest.lab.models.catalogue import catalogue
+from steepest.lab.models.family import MODELS
 from steepest.lab.models.gpt import GPT2
-from steepest.lab.models.presets import preset_table
 
 PAGE = Path(__file__).parents[3] / "docs" / "presets.md"
 GPT2_SIZES = {  # width, depth, heads, and what is known of their number of parameters
@@ -83,6 +84,6 @@ def test_the_sizes_of_llama_are_those_of_hugging_face(name: str) -> None:
 
 
 def test_the_page_of_presets_is_the_one_that_is_generated() -> None:
-    text = preset_table()
-    assert PAGE.read_text() == text, f"write preset_table() to {PAGE.name} again"
-    assert all(f"| `{name}` |" in text for name in PRESETS)
+    text = catalogue()
+    assert PAGE.read_text() == text, f"write steepest.lab.models.catalogue to {PAGE.name} again"
+    assert all(f"| `{name}` |" in text for name in (*PRESETS, *MODELS))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -296,3 +297,50 @@ def test_other_settings_in_the_same_folder_are_refused(
 def test_impossible_settings_get_a_sentence(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="got"):
         StudyConfig(**changes)
+
+
+def test_a_second_number_is_tuned_with_the_rate(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best of each optimizer is found where its two numbers are best together."""
+    place = {"adamw": (0.008, 0.1), "muon": (0.08, 0.0)}
+    configs: list[Any] = []
+
+    def run_all(runs: list[Run], workers: int, on_progress: Any) -> None:
+        for run in runs:
+            rate, decay = place[run.config.optimizer]
+            loss = 2 + math.log(run.config.rate / rate) ** 2 + abs(run.config.weight_decay - decay)
+            configs.append(run.config)
+            run.out.mkdir(parents=True, exist_ok=True)
+            write_json(run.out / "result.json", {"status": "finished", "validation_loss": loss})
+
+    monkeypatch.setattr(optimizer_study, "run_all", run_all)
+    varied = replace(config, vary="weight_decay=0,0.1,0.5")
+    summary = study(varied, tmp_path / "study", Quiet())
+    adamw, muon = _entry(summary, "adamw"), _entry(summary, "muon")
+    assert (adamw["best_lr"], muon["best_lr"]) == (0.008, 0.08)
+    assert adamw["verdict"] == muon["verdict"] == "tuned"  # no decay is no edge
+    assert "the best weight_decay of 0, 0.1, 0.5 is 0.1" in adamw["reason"]
+    assert [row["weight_decay"] for row in adamw["varied"]] == [0, 0.1, 0.5]
+    assert [row["best_lr"] for row in muon["varied"]] == [0.08] * 3
+    fresh = {c.weight_decay for c in configs if c.seed > 0 and c.optimizer == "adamw"}
+    assert fresh == {0.1}
+    place["muon"] = (0.08, 0.9)
+    summary = study(varied, tmp_path / "edge", Quiet())
+    assert _entry(summary, "muon")["verdict"] == "inconclusive"
+    assert "is 0.5, at the edge" in _entry(summary, "muon")["reason"]
+
+
+@pytest.mark.parametrize(
+    ("vary", "sentence"),
+    [
+        ("momentum", "expected one of momentum"),
+        ("weight-decy=0,1", "did you mean weight_decay"),
+        ("momentum=0.9,high", "expected numbers"),
+        ("momentum=0.9", "at least two different values"),
+        ("momentum=0.9,2", "got momentum=2"),
+    ],
+)
+def test_a_second_number_that_cannot_be_varied(vary: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        StudyConfig(vary=vary)

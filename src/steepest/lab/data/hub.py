@@ -89,7 +89,7 @@ def hub_set(source: str) -> HubSet:
     splits = _splits(place)
     entry: dict[str, Any] = next(_entries(source, _opened(place, "train")), {})
     if isinstance(entry.get("text"), str):
-        judge = next((name for name in ("validation", "valid") if name in splits), None)
+        judge = _first_of(("validation", "valid"), splits)
         return HubSet(place.path, place.configuration, judge=judge)
     image = next((key for key, value in entry.items() if hasattr(value, "convert")), None)
     label = next((key for key, value in entry.items() if isinstance(value, int)), None)
@@ -98,8 +98,12 @@ def hub_set(source: str) -> HubSet:
             f"{source} has the columns {', '.join(entry) or 'of nothing'}, expected text, or "
             "images and whole numbers as their classes"
         )
-    judge = next((name for name in ("test", "validation", "valid") if name in splits), None)
+    judge = _first_of(("test", "validation", "valid"), splits)
     return HubSet(place.path, place.configuration, image, label, judge)
+
+
+def _first_of(names: tuple[str, ...], splits: dict[str, list[Path]]) -> str | None:
+    return next((name for name in names if name in splits), None)
 
 
 def hub_images(place: HubSet) -> TrainAndTest:
@@ -216,8 +220,9 @@ def _shards(source: str, place: HubSet, split: str, revision: str | None = None)
 
 def _images(place: HubSet, split: str) -> Labelled:
     images, classes = [], []
+    column = str(place.image)
     for entry in _entries(place.path, _opened(place, split)):
-        images.append(pixels_of(entry[place.image]))
+        images.append(pixels_of(entry[column]))
         classes.append(entry[place.label])
     if not images:
         raise InputError(f"{place.path} has no images in its split {split}, expected some")

@@ -76,9 +76,7 @@ class Images:
             description += "; cropped and flipped at random in training"
         self.description = description
         self.sha256 = _sha256_of_images([train, judge, *([] if test is None else [test])])
-        pixels = train.images.transpose(1, 0, 2, 3).reshape(channels, -1)
-        self._mean = torch.tensor([channel.mean(dtype=np.float64) for channel in pixels])
-        deviation = torch.tensor([channel.std(dtype=np.float64) for channel in pixels])
+        self._mean, deviation = map(torch.from_numpy, _moments(train.images))
         self._deviation = deviation.where(deviation > 0, torch.ones(()))
 
     def __str__(self) -> str:
@@ -209,6 +207,8 @@ def held_out_of(part: Labelled) -> tuple[Labelled, Labelled]:
         members = order[classes == name]
         size = max(1, round(VALIDATION_SHARE * len(members))) if len(members) > 1 else 0
         chosen[members[:size]] = True
+    if not chosen.any():
+        raise InputError("got one image of each class, expected several, to hold some out")
     return part.at(np.flatnonzero(~chosen)), part.at(np.flatnonzero(chosen))
 
 
@@ -274,8 +274,19 @@ def _check(name: str, parts: list[Labelled]) -> None:
             f"{name} has class {largest} to judge by, but its training images have classes up to "
             f"{classes[-1]} only"
         )
-    if len(np.unique(train.classes, return_counts=True)[1]) == len(train):
-        raise InputError(f"{name} has one image of each class; expected several, to hold some out")
+
+
+def _moments(images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each channel, from how often it has each of its 256 values."""
+    count, channels = images.shape[:2]
+    often = np.zeros((channels, 256))
+    for start in range(0, count, 1024):  # so that no large array is needed
+        for channel in range(channels):
+            part = images[start : start + 1024, channel]
+            often[channel] += np.bincount(part.ravel(), minlength=256)
+    share, values = often / often[0].sum(), np.arange(256)
+    mean = share @ values
+    return mean, np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
 
 
 def _sha256_of_images(parts: list[Labelled]) -> str:

@@ -79,7 +79,7 @@ class OwnData:
                     f"got {source.path}, which has one {source.noun} only; expected two or more, "
                     "to hold one out"
                 )
-            end = f"{held_out} of {source.count} {source.noun}s held out"
+            end = f"{held_out} of them held out"
         else:
             end = f"judged by {judge.path}"
         self._train, self._held_out = np.sort(order[held_out:]), np.sort(order[:held_out])

@@ -48,7 +48,9 @@ class JoinedTokens:
 
     def split(self, cut: int) -> tuple[JoinedTokens, JoinedTokens]:
         """Return what is before a position and what is behind it; nothing is copied."""
-        return JoinedTokens(self._parts(0, cut)), JoinedTokens(self._parts(cut, len(self)))
+        ends = self._parts(0, cut), self._parts(cut, len(self))
+        first, second = (part or [np.empty(0, self.dtype)] for part in ends)
+        return JoinedTokens(first), JoinedTokens(second)
 
     def _parts(self, start: int, stop: int) -> list[NDArray[Any]]:
         first = int(np.searchsorted(self.ends, start, side="right"))

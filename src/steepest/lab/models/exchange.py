@@ -238,12 +238,13 @@ def _llama_config(config: Any) -> LlamaConfig:
     _refuse(config, "mlp_bias", False)
     _refuse(config, "hidden_act", "silu")
     _refuse(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    shared = config.num_key_value_heads
     return LlamaConfig(
         context=config.max_position_embeddings,
         width=config.hidden_size,
         depth=config.num_hidden_layers,
         heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
+        kv_heads=shared if shared < config.num_attention_heads else None,
         inner=config.intermediate_size,
         eps=config.rms_norm_eps,
         base=rope["rope_theta"],

@@ -91,6 +91,20 @@ def hugging_face_sizes(
     )
 
 
+def hugging_face_takes_images(name: str) -> bool:
+    """Whether a type of model, or one whose configuration is here, classifies images only.
+
+    Of a name on the hub nothing is asked, and the answer is no.
+    """
+    place = name.removeprefix(DOOR)
+    hf = transformers_or_sentence()
+    if place not in hf.CONFIG_MAPPING and not Path(place).expanduser().exists():
+        return False
+    kind = _origin(place)[0]
+    text, images = hf.MODEL_FOR_CAUSAL_LM_MAPPING, hf.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    return kind in images and kind not in text
+
+
 def transformers_or_sentence() -> Any:
     """Return the package transformers.
 
@@ -133,7 +147,8 @@ def _origin(place: str) -> tuple[Any, dict[str, Any], bool]:
     if file.is_file():
         try:
             fields = json.loads(file.read_text())
-            return hf.CONFIG_MAPPING[fields["model_type"]], fields, False
+            kind = hf.CONFIG_MAPPING[fields["model_type"]]
+            return kind, _without_precision(fields), False
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"got {DOOR}{place}, but {file} is no configuration of a model that transformers "
@@ -155,7 +170,12 @@ def _origin(place: str) -> tuple[Any, dict[str, Any], bool]:
             "and the network, or download its config.json where there is one and give the path. "
             f"transformers says: {str(error).splitlines()[0]}"
         ) from error
-    return type(config), config.to_diff_dict(), False
+    return type(config), _without_precision(config.to_diff_dict()), False
+
+
+def _without_precision(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without the type of stored weights, so that fresh ones are drawn in float32."""
+    return {name: value for name, value in fields.items() if name not in ("dtype", "torch_dtype")}
 
 
 def _made(name: str, kind: Any, fields: Mapping[str, Any]) -> Any:

@@ -130,39 +130,3 @@ def preset_context(name: str) -> int | None:
     (1024, None)
     """
     return PRESETS[name].sizes.context if name in PRESETS else None
-
-
-def preset_table() -> str:
-    """Return the presets as a page of Markdown, with what each is and where that is from."""
-    rows = [
-        "| name | width | depth | heads | inner | context | vocabulary | head | parameters | "
-        "from the name's | source |",
-        "|---|---:|---:|---:|---:|---:|---:|---|---:|---:|---|",
-    ]
-    for preset in PRESETS.values():
-        sizes = preset.sizes
-        rows.append(
-            f"| `{preset.name}` | {sizes.width} | {sizes.depth} | {sizes.heads} | {sizes.inner} | "
-            f"{sizes.context} | {preset.vocabulary:,} | {'tied' if sizes.tied else 'untied'} | "
-            f"{preset.parameters:,} | {100 * preset.difference:+.1f}% | {preset.source} |"
-        )
-    remarks = [f"- `{p.name}`: {p.remark}" for p in PRESETS.values() if p.remark]
-    return "\n".join([_BEFORE, *rows, _BETWEEN, *remarks, ""])
-
-
-_BEFORE = """# Presets
-
-A preset is a model of a paper by name: `steepest train --model llama-60m`. `--width`, `--depth` and
-options such as `heads=8` change it; what follows from the width scales with it.
-
-The vocabulary below is the paper's. With other data the model gets the vocabulary of the data, and
-has fewer or more parameters. The number of parameters is for the vocabulary and context below.
-
-All GPTs have GPT-2's form: LayerNorm, learned positions, GELU by its tanh approximation, biases,
-and a head that is the embedding table. All LLaMAs have RMSNorm, rotary positions and SwiGLU, no
-biases, and a head of its own. The initialization is the lab's: weights keep the size of their
-inputs.
-"""
-_BETWEEN = """
-Where the number is more than 5% from the nominal one:
-"""

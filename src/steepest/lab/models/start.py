@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -34,10 +36,16 @@ def load_start(model: nn.Module, source: str) -> None:
         from steepest.lab.models.exchange import from_hugging_face
 
         loaded = from_hugging_face(source)
-        if type(loaded) is not type(model) or loaded.config != model.config:
+        ours, theirs = _form(model), _form(loaded)
+        if type(loaded) is not type(model) or ours != theirs:
+            different = [key for key in theirs if ours.get(key) != theirs[key]]
             raise InputError(
-                f"got weights of {loaded.config} in {source}, expected those of {model.config}; "
-                "choose the same sizes by --width, --depth, --context and --model-options"
+                f"got weights={source!r} of a {type(loaded).__name__} with "
+                f"{', '.join(f'{key}={theirs[key]}' for key in different)}, for a "
+                f"{type(model).__name__} with "
+                f"{', '.join(f'{key}={ours[key]}' for key in different if key in ours)}; choose "
+                "the same model by --model, --width, --depth, --context and --model-options, and "
+                "the same tokenizer"
             )
         model.load_state_dict(loaded.state_dict())
     elif (path / SAVED).is_file():
@@ -46,3 +54,11 @@ def load_start(model: nn.Module, source: str) -> None:
         raise InputError(
             f"got weights={source!r}, which is no file and no folder with a {SAVED}; expected one"
         )
+
+
+def _form(model: GPT | Llama) -> dict[str, Any]:
+    """All that has to be the same, for weights to fit and to mean the same."""
+    form = {**asdict(model.config.parts), "vocabulary": model.embedding.num_embeddings}
+    if model.position is None:
+        del form["context"]  # positions without weights
+    return form

@@ -45,8 +45,32 @@ def study_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Pictu
         "has_bytes": any(o.get("bits_per_byte") for o in summary.get("optimizers") or []),
         "rows": _rows(summary),
         "maps": maps,
+        "varied": _varied(summary),
     }
     return content, pictures
+
+
+def _varied(summary: dict[str, Any]) -> dict[str, Any]:
+    """The second number that was tuned: a row for each optimizer, a column for each value."""
+    entries = [o for o in summary.get("optimizers") or [] if o.get("varied")]
+    if not entries:
+        return {"rows": []}
+    known = ("best_lr", "validation_loss")
+    name = next(key for key in entries[0]["varied"][0] if key not in known)
+    return {
+        "name": name.replace("_", " "),
+        "titles": [f"{row[name]:g}" for row in entries[0]["varied"]],
+        "rows": [
+            {
+                "label": label(entry),
+                "cells": [
+                    (number(row["validation_loss"], 4), wording.rate(row["best_lr"]))
+                    for row in entry["varied"]
+                ],
+            }
+            for entry in entries
+        ],
+    }
 
 
 def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from steepest.lab.errors import InputError
 from steepest.lab.studies.fields import problems
-from steepest.lab.studies.run_schemas import RunSummary
+from steepest.lab.studies.run_schemas import ComparedRun, RunSummary
 from steepest.lab.studies.stored import (
     Condition,
     Header,
@@ -54,6 +54,13 @@ class Curve(TypedDict):
     validation_loss: list[Number]
 
 
+class StudyVariant(TypedDict):
+    """The best rate with one value of a second number, which is a field of its own name."""
+
+    best_lr: Number
+    validation_loss: Number
+
+
 class StudyOptimizer(TypedDict):
     """An optimizer at its own best rate."""
 
@@ -78,6 +85,7 @@ class StudyOptimizer(TypedDict):
     curves: list[Curve]
     conditions: NotRequired[list[Condition]]
     sharpness: NotRequired[list[SharpnessAt]]
+    varied: NotRequired[list[StudyVariant]]
 
 
 class StudySummary(Header):
@@ -316,13 +324,6 @@ class TransferSummary(Header):
     retune: list[str]
     advice: TransferAdvice | None
     axes: list[TransferAxis]
-
-
-class ComparedRun(TypedDict):
-    """A run of a comparison, by the name that the comparison shows."""
-
-    name: str
-    summary: RunSummary
 
 
 class ComparedStudy(TypedDict):

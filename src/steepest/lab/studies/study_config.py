@@ -42,8 +42,10 @@ class StudyConfig(Problem):
     """Runs at the same time, with one thread each. By default one a core, or one on a GPU."""
 
     def __post_init__(self) -> None:
-        if self.model == "gpt" and self.width is None:
-            object.__setattr__(self, "width", 64)  # which learns something in four minutes
+        if self.model == "gpt" and self.width is None:  # one that learns something in minutes
+            object.__setattr__(self, "width", 64)
+            if not any(option.startswith("heads=") for option in self.model_options):
+                object.__setattr__(self, "model_options", ("heads=4", *self.model_options))
         super().__post_init__()
         if not 0 < self.minutes < math.inf:
             raise InputError(f"got minutes={self.minutes}, expected more than 0")

@@ -28,9 +28,10 @@ import filelock
 import torch
 
 from steepest.files import json_line, read_lines, remove_leftovers, write_lines
+from steepest.lab.data.shapes import TextShape
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_json
-from steepest.lab.models import GPTConfig
+from steepest.lab.models import sizes_of
 from steepest.lab.train.sinks import Sink
 from steepest.lab.user_code import user_code_error
 from steepest.optim.family import modern_name
@@ -112,7 +113,9 @@ def _renamed(settings: Any) -> Any:
     if isinstance(settings.get("model"), dict):  # of the time when every model was a GPT
         sizes = settings.pop("model")
         own = {name: sizes.pop(name) for name in ("width", "depth", "context")}
-        usual = asdict(GPTConfig())
+        shape = TextShape(1, own["context"])
+        sizes_now: Any = sizes_of("gpt", shape, width=own["width"], depth=own["depth"])
+        usual = asdict(sizes_now)
         options = [
             f"{name}={str(value).lower() if isinstance(value, bool) else value}"
             for name, value in sizes.items()
