@@ -55,8 +55,8 @@ class Problem:
     context: int | None = None
     """Longest sequence of text, in tokens; by default that of the preset, or 128."""
     batch: int | None = None
-    """Sequences, images or examples in each forward pass; by default 64 for the lab's models of
-    images, and 8 for all others."""
+    """Sequences, images or examples in each forward pass; by default 64 for models of images, and 8
+    for all others."""
     adamw_lr: float = 4e-3
     """Learning rate of AdamW for embeddings, head and vectors, the same for every optimizer."""
     momentum: float = 0.9
