@@ -187,7 +187,7 @@ class _Study:
         self.progress.say(
             f"{self.state['runs']} runs of {steps} steps: {len(config.optimizers)} optimizers, "
             f"3 learning rates each and one to spare{' for each value' if config.vary else ''}, "
-            f"{config.seeds} fresh seeds at the best"
+            f"{config.seeds} fresh seed{'s' if config.seeds > 1 else ''} at the best"
             f"{within}"
         )
 
