@@ -66,8 +66,8 @@ def train(
     """
     began = time.perf_counter()
     data = data or data_of(config)
-    settings = {**asdict(config), "data_sha256": data.sha256}
-    defaults = asdict(TrainConfig())
+    settings = {**asdict(config), "data_sha256": data.sha256, "unit": data.unit}
+    defaults = {**asdict(TrainConfig()), "unit": "tokens"}
     folder = opened(out, settings, defaults, free=("steps", "tokens"))
     with sentences_for_os_errors(out), folder as check_folder, deferred() as signals:
         go_on = checked_to_go_on(config, settings, out)
@@ -78,7 +78,13 @@ def train(
         write_settings(out, "train", asdict(config))
         if go_on:
             say(go_on(setup))
-        return Training(setup, out, say, began).to_its_end(on_step, check_folder, signals)
+        training = Training(setup, out, say, began)
+        try:
+            return training.to_its_end(on_step, check_folder, signals)
+        except Diverged as error:
+            result = {"status": "diverged", "validation_loss": None, "reason": str(error)}
+            write_json(out / "result.json", result)
+            raise
 
 
 class Training:
