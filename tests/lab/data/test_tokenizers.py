@@ -19,6 +19,7 @@ from steepest.lab.data.tokenizers import (
     LibraryTokenizer,
     bytes_of_tokens,
     cut_at_lines,
+    joined,
     tokenizer_for,
 )
 from steepest.lab.errors import InputError
@@ -76,10 +77,10 @@ def test_long_documents_are_cut_where_it_changes_no_token(text: str, longest: in
 
 
 def test_documents_are_joined_by_one_end_of_text(trained: LibraryTokenizer) -> None:
-    row = trained.joined([b"cat", b"", b"the mat"])
+    row = joined(trained, [b"cat", b"", b"the mat"])
     expected = [*trained.encode("cat"), trained.end, trained.end, *trained.encode("the mat")]
     assert row.tolist() == expected
-    assert Bytes().joined([b"cat", b"mat"]).tolist() == list(b"cat\0mat")
+    assert joined(Bytes(), [b"cat", b"mat"]).tolist() == list(b"cat\0mat")
 
 
 def test_the_split_is_the_same_for_every_tokenizer_and_training_sees_no_other_text(
@@ -136,7 +137,7 @@ def test_a_second_load_takes_the_tokens_from_the_cache(
 ) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
     first = load(str(tmp_path / "a.txt"), tokenizer="bpe:300")
-    monkeypatch.setattr(LibraryTokenizer, "joined", None)
+    monkeypatch.setattr(LibraryTokenizer, "encoded", None)
     second = load(str(tmp_path / "a.txt"), tokenizer="bpe:300")
     assert first.sha256 == second.sha256
     assert sorted(p.name.split("-")[0] for p in own_cache.iterdir() if p.is_dir()) == [
@@ -166,7 +167,7 @@ def test_the_bytes_of_shards_are_counted_by_their_tokenizer(
     name = _folders(trained, tmp_path / "gpt2")["folder"]
     shards = tmp_path / "shards"
     shards.mkdir()
-    row = trained.joined([TEXT.encode(), b"the cat"])
+    row = joined(trained, [TEXT.encode(), b"the cat"])
     for part in ("train", "val"):
         row.tofile(shards / f"{part}.bin")
     corpus = load(str(shards), tokenizer=name)

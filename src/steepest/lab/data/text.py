@@ -18,7 +18,13 @@ from steepest.lab.data.documents import SEPARATOR, VALIDATION_SHARE, Split
 from steepest.lab.data.sampler import Sampler, validation_batches
 from steepest.lab.data.shapes import TextShape
 from steepest.lab.data.token_files import JoinedTokens, Tokens, pieces, read_tokens
-from steepest.lab.data.tokenizers import Tokenizer, bytes_of_tokens, tokenizer_for, whole_characters
+from steepest.lab.data.tokenizers import (
+    Tokenizer,
+    bytes_of_tokens,
+    joined,
+    tokenizer_for,
+    whole_characters,
+)
 from steepest.lab.errors import InputError
 
 
@@ -121,7 +127,7 @@ def corpus_of_documents(
 def _tokens(tokenizer: Tokenizer, parts: Split) -> tuple[Tokens, Tokens]:
     def made() -> dict[str, NDArray[Any]]:
         both = {"train": parts.training, "validation": parts.validation}
-        return {name: tokenizer.joined(texts) for name, texts in both.items()}
+        return {name: joined(tokenizer, texts) for name, texts in both.items()}
 
     if tokenizer.name == "bytes":
         arrays = made()
