@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from steepest.lab.data import load, load_text
+from steepest.lab.data import judged_by_text, load, load_text
 from steepest.lab.data.tokenizers import (
     Bytes,
     LibraryTokenizer,
@@ -246,6 +246,17 @@ def test_a_text_of_its_own_judges(tmp_path: Path) -> None:
     assert "1 documents left out" in overlapping.description
     with pytest.raises(InputError, match="same text"):
         load(str(tmp_path / "b.txt"), validation=str(tmp_path / "b.txt"))
+
+
+def test_a_test_text_is_scored_in_the_tokenizer_of_the_training_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    (tmp_path / "test.txt").write_text("a cat, a mat")
+    corpus = load(str(tmp_path / "a.txt"), tokenizer="bpe:300")
+    scored = judged_by_text(corpus, str(tmp_path / "test.txt"))
+    assert scored.train_tokens is corpus.train_tokens
+    assert scored.validation_tokens.tolist() == corpus.encode("a cat, a mat")
+    assert scored.bytes_per_token == 12 / len(scored.validation_tokens)
+    assert scored.sha256 != corpus.sha256
 
 
 def test_wikitext_with_a_trained_encoding(real_data: Path) -> None:

@@ -55,7 +55,15 @@ def load(
             images of at least 32 x 32 pixels are.
 
     Raises:
-        InputError: for data that is missing, empty or torn, and for a device or a pipe.
+        InputError: for data that is missing, empty or torn, for a device or a pipe, without
+            network where it is needed, and where a library that is needed is not installed.
+
+    >>> data = load("digits")
+    >>> data.shape(None)
+    ImageShape(channels=1, side=8, classes=10)
+    >>> images, classes = data.training(batch=4, context=None, seed=0).batch(step=0)
+    >>> images.shape, classes.shape
+    (torch.Size([4, 1, 8, 8]), torch.Size([4]))
     """
     if source == "digits":
         description = "scikit-learn's digits of 8 x 8 pixels"
@@ -82,6 +90,25 @@ def load_text(source: str) -> Corpus:
     if not isinstance(data, Corpus):
         raise InputError(f"got {source!r}, which has {data.unit}; expected text")
     return data
+
+
+def judged_by_text(corpus: Corpus, source: str) -> Corpus:
+    """Return the same tokens to train on, and another text to judge by, in the same tokenizer.
+
+    This is how a test text is scored once, after all has been decided on the validation text.
+
+    Args:
+        corpus: text with a known tokenizer.
+        source: "stdlib", "reference", or the path of a text file or a folder of them.
+
+    Raises:
+        InputError: as `load`, and for tokens without a tokenizer.
+
+    >>> corpus = load_text("reference")
+    >>> judged_by_text(corpus, "reference").train_tokens is corpus.train_tokens
+    True
+    """
+    return corpus.judged_by([text for _, text in _documents(source)[1]], source)
 
 
 def existing(source: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,17 @@ class Corpus:
         """Return the tokens of a text."""
         return self._tokenizer().encode(text)
 
+    def judged_by(self, documents: list[bytes], name: str) -> Corpus:
+        """Return the same tokens to train on, and other documents to judge by."""
+        tokens = joined(self._tokenizer(), documents)
+        return replace(
+            self,
+            description=f"{self.description}; judged by {name}",
+            validation_tokens=tokens,
+            sha256=_sha256([self.train_tokens, tokens]),
+            bytes_per_token=_size(documents) / len(tokens),
+        )
+
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise InputError(
@@ -105,10 +116,9 @@ def corpus_of_documents(
     """Return documents as tokens; those of other tokenizers than bytes are kept in the cache."""
     tokenizer = tokenizer_for(tokenizer_name, parts.training)
     train, validation = _tokens(tokenizer, parts)
-    size = len(SEPARATOR.join(whole_characters(text).encode() for text in parts.validation))
+    size, kind = _size(parts.validation), ""
     if tokenizer_name == "bytes":
         size = len(validation)  # which may have half a character, where a document was cut
-        kind = ""
     else:
         kind = f"; a vocabulary of {tokenizer.vocabulary:,} by {tokenizer.name}"
     return Corpus(
@@ -122,6 +132,11 @@ def corpus_of_documents(
         bytes_per_token=size / len(validation),
         tokenizer=tokenizer,
     )
+
+
+def _size(documents: list[bytes]) -> int:
+    """How many bytes of text there are, with one between documents."""
+    return len(SEPARATOR.join(whole_characters(text).encode() for text in documents))
 
 
 def _tokens(tokenizer: Tokenizer, parts: Split) -> tuple[Tokens, Tokens]:
