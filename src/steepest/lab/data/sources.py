@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from steepest.lab.arguments import did_you_mean
 from steepest.lab.data.documents import (
     EMBEDDED,
     Documents,
@@ -28,6 +29,9 @@ from steepest.lab.data.stream import Stream
 from steepest.lab.data.text import Corpus, corpus_of_documents, corpus_of_token_files
 from steepest.lab.data.token_files import SUFFIXES
 from steepest.lab.errors import InputError
+
+NAMES = ("digits", *HUB)
+"""Data sets with a name, beside the embedded texts."""
 
 
 def load(
@@ -122,7 +126,8 @@ def existing(source: str) -> Path:
         if not source or not path.exists():  # Path("") would be the current folder
             raise InputError(
                 f"got data {source!r}, which is neither {' nor '.join(map(repr, EMBEDDED))} nor an "
-                "existing path; give one of these, or a text file, a folder, a .bin or a .npy file"
+                f"existing path{did_you_mean(source, [*EMBEDDED, *NAMES])}; give one of these, or "
+                f"{', '.join(NAMES)}, or a text file, a folder, a .bin, .npy or .npz file"
             )
         if not path.is_dir() and not path.is_file():
             raise InputError(
