@@ -10,7 +10,6 @@ from torch import nn
 
 from steepest import SOAP, TEON, KLShampoo, Muon, Shampoo, SignSGD, Signum, SpectralDescent
 from steepest.diagnosis import LayerConditions
-from steepest.lab.models import GPTConfig
 from steepest.lab.train import TrainConfig, train
 from steepest.linalg import polar
 
@@ -133,7 +132,8 @@ def test_a_stopped_run_on_the_device_ends_bit_for_bit_the_same(tmp_path: Path):
     text = tmp_path / "text.txt"
     text.write_text("sphinx of black quartz, judge my vow. " * 300)
     config = TrainConfig(
-        data=str(text), model=GPTConfig(width=32, depth=1, heads=2, context=16), steps=12, batch=2,
+        data=str(text), width=32, depth=1, context=16, model_options=("heads=2",), steps=12,
+        batch=2,
         checkpoint_every=3, device="cuda",
     )  # fmt: skip
 

@@ -23,3 +23,14 @@ def sentence(text: str) -> str:
     'A copy was trained.'
     """
     return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
+
+
+def rough_duration(seconds: float) -> str:
+    """Return a duration for people.
+
+    >>> [rough_duration(s) for s in (12.3, 150, 9000)]
+    ['12 s', '2.5 min', '2.5 h']
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.2g} min" if seconds < 5400 else f"{seconds / 3600:.2g} h"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 STEEPEST = [sys.executable, "-m", "steepest.cli"]
-SMALL = ["--model.width", "16", "--model.depth", "1", "--model.heads", "2", "--model.context", "16"]
+SMALL = ["--width", "16", "--depth", "1", "--model-options", "heads=2", "--context", "16"]
 SMALL += ["--batch", "2"]
 
 
@@ -94,7 +94,7 @@ BAD: list[tuple[list[str], str]] = [
     (["train", "--steps", "many"], "steps"),
     (["train", "--steps", "0"], "got steps=0, expected at least 1"),
     (["train", "--lr", "nan"], "got lr=nan"),
-    (["train", "--model.heads", "3"], "expected heads to divide the width"),
+    (["train", "--model-options", "heads=3"], "expected heads to divide the width"),
     (["train", "--data", "missing.txt"], "nor an existing path"),
     (["train", "--data", "empty.txt"], "is empty"),
     (["train", "--data", "binary.txt"], "binary"),
@@ -107,9 +107,11 @@ BAD: list[tuple[list[str], str]] = [
     (["report", "."], "no summary.json"),
     (["report", "short.txt"], "short.txt"),
     (["report", "odd"], "cannot use odd/summary.json"),
+    (["report"], "got no path"),
+    (["report", "begun", "begun"], "expected each path once"),
     (["report", "torn"], "Run once more the command that made it"),
     (["report", "begun"], "nothing is finished there; run once more the command that began it"),
-    (["report", "trained"], "is the run of `steepest train`, which has no report"),
+    (["report", "trained"], "expected the folder of `steepest train`, which has a config.json"),
     (["train", "--data", "good.txt", "--out", "good.txt"], "not a folder"),
     (["train", "--data", "good.txt", "--out", "."], "no config.json"),
     (["train", "--data", "good.txt", "--out", "/dev/null/run"], "not a folder"),

@@ -96,8 +96,8 @@ OTHER_MODULES = {
     "needs": "import no_such_package",
 }
 
-SMALL = {"--model.width": "16", "--model.depth": "1", "--model.heads": "2", "--batch": "2"}
-SMALL |= {"--model.context": "16", "--data": "text.txt"}
+SMALL = {"--width": "16", "--depth": "1", "--model-options": "heads=2", "--batch": "2"}
+SMALL |= {"--context": "16", "--data": "text.txt"}
 GOOD: dict[str, tuple[list[str], dict[str, str]]] = {
     "train": ([], {**SMALL, "--steps": "2", "--validate-windows": "2"}),
     "study": ([], {**SMALL, "--steps": "2", "--seeds": "1", "--optimizers": "muon"}),
@@ -337,7 +337,7 @@ def test_what_is_no_exception_is_an_error_of_the_user_too(
         (["trian"], "(did you mean train?)"),
         (["repotr", "x"], "(did you mean report?)"),
         (["train", "--stesp", "3"], "no option of `steepest train` (did you mean --steps?)"),
-        (["study", "--widht", "3"], "no option of `steepest study` (did you mean --model.width?)"),
+        (["study", "--widht", "3"], "no option of `steepest study` (did you mean --width?)"),
         (["diagnose", "--optmizer", "a:b"], "`steepest diagnose` (did you mean --optimizer?)"),
         (["reproduce", "edge-of-stability", "--optimizers", "muno"], "did you mean muon"),
         (["train", "--lr", "fast"], "got 'fast', expected a number"),

@@ -20,7 +20,7 @@ from steepest.lab.studies import edge_of_stability
 from steepest.lab.sweep import runs
 
 STEEPEST = [sys.executable, "-m", "steepest_command"]
-SMALL = ["--model.width", "16", "--model.depth", "1", "--model.heads", "2", "--model.context", "16"]
+SMALL = ["--width", "16", "--depth", "1", "--model-options", "heads=2", "--context", "16"]
 SMALL += ["--batch", "2", "--data", "text.txt"]
 TRAIN = ["train", *SMALL, "--steps", "1000000", "--checkpoint-every", "0", "--out", "run"]
 STUDY = ["study", *SMALL, "--steps", "100000", "--out", "run", "--workers", "2"]

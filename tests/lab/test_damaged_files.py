@@ -34,6 +34,7 @@ from steepest.files import (
     write_lines,
 )
 from steepest.lab import report
+from steepest.lab.data import Sampler
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json as read_with_remedy
 from steepest.lab.studies.diagnosis_study import _records, _sha256, _unedited
@@ -99,13 +100,18 @@ def _rewound(folder: Path) -> list[Any]:
     return records.rows
 
 
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> checkpoint.RunState:
+    batches = Sampler(np.arange(9, dtype=np.uint8), batch=1, context=2, seed=0)
+    return checkpoint.RunState(model, optimizer, batches)
+
+
 def _with_checkpoint(folder: Path) -> None:
-    checkpoint.save(folder, 7, *_trained(), {"seconds": 1.5})
+    checkpoint.save(folder, 7, _state(*_trained()), {"seconds": 1.5})
 
 
 def _checkpoint(folder: Path) -> list[Any]:
     model, optimizer = _network(), steepest.Muon(_network())
-    step, progress, _ = checkpoint.load_latest(folder, model, optimizer)
+    step, progress, _ = checkpoint.load_latest(folder, _state(model, optimizer))
     return [step, progress, [p.tolist() for p in model.parameters()]]
 
 
@@ -255,7 +261,7 @@ def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path: Path)
         write_json(folder / "a.json", x[new])
         write_lines(folder / "b.jsonl", [x[new]] * 3)
         (folder / "c.toml").exists() or write_atomically(folder / "c.toml", b"old = 1")
-        checkpoint.save(folder / "checkpoints", new + 1, model, optimizer, {})
+        checkpoint.save(folder / "checkpoints", new + 1, _state(model, optimizer), {})
 
     original = tmp_path / "original"
     original.mkdir()
@@ -270,7 +276,7 @@ def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path: Path)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert read_json(folder / "a.json") in x
         assert read_lines(folder / "b.jsonl") in [([y] * 3, []) for y in x]
-        step, _, damaged = checkpoint.load_latest(folder / "checkpoints", model, optimizer)
+        step, _, damaged = checkpoint.load_latest(folder / "checkpoints", _state(model, optimizer))
         assert (step in (1, 2), damaged) == (True, [])
         names = {p.name for p in folder.rglob("*")} - {p.name for p in original.rglob("*")}
         assert all(

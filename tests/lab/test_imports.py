@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from steepest import Monitor, Muon, cli
 from steepest.diagnosis import Plan
 from steepest.lab.errors import InputError
-from steepest.lab.imports import default_loss, imported
+from steepest.lab.imports import imported
+from steepest.lab.losses import loss_of
 
 MINE = """
 import torch
@@ -60,15 +61,15 @@ def test_import_paths(mine: str) -> None:
 
 def test_losses_by_default() -> None:
     model, x, y = nn.Linear(4, 3), torch.randn(5, 4), torch.arange(5) % 3
-    assert torch.equal(default_loss(model, (x, y)), F.cross_entropy(model(x), y))
+    assert torch.equal(loss_of(model, (x, y)), F.cross_entropy(model(x), y))
     tokens = torch.randint(3, (2, 7))
     sequence = nn.Embedding(3, 3)
     expected = F.cross_entropy(sequence(tokens).flatten(0, 1), tokens.flatten())
-    assert torch.equal(default_loss(sequence, [tokens, tokens]), expected)
+    assert torch.equal(loss_of(sequence, [tokens, tokens]), expected)
     with pytest.raises(ValueError, match="batch of type Tensor"):
-        default_loss(model, x)
+        loss_of(model, x)
     with pytest.raises(ValueError, match="integer classes"):
-        default_loss(model, (x, torch.randn(5, 3)))
+        loss_of(model, (x, torch.randn(5, 3)))
 
 
 def test_the_command(mine: str, tmp_path: Path, capsys: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from steepest import cli
 from steepest.lab import memory
+from steepest.lab.data.shapes import TextShape
 from steepest.lab.errors import InputError
 from steepest.lab.imports import that_fit
 from steepest.lab.memory import bytes_of
@@ -20,7 +21,7 @@ from steepest.lab.models import GPT, GPTConfig
 from steepest.lab.studies.edge_of_stability import network
 from steepest.lab.studies.transfer_study import _check_memory
 from steepest.lab.train import TrainConfig
-from steepest.lab.train.cost import check_memory
+from steepest.lab.train.cost import check_memory_of_gpt
 
 MODELS = [
     GPTConfig(width=16, depth=3, heads=2, context=20),
@@ -58,7 +59,7 @@ def _model(config: GPTConfig, vocabulary: int) -> GPT:
 def test_sizes_by_formula_are_those_of_the_model(config: GPTConfig, vocabulary: int) -> None:
     model = _model(config, vocabulary)
     counted = [sum(t.numel() for t in tensors) for tensors in (model.parameters(), model.buffers())]
-    assert config.count(vocabulary) == tuple(counted)
+    assert config.count(TextShape(vocabulary, config.context)) == tuple(counted)
 
 
 def test_the_bytes_of_a_run_are_a_bound_from_below(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +87,7 @@ def test_the_bytes_of_a_run_are_a_bound_from_below(monkeypatch: pytest.MonkeyPat
             "steepest.lab.train.cost.check_fits",
             lambda what, needed, remedy, device, bounds=bounds: bounds.append(needed),
         )
-        check_memory(TrainConfig(model=config, batch=batch), vocabulary, torch.device("cpu"))
+        check_memory_of_gpt(TrainConfig(model=config, batch=batch), vocabulary, torch.device("cpu"))
         assert bounds[0] == weights
         assert taken / 4 < bounds[1] < taken
 
@@ -94,11 +95,11 @@ def test_the_bytes_of_a_run_are_a_bound_from_below(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "arguments",
     [
-        "train --model.width 1000000",
-        "train --model.depth 10000000000",
+        "train --width 1000000",
+        "train --depth 10000000000",
         "train --batch 1000000000",
-        "train --model.width 8192 --model.positions learned --model.mlp swiglu --model.depth 999",
-        "study --model.width 1000000",
+        "train --width 8192 --model-options positions=learned mlp=swiglu --depth 999",
+        "study --width 1000000",
         "study --batch 1000000000",
         "reproduce edge-of-stability --width 1000000",
         "diagnose sizes:build --batches sizes:batches --count 1000000000000",
@@ -123,7 +124,7 @@ def test_what_does_not_fit_is_a_sentence(
     assert grown < 500e6  # imports, and little more
 
 
-@pytest.mark.parametrize("sizes", ["--model.context 100000000", "--model.context 300"])
+@pytest.mark.parametrize("sizes", ["--context 100000000", "--context 300"])
 def test_a_context_beyond_the_data_is_said_before_the_model_is_made(
     sizes: str, place: None, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
@@ -147,9 +148,9 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     assert memory.device_memory() == 1_000_000
     config = TrainConfig(model=GPTConfig(width=128))
     with pytest.raises(InputError, match=r"853,120 .* 6\.89 MB"):
-        check_memory(config, 256, torch.device("cpu"))
+        check_memory_of_gpt(config, 256, torch.device("cpu"))
     monkeypatch.setattr(memory, "device_memory", lambda device: None)  # nobody says
-    check_memory(config, 256, torch.device("cpu"))
+    check_memory_of_gpt(config, 256, torch.device("cpu"))
 
 
 def test_batches_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,4 +195,4 @@ def test_so_many_seeds_that_a_list_of_runs_would_fill_memory(
 
 def test_tokens_of_32_bits_make_a_large_table() -> None:
     with pytest.raises(InputError, match=r"4000000400 .* 8\.19 TB"):
-        check_memory(TrainConfig(), 4_000_000_400, torch.device("cpu"))
+        check_memory_of_gpt(TrainConfig(), 4_000_000_400, torch.device("cpu"))

@@ -22,6 +22,7 @@ EXCEPTIONS = {
     "lab/studies/edge_of_stability.py": "a study of these optimizers, as its paper lists them",
     "lab/studies/study_config.py": "what a study compares by default",
     "lab/train/config.py": "what is trained with by default",
+    "lab/train/schedule.py": "a schedule has the name of the paper that it is from",
     "cli.py": "what is tuned for by default",
     "optim/settings.py": "values of `length`, which say whose length a step has",
     "optim/checks.py": "values of `length`",

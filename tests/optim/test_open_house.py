@@ -19,7 +19,6 @@ from steepest import Muon
 from steepest.curvature import preconditioned_sharpness
 from steepest.diagnosis.audit import audit
 from steepest.lab.errors import InputError
-from steepest.lab.models import GPTConfig
 from steepest.lab.studies.optimizer_study import study
 from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.train import TrainConfig
@@ -184,7 +183,10 @@ def test_it_takes_part_in_a_study(kind, tmp_path, monkeypatch):
     config = StudyConfig(
         optimizers=("muon", "outside:NorMuon"),
         data=str(tmp_path / "text.txt"),
-        model=GPTConfig(width=8, depth=1, heads=2, context=8),
+        width=8,
+        depth=1,
+        model_options=("heads=2",),
+        context=8,
         steps=3,
         seeds=1,
         batch=2,

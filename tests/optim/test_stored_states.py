@@ -124,7 +124,10 @@ def run_of(name: Any) -> TrainConfig:
     return TrainConfig(
         optimizer=name,
         data="text.txt",
-        model=SIZES,
+        width=8,
+        depth=2,
+        model_options=("heads=2",),
+        context=8,
         steps=25,
         checkpoint_every=20,
         validate_windows=8,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from decimal import Decimal
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -43,6 +45,7 @@ def parsed(arguments: Sequence[str], commands: Mapping[str, type], description: 
     """
     name, *rest = arguments or [""]
     if name in commands:
+        rest = [*_from_file(rest), *_modern(rest)]
         _check_options(name, commands[name], rest)
         settings: Any = commands[name]
         command, unknown = tyro.cli(
@@ -79,6 +82,59 @@ def parsed(arguments: Sequence[str], commands: Mapping[str, type], description: 
         f"{got}{did_you_mean(name, commands)}; expected {_one_of(commands)}{place}. `steepest "
         "--help` describes them"
     )
+
+
+def _from_file(arguments: Sequence[str]) -> list[str]:
+    """The settings of the file behind `--config`, as arguments."""
+    parts = [text for argument in arguments for text in argument.split("=", 1)]
+    if "--config" not in parts[:-1]:
+        return []
+    path = Path(parts[parts.index("--config") + 1])
+    try:
+        settings = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"could not read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} is no TOML file ({error}); a run writes one: config.toml"
+        ) from None
+    options: list[str] = []
+    for key, value in settings.items():
+        option = key.replace("_", "-")
+        if isinstance(value, dict):
+            raise InputError(f"{path} has a table [{key}], expected settings such as width = 64")
+        if isinstance(value, bool):
+            options.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            options += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
+    return options
+
+
+RENAMED = {"--model.width": "--width", "--model.depth": "--depth", "--model.context": "--context"}
+"""Options of the time when every model was a GPT; the others are now `--model-options`."""
+
+
+def _modern(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the options of this version; a sentence says which ones were old."""
+    modern: list[str] = []
+    sizes: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        option, equals, value = argument.partition("=")
+        if not option.startswith("--model."):
+            modern.append(argument)
+            continue
+        if option in RENAMED:
+            modern += [RENAMED[option], *([value] if equals else [])]
+            new = RENAMED[option]
+        else:
+            name = option.removeprefix("--model.")
+            switch = name.removeprefix("no-") in ("tied", "bias")
+            value = str(not name.startswith("no-")).lower() if switch else value or next(rest, "")
+            sizes.append(f"{name.removeprefix('no-')}={value}")
+            new = f"--model-options {sizes[-1]}"
+        print(f"{option} is now {new}; the old name works for one version more", file=sys.stderr)
+    return [*modern, "--model-options", *sizes] if sizes else modern
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -178,14 +234,28 @@ def _reader(kind: Any) -> Callable[[str], Any]:
         try:
             if b"\0" in os.fsencode(text) or (kind is Path and not text):
                 raise ValueError
-            value = kind(text)
-            if kind is int and abs(value) >= 2**63:
-                raise ValueError
+            value = _whole(text) if kind is int else kind(text)
             return value
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:
             raise ValueError(f"got {text!r}, expected {TYPES[kind][1]}") from error
 
     return read
+
+
+def _whole(text: str) -> int:
+    """The whole number that a text stands for; `1.1B`, `500k` and `2e9` are numbers too."""
+    number = text.replace("_", "")
+    power = {"k": 3, "M": 6, "B": 9, "T": 12}.get(number[-1:], 0)
+    try:
+        value = int(number)
+    except ValueError:
+        exact = Decimal(number[:-1] if power else number) * 10**power
+        if not exact.is_finite() or exact != int(exact):
+            raise ValueError from None
+        value = int(exact)
+    if abs(value) >= 2**63:
+        raise ValueError
+    return value
 
 
 def _reader_of_words(words: Sequence[str]) -> Callable[[str], str]:

@@ -7,17 +7,17 @@ import itertools
 import operator
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from steepest.lab.arguments import did_you_mean
 from steepest.lab.errors import InputError
+from steepest.lab.losses import loss_of
 from steepest.lab.memory import bytes_of, check_fits
 from steepest.lab.user_code import UserCodeError, guarded, sentences_for_errors, user_code_error
 
@@ -73,7 +73,7 @@ def imported_function(path: str, example: str) -> Callable[..., Any]:
 def imported_loss(path: str | None) -> Callable[..., Any]:
     """Return the loss at an import path, or the default one for None."""
     if path is None:
-        return guarded("the default loss", default_loss)
+        return guarded("the default loss", loss_of)
     return imported_function(path, "loss(model, batch), which returns a scalar")
 
 
@@ -179,26 +179,3 @@ def called(path: str, function: Any, kind: str) -> Any:
                 f"{kind}"
             ) from error
         raise theirs from error
-
-
-def default_loss(model: Any, batch: Any) -> Tensor:
-    """`model(**batch).loss` for mappings, else cross entropy of `model(inputs)` against classes.
-
-    Raises:
-        ValueError: for other batches and outputs.
-    """
-    if isinstance(batch, Mapping):
-        return model(**batch).loss
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise ValueError(
-            f"got a batch of type {type(batch).__name__}, expected a mapping or (inputs, classes); "
-            "name a loss of your own"
-        )
-    inputs, classes = batch
-    outputs = model(inputs)
-    if not isinstance(outputs, Tensor) or classes.is_floating_point():
-        raise ValueError(
-            f"got outputs of type {type(outputs).__name__} and targets of {classes.dtype}, "
-            "expected one tensor and integer classes; name a loss of your own"
-        )
-    return F.cross_entropy(outputs.flatten(0, -2), classes.flatten())

@@ -22,7 +22,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from steepest.lab.studies.stored import loss_unit, unit_of
 from steepest.lab.sweep import Run
+from steepest.printing import rough_duration
 
 screen = Console(stderr=True)
 
@@ -89,17 +91,6 @@ class Countdown:
             self._said = now
 
 
-def rough_duration(seconds: float) -> str:
-    """Return a duration for people.
-
-    >>> [rough_duration(s) for s in (12.3, 150, 9000)]
-    ['12 s', '2.5 min', '2.5 h']
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.2g} min" if seconds < 5400 else f"{seconds / 3600:.2g} h"
-
-
 class StudyProgress:
     """One bar for a phase of a study, counting the steps of all its runs."""
 
@@ -134,19 +125,26 @@ def optimizer_table(summary: dict[str, Any]) -> Group:
     """One column for each optimizer, five in a table, so that it fits a narrow terminal."""
     entries = summary["optimizers"]
     baseline = next(e["label"] for e in entries if e["name"] == summary["baseline"])
-    unit = "bits/byte" if any(e["bits_per_byte"] for e in entries) else "nats/token"
+    unit = unit_of(summary)
+    nats = loss_unit(unit).replace(" per ", "/")
+    gap = "bits/byte" if any(e["bits_per_byte"] for e in entries) else nats
+    optional = {"accuracy": "validation_accuracy", "bits/byte": "bits_per_byte"}
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "best rate": lambda e: _number(e["best_lr"], "g"),
-        "nats/token": lambda e: _with_half(e["validation_loss"]),
+        nats: lambda e: _with_half(e["validation_loss"]),
+        "accuracy": lambda e: _with_half(e.get("validation_accuracy"), ".1%"),
         "bits/byte": lambda e: _with_half(e["bits_per_byte"]),
         f"gap to {baseline}": lambda e: _with_half(e["gap_to_baseline"], "+.3f"),
-        "tokens to reach": lambda e: _number(e["tokens_to_baseline"], ",.0f"),
+        f"{unit} to reach": lambda e: _number(e["tokens_to_baseline"], ",.0f"),
         "seconds to reach": lambda e: _number(e["seconds_to_baseline"], ".1f"),
         "ms per step": lambda e: _number(e["step_seconds"], ".1f", 1e3),
         "optimizer share": lambda e: _number(e["optimizer_share"], ".0%"),
         "peak MB": lambda e: _number(e["peak_memory_bytes"], ".0f", 1e-6),
         "verdict": lambda e: str(e["verdict"]),
     }
+    for title, key in optional.items():
+        if not any(e.get(key) for e in entries):
+            del rows[title]
     tables = []
     for start in range(0, len(entries), 5):
         part = entries[start : start + 5]
@@ -158,7 +156,7 @@ def optimizer_table(summary: dict[str, Any]) -> Group:
             table.add_row(title, *map(show, part))
         tables.append(table)
     tables[0].title = summary["title"]
-    tables[-1].caption = f"± is half a 95% interval over fresh seeds; the gap is in {unit}"
+    tables[-1].caption = f"± is half a 95% interval over fresh seeds; the gap is in {gap}"
     return Group(*tables)
 
 
@@ -185,4 +183,6 @@ def _with_half(value: dict[str, Any] | None, form: str = ".3f") -> str:
     if value is None:
         return "-"
     mean = format(value["mean"], form)
-    return mean if value["low"] is None else f"{mean}±{value['mean'] - value['low']:.3f}"
+    if value["low"] is None:
+        return mean
+    return f"{mean}±{format(value['mean'] - value['low'], form.strip('+'))}"

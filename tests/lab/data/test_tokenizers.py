@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from steepest.lab.data import judged_by_text, load, load_text
+from steepest.lab.data import judged_by_text, load
 from steepest.lab.data.tokenizers import (
     Bytes,
     LibraryTokenizer,
@@ -88,7 +88,7 @@ def test_the_split_is_the_same_for_every_tokenizer_and_training_sees_no_other_te
 ) -> None:
     for i in range(30):
         (tmp_path / f"{i}.txt").write_text(f"document {i} of common words " * 20 + "q" * i)
-    plain, encoded = load_text(str(tmp_path)), load(str(tmp_path), tokenizer="bpe:280")
+    plain, encoded = load(str(tmp_path)), load(str(tmp_path), tokenizer="bpe:280")
     for part in ("train_tokens", "validation_tokens"):
         tokens = getattr(encoded, part)
         text = encoded.decode(tokens.tolist()).replace("<|endoftext|>", "\0")
@@ -257,6 +257,8 @@ def test_a_test_text_is_scored_in_the_tokenizer_of_the_training_text(tmp_path: P
     assert scored.validation_tokens.tolist() == corpus.encode("a cat, a mat")
     assert scored.bytes_per_token == 12 / len(scored.validation_tokens)
     assert scored.sha256 != corpus.sha256
+    with pytest.raises(InputError, match="got digits, expected text"):
+        judged_by_text(load("digits"), str(tmp_path / "test.txt"))
 
 
 def test_wikitext_with_a_trained_encoding(real_data: Path) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from steepest.files import read_json, read_lines, write_json, write_lines
+from steepest.lab.train import TrainConfig, train
 
 # name, label, geometry, memory, best rate, final loss, decay, optimizer's share of a step
 KINDS = (
@@ -195,3 +202,92 @@ def _conditions(random: np.random.Generator, matrices: int, steps: int) -> list[
 def summary() -> Callable[..., dict[str, Any]]:
     """The maker of summaries."""
     return make_summary
+
+
+TEXT: dict[str, Any] = {"model_options": ("heads=1",), "context": 8}
+IMAGES: dict[str, Any] = {"data": "digits", "model": "mlp", "model_options": (), "context": None}
+
+
+class Stopped(Exception):
+    """What ends a run in the middle."""
+
+
+def _small_run(out: Path, stop: int | None = None, **settings: Any) -> Path:
+    """Train a tiny GPT into a folder, up to a step if there is one to stop at."""
+
+    def on_step(step: int, values: dict[str, Any]) -> None:
+        if step == stop:
+            raise Stopped
+
+    config = TrainConfig(
+        **{
+            "width": 8, "depth": 1, "steps": 12, "batch": 2,
+            "validate_every": 3, "validate_windows": 2, "log_every": 2, "checkpoint_every": 4,
+            "threads": 1, **TEXT, "data": str(out.parent / "text.txt"), **settings,
+        }
+    )  # fmt: skip
+    with contextlib.suppress(Stopped):
+        train(config, out, on_step=on_step)
+    return out
+
+
+def _edited(folder: Path, rows: Callable[[dict[str, Any]], dict[str, Any]], **result: Any) -> None:
+    """Change every line of the metrics, and add to the result."""
+    write_lines(
+        folder / "metrics.jsonl", [rows(row) for row in read_lines(folder / "metrics.jsonl")[0]]
+    )
+    if result:
+        write_json(folder / "result.json", read_json(folder / "result.json") | result)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with real runs: two that compare, other data, images, one that was stopped."""
+    place = tmp_path_factory.mktemp("runs")
+    (place / "text.txt").write_text("how vexingly quick daft zebras jump. " * 90)
+    (place / "other.txt").write_text("the five boxing wizards jump quickly. " * 90)
+    measured = {"conditions_every": 6, "sharpness_every": 6, "samples": 1}
+    _small_run(place / "muon", optimizer="muon", **measured)
+    _small_run(place / "images", optimizer="muon", **IMAGES)
+    _small_run(place / "adamw", optimizer="adamw", lr=0.01)
+    _small_run(place / "other", optimizer="muon", data=str(place / "other.txt"))
+    _small_run(place / "stopped", stop=7, optimizer="muon")
+    return place
+
+
+@pytest.fixture(scope="session")
+def small_run() -> Callable[..., Path]:
+    """The maker of real runs."""
+    return _small_run
+
+
+@pytest.fixture(scope="session")
+def edited() -> Callable[..., None]:
+    """What changes the lines and the result of a run."""
+    return _edited
+
+
+def _browser() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    pytest.skip("no browser found: looked for chromium, chromium-browser and google-chrome")
+
+
+def _dumped(path: Path, profile: Path, *flags: str) -> str:
+    """The document after its scripts have run."""
+    command = [
+        _browser(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={profile}", "--virtual-time-budget=8000", "--window-size=1280,1000",
+        *flags, "--dump-dom", path.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.stdout, f"the browser gave no document: {done.stderr[-500:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def dumped() -> Callable[..., str]:
+    """The browser."""
+    return _dumped

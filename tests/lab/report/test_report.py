@@ -8,8 +8,6 @@ import json
 import math
 import re
 import shlex
-import shutil
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,6 +29,8 @@ from steepest.lab.report.figures import (
     stability,
 )
 from steepest.lab.report.wording import headline
+from steepest.lab.terminal import optimizer_table
+from steepest.printing import as_text
 
 HOSTILE = (
     "</script><script>document.documentElement.dataset.owned=1</script>{{7*7}} µ→汉 %{x} & ]]>"
@@ -165,6 +165,47 @@ def test_settings_that_were_not_given_and_parts_that_there_are_not(summary):
     assert lists["Environment"]["processor"] == "not measured"
     assert "Data" not in lists
     assert "<h3>Data</h3>" not in render(given)
+
+
+# --- accuracy and units
+
+
+def with_accuracy(summary):
+    given = summary(3)
+    given["data"]["unit"] = "images"
+    for i, optimizer in enumerate(given["optimizers"]):
+        optimizer["bits_per_byte"] = None
+        mean = 0.9 + i / 100
+        optimizer["validation_accuracy"] = {"mean": mean, "low": mean - 0.005, "high": mean + 0.01}
+        optimizer["validation_accuracy"]["n"] = 3
+    return given
+
+
+def test_accuracy_is_shown_where_there_is_one(summary):
+    assert "Accuracy" not in text_of(render(summary(3)))
+    page = text_of(render(with_accuracy(summary)))
+    assert "Accuracy 95% interval" in page
+    assert "91.00% 90.50 to 92.00" in page
+    shown = as_text(optimizer_table(with_accuracy(summary)), 100)
+    assert "91.0%±0.5%" in shown
+    assert "bits/byte" not in shown
+    assert "accuracy" not in as_text(optimizer_table(summary(3)), 100)
+
+
+def test_the_unit_of_the_data_is_in_every_label(summary):
+    given = with_accuracy(summary)
+    page = text_of(render(given))
+    assert "nats per image" in page
+    assert "images, time" in page
+    assert "Validation loss against images" in page
+    assert "oken" not in page
+    assert loss_curves(given, "tokens").figure.layout.xaxis.title.text == "training images"
+    shown = as_text(optimizer_table(given), 100)
+    assert "nats/image" in shown
+    assert "images to reach" in shown
+    assert "token" not in shown
+    assert "nats per token" in text_of(render(summary(3)))
+    assert "tokens to reach" in as_text(optimizer_table(summary(3)), 100)
 
 
 # --- hostile and missing values
@@ -418,31 +459,11 @@ def test_the_page_loads_nothing(summary):
 # --- a real browser
 
 
-def browser():
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    pytest.skip("no browser found: looked for chromium, chromium-browser and google-chrome")
-
-
-def dumped(path, profile, *flags):
-    """The document after its scripts have run."""
-    command = [
-        browser(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={profile}", "--virtual-time-budget=8000", "--window-size=1280,1000",
-        *flags, "--dump-dom", path.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
-    assert done.stdout, f"the browser gave no document: {done.stderr[-500:]}"
-    return done.stdout
-
-
 def without_data(dom):
     return re.sub(r"<script\b.*?</script>", "", dom, flags=re.DOTALL)
 
 
-def test_a_browser_draws_every_figure(summary, tmp_path):
+def test_a_browser_draws_every_figure(summary, tmp_path, dumped):
     given = summary(4, 26, 6)
     dom = without_data(dumped(write(given, tmp_path / "page.html"), tmp_path / "profile"))
     plots = dom.split('data-figure="')[1:]
@@ -463,7 +484,7 @@ def test_a_browser_draws_every_figure(summary, tmp_path):
     assert "plot.ly" not in dom
 
 
-def test_a_browser_runs_no_hostile_text(summary, tmp_path):
+def test_a_browser_runs_no_hostile_text(summary, tmp_path, dumped):
     dom = dumped(write(hostile(summary), tmp_path / "page.html"), tmp_path / "profile")
     assert "data-owned" not in dom
     assert without_data(dom).count('class="main-svg"') >= 4
@@ -490,7 +511,7 @@ phone.onload = () => setTimeout(() => {
 </script>"""
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen_and_the_tabs_work(summary, tmp_path):
+def test_on_a_phone_nothing_is_wider_than_the_screen_and_the_tabs_work(summary, tmp_path, dumped):
     write(summary(3, 26, 6), tmp_path / "page.html")
     wrapper = tmp_path / "phone.html"
     wrapper.write_text(PHONE, encoding="utf-8")
@@ -506,7 +527,8 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_and_the_tabs_work(summary, 
 def test_the_library_never_imports_the_report():
     source = Path(__file__).parents[3] / "src" / "steepest"
     for path in source.rglob("*.py"):
-        if "lab" in path.relative_to(source).parts or path.name == "cli.py":
+        parts = path.relative_to(source).parts
+        if "lab" in parts or "commands" in parts or path.name == "cli.py":
             continue
         assert not re.search(
             r"^\s*(import|from) (plotly|jinja2|steepest\.lab)", path.read_text(), re.M

@@ -89,6 +89,17 @@ TRANSFER = {
         }
     ],
 }  # fmt: skip
+RUN = {
+    "kind": "run", "status": "diverged", "reason": "NaN at step 3", "unit": "tokens",
+    "model": "gpt, width 8", "optimizer": "muon", "label": "Muon", "lr": None, "steps": 4,
+    "result": {"step": 2, "validation_loss": None, "tokens": 8},
+    "metrics": [
+        {
+            "kind": "sharpness", "step": 2, "sharpness": 3, "loss": math.nan,
+            "stability": [{"measure": "one step", "ratio": 0.5}],
+        }
+    ],
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -99,6 +110,12 @@ def summaries(summary: Callable[..., dict[str, Any]]) -> dict[str, dict[str, Any
         "edge_of_stability": EDGE,
         "diagnosis": DIAGNOSIS,
         "transfer": TRANSFER,
+        "run": RUN,
+        "comparison": {
+            "kind": "comparison",
+            "runs": [{"name": name, "summary": RUN} for name in "ab"],
+            "studies": [],
+        },
     }
 
 

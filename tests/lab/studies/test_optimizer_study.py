@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, replace
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ import pytest
 from steepest.lab.data import load
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_json
-from steepest.lab.models import GPTConfig
 from steepest.lab.studies import optimizer_study
-from steepest.lab.studies.optimizer_study import study
+from steepest.lab.studies.optimizer_study import Contender, study
 from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.sweep import Run
 from steepest.lab.train import named_optimizer
@@ -40,7 +40,7 @@ def config(tmp_path: Path) -> StudyConfig:
     text.write_text("pack my box with five dozen liquor jugs. " * 200)
     return StudyConfig(
         optimizers=("adamw", "muon"), steps=5, seeds=2, data=str(text), workers=2,
-        model=GPTConfig(width=16, depth=1, heads=2, context=16), batch=2,
+        width=16, depth=1, model_options=("heads=2",), context=16, batch=2,
     )  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def test_the_plan_keeps_to_the_budget_and_shrinks_the_model_before_the_safeguard
     config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _pretend(monkeypatch, _bowl(0.02))
-    planned = replace(config, steps=None, minutes=1.0, model=GPTConfig(width=64, heads=2))
+    planned = replace(config, steps=None, minutes=1.0, width=64, depth=4)
     quiet = Quiet()
     summary = study(planned, tmp_path / "a", quiet)
     runs = 2 * (3 + 1 + 2)
@@ -215,7 +215,7 @@ def test_more_minutes_after_too_few_make_a_plan_of_their_own(
     config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _pretend(monkeypatch, _bowl(0.02))
-    planned = replace(config, steps=None, minutes=1.0, model=GPTConfig(width=64, heads=2))
+    planned = replace(config, steps=None, minutes=1.0, width=64, depth=4)
     with pytest.raises(InputError, match="give more minutes"):
         study(replace(planned, minutes=0.01), tmp_path / "study", Quiet())
     summary = study(planned, tmp_path / "study", Quiet())
@@ -246,10 +246,12 @@ def test_runs_that_diverged_early_do_not_make_the_others_look_short(
     ]:
         (tmp_path / "runs" / name).mkdir(parents=True)
         write_json(tmp_path / "runs" / name / "result.json", result)
-    plan = {"spent": 0.0, "notes": [], "steps": 5, "model": asdict(planned.model)}
+    plan = {"spent": 0.0, "notes": [], "steps": 5, "model": {"width": 16, "depth": 1}}
     write_json(tmp_path / "plan.json", plan)
     conducted = optimizer_study._Study(planned, tmp_path, load(planned.data), Quiet())
-    assert not conducted.time_for("muon", 0.5)  # five more runs by two workers: 25 seconds of 20
+    assert not conducted.time_for(
+        Contender("muon"), 0.5
+    )  # five more runs by two workers: 25 seconds of 20
 
 
 def test_a_finished_run_that_lost_measurements_is_an_error(
@@ -267,7 +269,7 @@ def test_a_finished_run_that_lost_measurements_is_an_error(
     [
         ({"device": "nonsense"}, "not to be had here"),
         ({"momentum": 3.0}, "got momentum"),
-        ({"model": GPTConfig(context=10**6)}, "more than the context"),
+        ({"context": 10**6}, "more than the context"),
     ],
 )
 def test_what_cannot_begin_leaves_no_folder(
@@ -295,3 +297,50 @@ def test_other_settings_in_the_same_folder_are_refused(
 def test_impossible_settings_get_a_sentence(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="got"):
         StudyConfig(**changes)
+
+
+def test_a_second_number_is_tuned_with_the_rate(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best of each optimizer is found where its two numbers are best together."""
+    place = {"adamw": (0.008, 0.1), "muon": (0.08, 0.0)}
+    configs: list[Any] = []
+
+    def run_all(runs: list[Run], workers: int, on_progress: Any) -> None:
+        for run in runs:
+            rate, decay = place[run.config.optimizer]
+            loss = 2 + math.log(run.config.rate / rate) ** 2 + abs(run.config.weight_decay - decay)
+            configs.append(run.config)
+            run.out.mkdir(parents=True, exist_ok=True)
+            write_json(run.out / "result.json", {"status": "finished", "validation_loss": loss})
+
+    monkeypatch.setattr(optimizer_study, "run_all", run_all)
+    varied = replace(config, vary="weight_decay=0,0.1,0.5")
+    summary = study(varied, tmp_path / "study", Quiet())
+    adamw, muon = _entry(summary, "adamw"), _entry(summary, "muon")
+    assert (adamw["best_lr"], muon["best_lr"]) == (0.008, 0.08)
+    assert adamw["verdict"] == muon["verdict"] == "tuned"  # no decay is no edge
+    assert "the best weight_decay of 0, 0.1, 0.5 is 0.1" in adamw["reason"]
+    assert [row["weight_decay"] for row in adamw["varied"]] == [0, 0.1, 0.5]
+    assert [row["best_lr"] for row in muon["varied"]] == [0.08] * 3
+    fresh = {c.weight_decay for c in configs if c.seed > 0 and c.optimizer == "adamw"}
+    assert fresh == {0.1}
+    place["muon"] = (0.08, 0.9)
+    summary = study(varied, tmp_path / "edge", Quiet())
+    assert _entry(summary, "muon")["verdict"] == "inconclusive"
+    assert "is 0.5, at the edge" in _entry(summary, "muon")["reason"]
+
+
+@pytest.mark.parametrize(
+    ("vary", "sentence"),
+    [
+        ("momentum", "expected one of momentum"),
+        ("weight-decy=0,1", "did you mean weight_decay"),
+        ("momentum=0.9,high", "expected numbers"),
+        ("momentum=0.9", "at least two different values"),
+        ("momentum=0.9,2", "got momentum=2"),
+    ],
+)
+def test_a_second_number_that_cannot_be_varied(vary: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        StudyConfig(vary=vary)

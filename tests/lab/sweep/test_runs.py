@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 
 from steepest.lab.errors import InputError
-from steepest.lab.models import GPTConfig
 from steepest.lab.sweep import Run, run_all
 from steepest.lab.train import TrainConfig, train
 from steepest.lab.train.run_folder import read_metrics
 
-SMALL = GPTConfig(width=16, depth=1, heads=2, context=16)
+SMALL: dict[str, Any] = {
+    "width": 16, "depth": 1, "context": 16, "model_options": ("heads=2",)
+}  # fmt: skip
 
 
 def _runs(folder: Path, text: Path, seeds: range = range(3), **changes: Any) -> list[Run]:
     settings: dict[str, Any] = {
-        "data": str(text), "model": SMALL, "steps": 6, "batch": 2, "threads": 1,
+        "data": str(text), **SMALL, "steps": 6, "batch": 2, "threads": 1,
         "validate_windows": 4, **changes,
     }  # fmt: skip
     return [Run(TrainConfig(seed=s, **settings), folder / f"seed{s}") for s in seeds]
@@ -72,11 +73,11 @@ def test_a_killed_sweep_leaves_no_process_behind_and_goes_on(tmp_path: Path, tex
     code = (
         "from pathlib import Path\n"
         "from steepest.lab.sweep import Run, run_all\n"
-        "from steepest.lab.models import GPTConfig\n"
         "from steepest.lab.train import TrainConfig\n"
         "if __name__ == '__main__':\n"
-        f"    c = TrainConfig(data={str(text)!r}, model=GPTConfig(width=16, depth=1, heads=2,"
-        " context=16), steps=100000, batch=2, threads=1, checkpoint_every=50, log_every=1)\n"
+        f"    c = TrainConfig(data={str(text)!r}, width=16, depth=1, context=16,"
+        " model_options=('heads=2',), steps=100000, batch=2, threads=1,"
+        " checkpoint_every=50, log_every=1)\n"
         f"    run_all([Run(c, Path({str(tmp_path / 'run')!r}))], workers=1)\n"
     )
     script = tmp_path / "sweep.py"
@@ -96,7 +97,7 @@ def test_a_killed_sweep_leaves_no_process_behind_and_goes_on(tmp_path: Path, tex
     else:
         pytest.fail("the worker outlived its parent")
     config = TrainConfig(
-        data=str(text), model=SMALL, steps=100000, batch=2, threads=1, checkpoint_every=50,
+        data=str(text), **SMALL, steps=100000, batch=2, threads=1, checkpoint_every=50,
         log_every=1,
     )  # fmt: skip
     said: list[str] = []

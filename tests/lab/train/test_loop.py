@@ -23,7 +23,10 @@ from steepest.lab.train import TrainConfig, loop, train
 from steepest.lab.train.run_folder import locked, read_metrics
 from steepest.optim.family import study_names
 
-MODEL = GPTConfig(width=16, depth=1, heads=2, context=16)
+SIZES = GPTConfig(width=16, depth=1, heads=2, context=16)
+MODEL: dict[str, Any] = {
+    "width": 16, "depth": 1, "context": 16, "model_options": ("heads=2",)
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def text(tmp_path: Path) -> Path:
 
 def _config(text: Path, **changes: Any) -> TrainConfig:
     settings: dict[str, Any] = {
-        "data": str(text), "model": MODEL, "steps": 12, "batch": 4, "warmup": 2, "threads": 1,
+        "data": str(text), **MODEL, "steps": 12, "batch": 4, "warmup": 2, "threads": 1,
         "validate_every": 4, "validate_windows": 4, "checkpoint_every": 3, "log_every": 1,
     }  # fmt: skip
     return TrainConfig(**{**settings, **changes})
@@ -71,9 +74,14 @@ def _weights(out: Path) -> bytes:
 def test_a_run_stopped_anywhere_ends_bit_for_bit_like_one_that_was_not(
     tmp_path: Path, text: Path, optimizer: Any
 ) -> None:
-    own = {"accumulate": 2, "clip": 1.0, "conditions_every": 5, "sharpness_every": 4}
+    own: dict[str, Any] = {
+        "accumulate": 2,
+        "clip": 1.0,
+        "conditions_every": 5,
+        "sharpness_every": 4,
+    }
     if optimizer == "teon":
-        own["model"] = replace(MODEL, depth=2)  # something to stack
+        own["depth"] = 2  # something to stack
     config = _config(text, optimizer=optimizer, **own)
     whole = train(config, tmp_path / "whole")
     for step in (2, 3, 7, 12):  # before the first checkpoint, at one, between two, at the end
@@ -98,8 +106,8 @@ def test_a_run_stopped_anywhere_ends_bit_for_bit_like_one_that_was_not(
 def test_a_killed_process_goes_on_and_ends_the_same(tmp_path: Path, text: Path) -> None:
     """Kill -9 at moments of its own choosing, in the middle of whatever it does."""
     settings = ["--data", str(text), "--steps", "400", "--batch", "4", "--threads", "1"]
-    settings += ["--model.width", "16", "--model.depth", "1", "--model.heads", "2"]
-    settings += ["--model.context", "16", "--checkpoint-every", "5", "--log-every", "1"]
+    settings += ["--width", "16", "--depth", "1", "--model-options", "heads=2"]
+    settings += ["--context", "16", "--checkpoint-every", "5", "--log-every", "1"]
     command = [sys.executable, "-m", "steepest.cli", "train", *settings, "--out"]
 
     def run(out: Path) -> subprocess.Popen[bytes]:
@@ -159,7 +167,7 @@ def test_accumulated_batches_count_as_one(tmp_path: Path, text: Path) -> None:
     from steepest.lab.models import GPT
 
     torch.manual_seed(0)
-    model = GPT(MODEL, 256)
+    model = GPT(SIZES, 256)
     sampler = Sampler(load(str(text)).train_tokens, 2, 16, 0)
     losses = [model.loss(*sampler.batch(0, part)) for part in range(3)]
     assert abs(row["loss"] - sum(loss.item() for loss in losses) / 3) < 1e-5
@@ -174,7 +182,7 @@ def test_clipping_reaches_the_raw_gradient_and_not_the_orthogonal_update(
     from steepest.lab.models import GPT
 
     torch.manual_seed(0)
-    start = GPT(MODEL, 256).state_dict()
+    start = GPT(SIZES, 256).state_dict()
     sizes: dict[float | None, list[float]] = {}
     for clip in (None, 1e-3):
         config = _config(text, steps=1, warmup=0, clip=clip, optimizer="muon", adamw_lr=0.0)
@@ -198,8 +206,8 @@ def test_another_configuration_or_other_data_is_refused(tmp_path: Path, text: Pa
     train(_config(text), tmp_path / "run")
     with pytest.raises(InputError, match=r"lr was None, now 0\.5"):
         train(_config(text, lr=0.5), tmp_path / "run")
-    with pytest.raises(InputError, match=r"model\.width was 16, "):
-        train(_config(text, model=replace(MODEL, width=32)), tmp_path / "run")
+    with pytest.raises(InputError, match=r"width was 16, "):
+        train(_config(text, width=32), tmp_path / "run")
     text.write_text(text.read_text() + "more")
     with pytest.raises(InputError, match="data_sha256"):
         train(_config(text), tmp_path / "run")

@@ -84,35 +84,25 @@ def load(
         raise InputError(f"could not read {error.filename or path}: {error.strerror}") from error
 
 
-def load_text(source: str) -> Corpus:
-    """Return the text of a name or path, for a model of language.
-
-    Raises:
-        InputError: as `load`, and for images.
-    """
-    data = load(source)
-    if not isinstance(data, Corpus):
-        raise InputError(f"got {source!r}, which has {data.unit}; expected text")
-    return data
-
-
-def judged_by_text(corpus: Corpus, source: str) -> Corpus:
+def judged_by_text(data: Data, source: str) -> Corpus:
     """Return the same tokens to train on, and another text to judge by, in the same tokenizer.
 
     This is how a test text is scored once, after all has been decided on the validation text.
 
     Args:
-        corpus: text with a known tokenizer.
+        data: text in memory, with a known tokenizer.
         source: "stdlib", "reference", or the path of a text file or a folder of them.
 
     Raises:
-        InputError: as `load`, and for tokens without a tokenizer.
+        InputError: as `load`, for tokens without a tokenizer, and for images and streams.
 
-    >>> corpus = load_text("reference")
+    >>> corpus = load("reference")
     >>> judged_by_text(corpus, "reference").train_tokens is corpus.train_tokens
     True
     """
-    return corpus.judged_by([text for _, text in _documents(source)[1]], source)
+    if not isinstance(data, Corpus):
+        raise InputError(f"got {data.name}, expected text from a file, a folder or Python itself")
+    return data.judged_by([text for _, text in _documents(source)[1]], source)
 
 
 def existing(source: str) -> Path:

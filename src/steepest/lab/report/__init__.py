@@ -1,9 +1,9 @@
-"""One HTML page that needs nothing else: the result of a study, its evidence and its raw summary.
+"""One HTML page that needs nothing else: a result, its evidence and its raw summary.
 
 Needs the extra `steepest[report]` (plotly, jinja2). The page carries the summary it was made from,
 so `read` gets it back and the page can be rebuilt.
 """
 
-from steepest.lab.report.page import find, read, render, write
+from steepest.lab.report.page import find, find_all, read, render, write, write_to
 
-__all__ = ["find", "read", "render", "write"]
+__all__ = ["find", "find_all", "read", "render", "write", "write_to"]

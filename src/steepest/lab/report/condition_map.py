@@ -52,7 +52,8 @@ def condition_map(optimizer: dict[str, Any], limit: int) -> Picture | None:
         )
     )  # fmt: skip
     finish(figure, "training step", None)
-    figure.update_xaxes(range=[-0.5, len(steps) - 0.5])
+    # plotly counts from the line of the axis here, so the labels need room too
+    figure.update_xaxes(range=[-0.5, len(steps) - 0.5], title_standoff=34)
     figure.update_yaxes(
         range=[len(matrices) - 0.5, -0.5], tickvals=list(range(len(matrices))), showgrid=False,
         ticks="outside", ticklen=4, tickcolor="rgba(0,0,0,0)",

@@ -24,6 +24,7 @@ from steepest.lab.report.wording import (
     number,
     rate,
 )
+from steepest.lab.studies.stored import unit_of
 
 # Okabe and Ito's palette, which stays distinct under the common colour vision deficiencies, without
 # its black and yellow (unreadable on one of the two backgrounds); then five colours as far from
@@ -89,7 +90,7 @@ def loss_curves(summary: dict[str, Any], against: str) -> Picture | None:
         lines.append(
             go.Scatter(
                 x=x, y=mean, mode="lines" if len(x) > 1 else "markers", **group,
-                line=_line(line),
+                line=line_of(line),
                 customdata=list(zip(low, high, n, strict=True)),
                 hovertemplate=CURVE_HOVER + ("" if against == "tokens" else HOVER_OF_CURVES),
             )
@@ -97,7 +98,7 @@ def loss_curves(summary: dict[str, Any], against: str) -> Picture | None:
     if not means:
         return None
     figure = go.Figure(bands + lines)
-    top, bottom = _window(means)
+    top, bottom = window(means)
     target = baseline_loss(summary)
     if target is not None:
         bottom = min(bottom, target)
@@ -108,8 +109,8 @@ def loss_curves(summary: dict[str, Any], against: str) -> Picture | None:
             yanchor="top", font={"size": 11}, xshift=4,
         )  # fmt: skip
     pad = 0.08 * (top - bottom) or 0.05
-    unit = {"tokens": "training tokens", "seconds": "seconds of training"}[against]
-    finish(figure, unit, "validation loss")
+    axes = {"tokens": f"training {unit_of(summary)}", "seconds": "seconds of training"}
+    finish(figure, axes[against], "validation loss")
     figure.update_xaxes(
         rangemode="tozero", spikethickness=1, hoverformat=".3s" if against == "tokens" else ".1f"
     )
@@ -164,7 +165,7 @@ def _sensitivity(
             line.append((lr, fmean(tuning or fresh)))
     figure.add_scatter(
         x=[p[0] for p in line], y=[p[1] for p in line], mode="lines", hoverinfo="skip",
-        line=_line(colour), **group,
+        line=line_of(colour), **group,
     )  # fmt: skip
     best = finite(optimizer.get("best_lr"))
     ring = [p for p in line if best is not None and math.isclose(p[0], best, rel_tol=1e-6)]
@@ -224,7 +225,7 @@ def _by_step(
             figure.add_scatter(
                 x=[x for x, _ in points], y=[y for _, y in points], mode="lines+markers",
                 name=plain(label(optimizer)), hovertemplate="step %{x}: %{y:.3g}",
-                line=_line(colour[str(optimizer.get("name"))]),
+                line=line_of(colour[str(optimizer.get("name"))]),
             )  # fmt: skip
     if not figure.data:
         return None
@@ -309,8 +310,8 @@ def _over_seeds(
     return sorted(points)
 
 
-def _window(means: list[tuple[list[float], list[float]]]) -> tuple[float, float]:
-    """Top and bottom of the vertical axis: the mean curves behind the first quarter."""
+def window(means: Sequence[tuple[list[float], list[float]]]) -> tuple[float, float]:
+    """Top and bottom of the vertical axis: the curves behind the first quarter."""
     tops, ends = [], []
     for x, y in means:
         late = [v for at, v in zip(x, y, strict=True) if at >= 0.25 * x[-1]]
@@ -353,7 +354,7 @@ def plain(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def _line(colour: str) -> dict[str, Any]:
+def line_of(colour: str) -> dict[str, Any]:
     """How the line of an optimizer is drawn, everywhere alike."""
     solid = colour == BASELINE_COLOUR or colour in SOLID
     return {"color": colour, "width": 2, "dash": "solid" if solid else "6px,2px"}

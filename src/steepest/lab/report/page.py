@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,16 @@ from steepest.files import read_bytes, sealed, unsealed
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_atomically
 from steepest.lab.report import wording
+from steepest.lab.report.comparison import comparison
+from steepest.lab.report.comparison_page import comparison_page
 from steepest.lab.report.diagnosis_page import diagnosis_page
 from steepest.lab.report.edge_page import edge_page
+from steepest.lab.report.export import TABLE_SUFFIXES, export
+from steepest.lab.report.run_page import run_page
 from steepest.lab.report.study_page import study_page
 from steepest.lab.report.transfer_page import transfer_page
 from steepest.lab.report.wording import NOT_MEASURED, finite
+from steepest.lab.studies.run_summary import run_summary
 from steepest.lab.studies.schemas import checked_summary, kind_of
 
 PAGES = {
@@ -31,6 +37,8 @@ PAGES = {
     "edge_of_stability": edge_page,
     "diagnosis": diagnosis_page,
     "transfer": transfer_page,
+    "run": run_page,
+    "comparison": comparison_page,
 }
 """What makes the content of a page and its pictures, for each kind of summary."""
 
@@ -39,6 +47,9 @@ COMMAND_OF = {"diagnosis": ("diagnose", "model"), "transfer": ("transfer", "buil
 
 SUMMARIES = ("summary.json", "diagnosis.json")
 """Files that a finished folder has one of."""
+
+_OTHER_TABLES = {".tsv", ".xlsx", ".xls", ".json", ".jsonl", ".feather", ".pq"}
+"""What some would ask for, and would not expect a page under."""
 
 _OPEN, _CLOSE = '<script type="application/json" id="steepest-summary">', "</script>"
 
@@ -91,6 +102,48 @@ def write(summary: dict[str, Any], path: Path) -> Path:
     return path
 
 
+def write_to(summary: dict[str, Any], path: Path) -> Path:
+    """Write what the name of a path asks for, and return the path: a page, or a table.
+
+    A name that ends with `.csv` or `.parquet` gets the table, every other one the page.
+
+    Raises:
+        InputError: for a name that ends with that of another kind of table.
+    """
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        return export(summary, path)
+    if path.suffix.lower() in _OTHER_TABLES:
+        raise InputError(
+            f"got {path}, expected a name that ends with {' or '.join(TABLE_SUFFIXES)} for a "
+            "table, or with .html for a page"
+        )
+    return write(summary, path)
+
+
+def find_all(paths: Sequence[Path]) -> tuple[dict[str, Any], Path | None]:
+    """Return the summary of one path, or of the comparison of several; and where its page belongs.
+
+    A comparison belongs nowhere, so its place is None.
+
+    Raises:
+        InputError: as `find`; for no path, for the same one twice, and for kinds that do not mix.
+    """
+    if not paths:
+        raise InputError("got no path; give the folder of a run or a study, or a report.html")
+    if len(paths) == 1:
+        return find(paths[0])
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError(f"got {' '.join(map(str, paths))}, expected each path once")
+    folders = [path if path.is_dir() or path.stem != "report" else path.parent for path in paths]
+    names = [folder.resolve().name for folder in folders]
+    names = [
+        name if names.count(name) == 1 else str(path)
+        for name, path in zip(names, paths, strict=True)
+    ]
+    members = [find(path)[0] for path in paths]
+    return comparison(dict(zip(names, members, strict=True))), None
+
+
 def find(path: Path) -> tuple[dict[str, Any], Path]:
     """Return the summary in a folder or in a page, and where the page belongs.
 
@@ -98,15 +151,13 @@ def find(path: Path) -> tuple[dict[str, Any], Path]:
         InputError: for a path that holds none, or one with a missing or wrong field.
     """
     if not path.exists():
-        raise InputError(f"{path} does not exist; give the folder of a study or a report.html")
+        raise InputError(
+            f"{path} does not exist; give the folder of a run or a study, or a report.html"
+        )
     if path.is_dir():
         names = [name for name in SUMMARIES if (path / name).exists()]
         if not names and (path / "metrics.jsonl").exists():
-            raise InputError(
-                f"{path} is the run of `steepest train`, which has no report: its numbers are in "
-                "metrics.jsonl and result.json there. A report is of a study, a diagnosis, a check "
-                "of transfer or a reproduction; `steepest study` compares optimizers"
-            )
+            return checked_summary(run_summary(path), path), path / "report.html"
         if not names:
             raise InputError(
                 f"{path} has no {' or '.join(SUMMARIES)}, so nothing is finished there; run once "

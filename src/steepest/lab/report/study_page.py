@@ -17,6 +17,7 @@ from steepest.lab.report.figures import (
     stability,
 )
 from steepest.lab.report.wording import NOT_MEASURED, estimate, finite, is_baseline, label, number
+from steepest.lab.studies.stored import loss_unit, unit_of
 
 
 def study_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Picture | None]]:
@@ -38,11 +39,38 @@ def study_page(summary: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Pictu
         "headline": wording.headline(summary),
         "base": wording.baseline_label(summary),
         "gap_unit": wording.gap_unit(summary),
+        "unit": unit_of(summary),
+        "loss_unit": loss_unit(unit_of(summary)),
+        "has_accuracy": any(o.get("validation_accuracy") for o in summary.get("optimizers") or []),
         "has_bytes": any(o.get("bits_per_byte") for o in summary.get("optimizers") or []),
         "rows": _rows(summary),
         "maps": maps,
+        "varied": _varied(summary),
     }
     return content, pictures
+
+
+def _varied(summary: dict[str, Any]) -> dict[str, Any]:
+    """The second number that was tuned: a row for each optimizer, a column for each value."""
+    entries = [o for o in summary.get("optimizers") or [] if o.get("varied")]
+    if not entries:
+        return {"rows": []}
+    known = ("best_lr", "validation_loss")
+    name = next(key for key in entries[0]["varied"][0] if key not in known)
+    return {
+        "name": name.replace("_", " "),
+        "titles": [f"{row[name]:g}" for row in entries[0]["varied"]],
+        "rows": [
+            {
+                "label": label(entry),
+                "cells": [
+                    (number(row["validation_loss"], 4), wording.rate(row["best_lr"]))
+                    for row in entry["varied"]
+                ],
+            }
+            for entry in entries
+        ],
+    }
 
 
 def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
@@ -65,6 +93,7 @@ def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
                 "colour": colour[str(optimizer.get("name"))],
                 "baseline": own,
                 "loss": estimate(optimizer.get("validation_loss"), 4),
+                "accuracy": wording.accuracy(optimizer),
                 "bits": estimate(optimizer.get("bits_per_byte"), 4),
                 "gap": ("baseline", "") if own else estimate(gap, 3, signed=True, places=places),
                 "straddles": not own and wording.sign_of_gap(optimizer) == 0,
@@ -76,8 +105,8 @@ def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
                     "share not measured" if share is None else f"{number(100 * share, 2)}%",
                 ),
                 "memory": (
-                    _megabytes(optimizer.get("peak_memory_bytes")),
-                    _megabytes(optimizer.get("optimizer_state_bytes")),
+                    wording.megabytes(optimizer.get("peak_memory_bytes")),
+                    wording.megabytes(optimizer.get("optimizer_state_bytes")),
                 ),
                 "verdict": str(optimizer.get("verdict") or "no verdict"),
                 "reason": str(optimizer.get("reason") or ""),
@@ -87,7 +116,7 @@ def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _reached(optimizer: dict[str, Any], own: bool) -> tuple[str, str]:
-    """Tokens and seconds until the baseline's final loss was reached, or why there are none."""
+    """Units and seconds until the baseline's final loss was reached, or why there are none."""
     tokens, seconds = (finite(optimizer.get(f"{key}_to_baseline")) for key in ("tokens", "seconds"))
     if tokens is None and seconds is None:
         if own:
@@ -95,11 +124,6 @@ def _reached(optimizer: dict[str, Any], own: bool) -> tuple[str, str]:
         has_curve = any(curve.get("validation_loss") for curve in optimizer.get("curves") or [])
         return ("not reached" if has_curve else NOT_MEASURED), ""
     return wording.count(tokens), NOT_MEASURED if seconds is None else f"{number(seconds)} s"
-
-
-def _megabytes(value: Any) -> str:
-    known = finite(value)
-    return NOT_MEASURED if known is None else number(known / 1e6)
 
 
 def _gaps(summary: dict[str, Any]) -> list[list[float]]:

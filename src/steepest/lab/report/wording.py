@@ -75,6 +75,22 @@ def count(value: Any, unit: str = "") -> str:
     return f"{known:.0f}{space}{unit}"
 
 
+def percent(value: Any, digits: int = 3) -> str:
+    """A fraction in percent, to so many significant digits.
+
+    >>> percent(0.93141, 4), percent(None)
+    ('93.14%', 'not measured')
+    """
+    known = finite(value)
+    return NOT_MEASURED if known is None else f"{number(100 * known, digits)}%"
+
+
+def megabytes(value: Any) -> str:
+    """Bytes as a number of MB."""
+    known = finite(value)
+    return NOT_MEASURED if known is None else number(known / 1e6)
+
+
 def duration(value: Any) -> str:
     """Seconds for a reader: `8.1 s`, `4 min 05 s`, `1 h 12 min`."""
     known = finite(value)
@@ -133,6 +149,19 @@ def estimate(
     return ("+" if signed and mean > 0 and text.strip("0.") else "") + text, spread
 
 
+def accuracy(optimizer: dict[str, Any]) -> tuple[str, str]:
+    """The mean accuracy of an optimizer and its interval, in percent.
+
+    >>> accuracy({"validation_accuracy": {"mean": 0.9314, "low": 0.92, "high": 0.94, "n": 3}})
+    ('93.14%', '92.00 to 94.00')
+    """
+    mean = optimizer.get("validation_accuracy") or {}
+    known = {key: finite(mean.get(key)) for key in ("mean", "low", "high")}
+    scaled = {key: None if value is None else 100 * value for key, value in known.items()}
+    text, spread = estimate({**scaled, "n": mean.get("n")}, 4)
+    return (text if text == NOT_MEASURED else f"{text}%"), spread
+
+
 def seeds(value: Any) -> str:
     """How many fresh seeds an estimate rests on."""
     n = finite((value or {}).get("n"))
@@ -188,11 +217,11 @@ def headline(summary: dict[str, Any]) -> str:
         sentences = [doubt, stands, *sentences]
     if open_ones := [label(o) + _reason(o) for o in others if o.get("verdict") != "tuned"]:
         are = "is" if len(open_ones) == 1 else "are"
-        sentences.append(f"{_listed(open_ones)} {are} inconclusive, and not counted here")
+        sentences.append(f"{phrase(open_ones)} {are} inconclusive, and not counted here")
     missing = [label(o) for o in others if o.get("verdict") == "tuned" and o not in measured]
     if missing:
         have = "has" if len(missing) == 1 else "have"
-        sentences.append(f"{_listed(missing)} {have} no measured difference")
+        sentences.append(f"{phrase(missing)} {have} no measured difference")
     return ". ".join(sentences) + "."
 
 
@@ -231,7 +260,7 @@ def _comparison(summary: dict[str, Any], tuned: list[dict[str, Any]], base: str)
     lower = [label(o) for o in ranked[: ranked.index(best)]]
     if lower:
         doubt = "its interval includes zero" if len(lower) == 1 else "their intervals include zero"
-        sentence += f". {_listed(lower)} had a lower mean, but {doubt} or is missing"
+        sentence += f". {phrase(lower)} had a lower mean, but {doubt} or is missing"
     return sentence
 
 
@@ -239,5 +268,6 @@ def _reason(optimizer: dict[str, Any]) -> str:
     return f" ({optimizer['reason']})" if optimizer.get("reason") else ""
 
 
-def _listed(items: list[str]) -> str:
+def phrase(items: list[str]) -> str:
+    """Items as a phrase: `a, b and c`."""
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]

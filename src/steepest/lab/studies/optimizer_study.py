@@ -8,31 +8,48 @@ fresh seeds, which the rate was not chosen on.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from steepest.lab.data import Corpus, load_text
+from steepest.lab.data import Data
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_json
-from steepest.lab.models import GPTConfig
+from steepest.lab.models import sizes_of, smaller
 from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.studies.summary import summarize
 from steepest.lab.sweep import Run, run_all
 from steepest.lab.train import TrainConfig, named_optimizer
-from steepest.lab.train.loop import check_run
+from steepest.lab.train.optimizers import spec_slug
 from steepest.lab.train.run_folder import opened, sentences_for_os_errors
+from steepest.lab.train.settings_file import write_settings
+from steepest.lab.train.setup import check_run, data_of
+from steepest.printing import rough_duration
 
 GROWTH = 4  # most rates added to a grid
 MEASUREMENTS = 10  # of the validation loss, and of the condition, in each run
 FEWEST_STEPS = 120  # below this the model shrinks instead
 CALIBRATION_STEPS = 12
 RESERVE = 0.85  # share of the budget that is planned for; machines have moods
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer, and the settings that it is tuned with beside its rate."""
+
+    optimizer: str
+    changes: tuple[tuple[str, float], ...] = ()
+
+
+Grids = dict[Contender, list[float]]
+WidthAndDepth = tuple[int | None, int | None]
+"""Width and depth of a model; None where its name decides."""
 
 
 class StudyListener(Protocol):
@@ -54,11 +71,13 @@ def study(config: StudyConfig, out: Path, progress: StudyListener) -> dict[str, 
     Raises:
         InputError: for settings, data or folders that cannot work, or a budget that is too small.
     """
-    corpus = load_text(config.data)
-    check_run(config.first_run, corpus)  # before there is a folder
-    settings = {**config.identity, "data_sha256": corpus.sha256}
-    with sentences_for_os_errors(out), opened(out, settings) as check_folder:
-        return _Study(config, out, corpus, progress, check_folder).conduct()
+    data = data_of(config)
+    check_run(config.first_run, data)  # before there is a folder
+    settings = {**config.identity, "data_sha256": data.sha256}
+    folder = opened(out, settings, StudyConfig().identity)
+    with sentences_for_os_errors(out), folder as check_folder:
+        write_settings(out, "study", asdict(config))
+        return _Study(config, out, data, progress, check_folder).conduct()
 
 
 class _Study:
@@ -66,11 +85,11 @@ class _Study:
         self,
         config: StudyConfig,
         out: Path,
-        corpus: Corpus,
+        data: Data,
         progress: StudyListener,
         check_folder: Callable[[], None] = lambda: None,
     ):
-        self.config, self.out, self.corpus, self.progress = config, out, corpus, progress
+        self.config, self.out, self.data, self.progress = config, out, data, progress
         self.check_folder = check_folder
         self.started = time.monotonic()
         self.state: dict[str, Any] = {"spent": 0.0, "notes": []}
@@ -80,7 +99,7 @@ class _Study:
         self.earlier: float = self.state["spent"]
 
     def conduct(self) -> dict[str, Any]:
-        self.progress.say(f"data: {self.corpus}")
+        self.progress.say(f"data: {self.data}")
         if "steps" not in self.state:
             self.plan()
         planned_for = self.state.get("minutes", self.config.minutes)
@@ -90,24 +109,25 @@ class _Study:
                 f"with {self.config.minutes:g} minutes only the grids may grow further. For runs "
                 "of another length choose another --out"
             )
-        grids = {name: sorted(named_optimizer(name).rates) for name in self.config.optimizers}
+        grids = self.first_grids()
         self.tune(grids)
-        best = {name: self.best(name, rates) for name, rates in grids.items()}
+        chosen = {name: self.chosen(name, grids) for name in self.config.optimizers}
+        best = {c: self.best(c, grids[c]) for c in chosen.values()}
         fresh = {
-            name: [self.run(name, rate, seed) for seed in range(1, self.config.seeds + 1)]
-            for name, rate in best.items()
-            if rate is not None
+            name: [self.run(c, rate, seed) for seed in range(1, self.config.seeds + 1)]
+            for name, c in chosen.items()
+            if (rate := best[c]) is not None
         }
         turns = zip(*fresh.values(), strict=True)  # a slow moment of the machine hits all of them
         self.perform("fresh seeds", [run for turn in turns for run in turn])
         summary = summarize(
             config=self.config,
             steps=self.state["steps"],
-            model=GPTConfig(**self.state["model"]),
-            corpus=self.corpus,
+            data=self.data,
             environment=read_json(self.out / "environment.json"),
-            tuning={n: {r: self.run(n, r, 0) for r in rates} for n, rates in grids.items()},
-            verdicts={name: self.verdict(name, grids[name]) for name in grids},
+            tuning={n: {r: self.run(c, r, 0) for r in grids[c]} for n, c in chosen.items()},
+            varied={n: self.varied(n, grids) for n in chosen} if self.config.vary else {},
+            verdicts={name: self.verdict(c, grids[c]) for name, c in chosen.items()},
             fresh=fresh,
             plan={
                 "budget_seconds": None if self.config.steps else 60 * self.config.minutes,
@@ -123,46 +143,81 @@ class _Study:
 
     def plan(self) -> None:
         """Fix the number of steps, and the model, so that all runs fit into the budget."""
+        config = self.config
         runs = {
-            n: len(named_optimizer(n).rates) + 1 + self.config.seeds for n in self.config.optimizers
+            n: (len(named_optimizer(n).rates) + 1) * len(config.variants) + config.seeds
+            for n in config.optimizers
         }
-        model, steps = self.config.model, self.config.steps
+        size, steps = (config.width, config.depth), config.steps
         notes: list[str] = []
         while steps is None:
-            steps = self.affordable(model, runs)
-            smaller = _smaller(model)
-            if steps >= FEWEST_STEPS or (smaller is None and steps >= 20):
+            steps = self.affordable(size, runs)
+            less = self.smaller(size)
+            if steps >= FEWEST_STEPS or (less is None and steps >= 20):
                 break
-            if smaller is None:
+            if less is None:
                 raise InputError(
-                    f"got {self.config.minutes} minutes, which is enough for {steps} steps in each "
+                    f"got {config.minutes} minutes, which is enough for {steps} steps in each "
                     f"of {sum(runs.values())} runs of the smallest model; give more minutes, or "
                     "fewer --optimizers or --seeds"
                 )
+            width, depth = self.sizes(size)
             notes.append(
-                f"width {model.width} and depth {model.depth} would leave {steps} steps a run: "
-                f"the model shrinks to width {smaller.width} and depth {smaller.depth}"
+                f"width {width} and depth {depth} would leave {steps} steps a run: "
+                f"the model shrinks to width {less[0]} and depth {less[1]}"
             )
-            model, steps = smaller, None
-        self.state |= {"minutes": self.config.minutes, "steps": steps, "model": asdict(model)}
+            size, steps = less, None
+        self.state |= {"minutes": config.minutes, "steps": steps}
+        self.state |= {"model": {"width": size[0], "depth": size[1]}}
         self.state |= {"runs": sum(runs.values()), "notes": notes}
         self.save()
-        for note in notes:
-            self.progress.say(note)
+        self.say_plan()
+
+    def say_plan(self) -> None:
+        """Say what will be run, before it is."""
+        config, steps = self.config, self.state["steps"]
+        for note in self.state["notes"]:
+            self.progress.say(f"note: {note}")
+        varied = f", with each of {config.vary}" if config.vary else ""
+        for name in config.optimizers:
+            record = named_optimizer(name)
+            rates = ", ".join(f"{rate:g}" for rate in sorted(record.rates))
+            self.progress.say(f"{record.label}: learning rates {rates}{varied}, and beyond an edge")
+        within = "" if config.steps else f", within {rough_duration(60 * config.minutes)}"
         self.progress.say(
-            f"{sum(runs.values())} runs of {steps} steps: {len(runs)} optimizers, "
-            f"3 learning rates each and one to spare, {self.config.seeds} fresh seeds at the best"
+            f"{self.state['runs']} runs of {steps} steps: {len(config.optimizers)} optimizers, "
+            f"3 learning rates each and one to spare, {config.seeds} fresh seeds at the best"
+            f"{within}"
         )
 
-    def affordable(self, model: GPTConfig, runs: dict[str, int]) -> int:
+    def sizes(self, size: WidthAndDepth) -> WidthAndDepth:
+        """Return width and depth of the model, also where its name decides; None if unknown."""
+        sizes = self.model_sizes(size)
+        return (size[0] or getattr(sizes, "width", None), size[1] or getattr(sizes, "depth", None))
+
+    def model_sizes(self, size: WidthAndDepth) -> Any:
+        config, shape = self.config, self.data.shape(self.config.context)
+        return sizes_of(
+            config.model, shape, width=size[0], depth=size[1], options=config.model_options
+        )
+
+    def smaller(self, size: WidthAndDepth) -> WidthAndDepth | None:
+        config, shape = self.config, self.data.shape(self.config.context)
+        return smaller(
+            config.model, shape, width=size[0], depth=size[1], options=config.model_options
+        )
+
+    def affordable(self, size: WidthAndDepth, runs: dict[str, int]) -> int:
         """Measure what a step costs, and return the number of steps that fits."""
-        name = f"calibration-{model.width}x{model.depth}"
+        width, depth = self.sizes(size)
+        name = f"calibration-{width}x{depth}"
         trials = {}
         for optimizer in runs:
             rate = named_optimizer(optimizer).rates[0]
-            config = self.settings(optimizer, rate, 0, model, CALIBRATION_STEPS)
+            contender = Contender(optimizer, tuple(self.config.variants[0].items()))
+            config = self.settings(contender, rate, 0, size, CALIBRATION_STEPS)
             config = replace(config, validate_every=CALIBRATION_STEPS)
-            trials[optimizer] = Run(config, self.out / name / optimizer)
+            trials[optimizer] = Run(config, self.out / name / spec_slug(optimizer))
         self.perform("timing a few steps", list(trials.values()))
         each_step = each_run = 0.0
         for optimizer, run in trials.items():
@@ -184,72 +239,109 @@ class _Study:
         return len(os.sched_getaffinity(0)) if on_cpu and hasattr(os, "sched_getaffinity") else 1
 
     def settings(
-        self, name: str, rate: float, seed: int, model: GPTConfig, steps: int
+        self, contender: Contender, rate: float, seed: int, size: WidthAndDepth, steps: int
     ) -> TrainConfig:
         every = max(1, steps // MEASUREMENTS)
-        return replace(
-            self.config.first_run,
-            optimizer=name,
+        return self.config.run_of(
+            contender.optimizer,
             lr=rate,
-            model=model,
+            width=size[0],
+            depth=size[1],
             steps=steps,
             seed=seed,
             validate_every=every,
             conditions_every=every if seed == 1 else 0,
             sharpness_every=every if seed == 1 and self.config.sharpness else 0,
             checkpoint_every=max(50, steps // 4),
+            **dict(contender.changes),
         )
 
-    def run(self, name: str, rate: float, seed: int) -> Run:
-        model = GPTConfig(**self.state["model"])
-        settings = self.settings(name, rate, seed, model, self.state["steps"])
-        return Run(settings, self.out / "runs" / f"{name}-lr{rate:g}-seed{seed}")
+    def run(self, contender: Contender, rate: float, seed: int) -> Run:
+        model = self.state["model"]
+        size = model["width"], model["depth"]
+        settings = self.settings(contender, rate, seed, size, self.state["steps"])
+        changes = "".join(f"-{name}{value:g}" for name, value in contender.changes)
+        name = f"{spec_slug(contender.optimizer)}-lr{rate:g}{changes}-seed{seed}"
+        return Run(settings, self.out / "runs" / name)
 
     # tuning
 
-    def tune(self, grids: dict[str, list[float]]) -> None:
+    def first_grids(self) -> Grids:
+        """The rates of every optimizer, once for each variant that it is tuned with."""
+        return {
+            Contender(name, tuple(changes.items())): sorted(named_optimizer(name).rates)
+            for name in self.config.optimizers
+            for changes in self.config.variants
+        }
+
+    def tune(self, grids: Grids) -> None:
         """Run every grid; while a best rate lies at an edge and time allows, go beyond it."""
-        self.perform("tuning", [self.run(n, r, 0) for n, rates in grids.items() for r in rates])
+        self.perform("tuning", [self.run(c, r, 0) for c, rates in grids.items() for r in rates])
         for _ in range(GROWTH):
             added = []
-            for name, rates in grids.items():
-                beyond = self.beyond(name, rates)
-                if beyond is not None and self.time_for(name, beyond):
+            for contender, rates in grids.items():
+                beyond = self.beyond(contender, rates)
+                if beyond is not None and self.time_for(contender, beyond):
                     rates.append(beyond)
                     rates.sort()
-                    added.append(self.run(name, beyond, 0))
+                    added.append(self.run(contender, beyond, 0))
             if not added:
                 return
             self.perform("growing grids", added)
 
-    def beyond(self, name: str, rates: list[float]) -> float | None:
+    def beyond(self, contender: Contender, rates: list[float]) -> float | None:
         """The next rate past the edge that the best one lies at, if it does."""
-        best = self.best(name, rates)
+        best = self.best(contender, rates)
         if best is None or best == rates[0]:  # None: all diverged
             return rates[0] / 2
         return rates[-1] * 2 if best == rates[-1] else None
 
-    def best(self, name: str, rates: list[float]) -> float | None:
-        losses = {r: self.run(name, r, 0).result["validation_loss"] for r in rates}
-        finite = {r: loss for r, loss in losses.items() if loss is not None}
-        return min(finite, key=finite.__getitem__) if finite else None
+    def best(self, contender: Contender, rates: list[float]) -> float | None:
+        losses = {r: self.loss(contender, r) for r in rates}
+        return min(rates, key=losses.__getitem__) if min(losses.values()) < math.inf else None
 
-    def verdict(self, name: str, rates: list[float]) -> tuple[str, str]:
+    def loss(self, contender: Contender, rate: float | None) -> float:
+        """Validation loss of the tuning run at a rate; infinite for none and for a diverged one."""
+        loss = None if rate is None else self.run(contender, rate, 0).result["validation_loss"]
+        return math.inf if loss is None else float(loss)
+
+    def chosen(self, name: str, grids: Grids) -> Contender:
+        """The variant of an optimizer whose best run is best."""
+        variants = [contender for contender in grids if contender.optimizer == name]
+        return min(variants, key=lambda c: self.loss(c, self.best(c, grids[c])))
+
+    def varied(self, name: str, grids: Grids) -> list[dict[str, Any]]:
+        """The best rate and its loss for each value of the second number."""
+        rows = []
+        for contender in (c for c in grids if c.optimizer == name):
+            rate = self.best(contender, grids[contender])
+            loss = self.loss(contender, rate)
+            known = loss if math.isfinite(loss) else None
+            rows.append({**dict(contender.changes), "best_lr": rate, "validation_loss": known})
+        return rows
+
+    def verdict(self, contender: Contender, rates: list[float]) -> tuple[str, str]:
         grid = f"{len(rates)} rates from {rates[0]:g} to {rates[-1]:g}"
-        best = self.best(name, rates)
+        best = self.best(contender, rates)
         if best is None:
             return "inconclusive", f"every one of {grid} diverged"
         if best in (rates[0], rates[-1]):
-            grown = len(rates) - len(named_optimizer(name).rates)
+            grown = len(rates) - len(named_optimizer(contender.optimizer).rates)
             why = "a grid grows no further" if grown >= GROWTH else "the time was spent"
             return "inconclusive", f"the best of {grid} lies at the edge, and {why}"
+        for name, value in contender.changes:
+            values = [changes[name] for changes in self.config.variants]
+            said = f"the best {name} of {', '.join(f'{v:g}' for v in values)}"
+            if value in (values[0], values[-1]) and value != 0:
+                return "inconclusive", f"{said} is {value:g}, at the edge; give more to --vary"
+            return "tuned", f"the best of {grid} lies inside; {said} is {value:g}"
         return "tuned", f"the best of {grid} lies inside"
 
     # time
 
-    def time_for(self, name: str, rate: float) -> bool:
+    def time_for(self, contender: Contender, rate: float) -> bool:
         """Whether another tuning run still leaves time for the fresh seeds."""
-        run = self.run(name, rate, 0)
+        run = self.run(contender, rate, 0)
         if self.config.steps is not None or run.finished:
             return True
         results = filter(None, map(_result, (self.out / "runs").iterdir()))
@@ -281,10 +373,3 @@ class _Study:
 
 def _result(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / "result.json") if (folder / "result.json").exists() else None
-
-
-def _smaller(model: GPTConfig) -> GPTConfig | None:
-    """The next smaller model: half the width down to heads of 8, then half the depth."""
-    if model.width >= 16 * model.heads and model.width % (4 * model.heads) == 0:
-        return replace(model, width=model.width // 2)
-    return replace(model, depth=model.depth // 2) if model.depth > 1 else None

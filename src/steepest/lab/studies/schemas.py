@@ -1,4 +1,4 @@
-"""The four kinds of summaries, field by field; a summary is checked when it is read.
+"""The kinds of summaries, field by field; a summary is checked when it is read.
 
 The report and the tables of the command line take nothing but these. A field may be absent where it
 is `NotRequired`: either not every study measures it, or version 0.1 did not write it yet. Fields
@@ -7,80 +7,35 @@ that are not listed here are kept and not checked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
-from typing import (
-    Any,
-    Literal,
-    NotRequired,
-    TypedDict,
-    Union,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-    is_typeddict,
-)
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from steepest.lab.errors import InputError
+from steepest.lab.studies.fields import problems
+from steepest.lab.studies.run_schemas import ComparedRun, RunSummary
+from steepest.lab.studies.stored import (
+    Condition,
+    Header,
+    Mean,
+    Number,
+    SharpnessAt,
+    StoredInterval,
+)
 from steepest.optim.record import ADAMW
-
-Number = float | None
-"""A whole number or another one; None and NaN say that it was not measured."""
-
-
-class StoredInterval(TypedDict):
-    """An estimate with the two ends of its interval."""
-
-    value: Number
-    low: Number
-    high: Number
-
-
-class Mean(TypedDict):
-    """A mean over `n` seeds with its 95% interval, which a single seed does not have."""
-
-    mean: Number
-    low: Number
-    high: Number
-    n: int
-
-
-class Header(TypedDict):
-    """The fields that every kind has: the title, and where and how the numbers were made."""
-
-    title: NotRequired[str]
-    created: NotRequired[str | None]
-    command: NotRequired[str | None]
-    settings: NotRequired[dict[str, Any] | None]
-    environment: NotRequired[dict[str, Any] | None]
-    data: NotRequired[dict[str, Any] | None]
-    plan: NotRequired[dict[str, Any] | None]
-
-
-class Condition(TypedDict):
-    """Nuclear rank of a gradient and stable rank of what enters its layer, at a step."""
-
-    step: int
-    matrix: str
-    role: str
-    nuclear_rank: Number
-    stable_rank: Number
-    stable_rank_output: NotRequired[Number]
-
 
 # A study of optimizers.
 
 
 class StudyRun(TypedDict):
-    """A run at one rate: its last losses, in nats per token and bits per byte."""
+    """A run at one rate: its last losses, in nats per unit and bits per byte; its accuracy."""
 
     seed: int
     purpose: str
     status: str
     validation_loss: Number
     bits_per_byte: NotRequired[Number]
+    validation_accuracy: NotRequired[Number]
 
 
 class StudyRate(TypedDict):
@@ -99,19 +54,11 @@ class Curve(TypedDict):
     validation_loss: list[Number]
 
 
-class StoredStability(TypedDict):
-    """What limits the steps of one group of parameters, over its threshold."""
+class StudyVariant(TypedDict):
+    """The best rate with one value of a second number, which is a field of its own name."""
 
-    measure: str
-    ratio: Number
-
-
-class SharpnessAt(TypedDict):
-    """The largest eigenvalue of the Hessian at a step."""
-
-    step: int
-    sharpness: Number
-    stability: list[StoredStability]
+    best_lr: Number
+    validation_loss: Number
 
 
 class StudyOptimizer(TypedDict):
@@ -127,6 +74,7 @@ class StudyOptimizer(TypedDict):
     best_lr: Number
     validation_loss: Mean | None
     bits_per_byte: Mean | None
+    validation_accuracy: NotRequired[Mean | None]
     gap_to_baseline: Mean | None
     tokens_to_baseline: Number
     seconds_to_baseline: Number
@@ -137,6 +85,7 @@ class StudyOptimizer(TypedDict):
     curves: list[Curve]
     conditions: NotRequired[list[Condition]]
     sharpness: NotRequired[list[SharpnessAt]]
+    varied: NotRequired[list[StudyVariant]]
 
 
 class StudySummary(Header):
@@ -377,11 +326,28 @@ class TransferSummary(Header):
     axes: list[TransferAxis]
 
 
+class ComparedStudy(TypedDict):
+    """A study of a comparison, by the name that the comparison shows."""
+
+    name: str
+    summary: StudySummary
+
+
+class ComparisonSummary(Header):
+    """Several runs or several studies beside each other; one of the two lists is empty."""
+
+    kind: Literal["comparison"]
+    runs: list[ComparedRun]
+    studies: list[ComparedStudy]
+
+
 SCHEMAS: dict[str, type] = {
     "study": StudySummary,
     "edge_of_stability": EdgeSummary,
     "diagnosis": DiagnosisSummary,
     "transfer": TransferSummary,
+    "run": RunSummary,
+    "comparison": ComparisonSummary,
 }
 """The schema of each kind; a summary without a kind is a study."""
 
@@ -417,7 +383,7 @@ def checked_summary(summary: dict[str, Any], path: Path) -> dict[str, Any]:
         kind = kind_of(summary)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    for problem in _problems(summary, SCHEMAS[kind], ""):
+    for problem in problems(summary, SCHEMAS[kind], ""):
         raise InputError(
             f"got {path} {problem}. That is not how steepest writes a summary of the kind "
             f"{kind!r}: run once more the command that made it; no finished run is lost"
@@ -440,67 +406,3 @@ def _modern(value: Any) -> Any:
         key: _OLD.get((key, item), item) if isinstance(item, str) else _modern(item)
         for key, item in value.items()
     }
-
-
-def _problems(value: Any, wanted: Any, name: str) -> Iterator[str]:
-    """The fields of a value that are missing or of another type than is wanted."""
-    origin, parts = get_origin(wanted), get_args(wanted)
-    if origin is NotRequired:
-        yield from _problems(value, parts[0], name)
-    elif origin in (Union, UnionType) and value is not None and len(parts) == 2:
-        yield from _problems(value, parts[0], name)  # something or None
-    elif is_typeddict(wanted) and isinstance(value, dict):
-        yield from _problems_of_fields(value, wanted, name)
-    elif origin is list and isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from _problems(item, parts[0], f"{name}[{i}]")
-    elif origin is dict and isinstance(value, dict):
-        for key, item in value.items():
-            yield from _problems(item, parts[1], f"{name}[{key!r}]")
-    elif not _is(value, wanted):
-        yield f"with {name} = {value!r:.60}, expected {_named(wanted)}"
-
-
-def _problems_of_fields(value: dict[str, Any], schema: Any, name: str) -> Iterator[str]:
-    dotted = f"{name}." if name else ""
-    hints = get_type_hints(schema, include_extras=True)
-    for field, wanted in hints.items():
-        if field in value:
-            yield from _problems(value[field], wanted, dotted + field)
-        elif get_origin(wanted) is not NotRequired:
-            yield f"without {dotted}{field}, expected {_named(wanted)}"
-
-
-def _is(value: Any, wanted: Any) -> bool:
-    """Whether a value that holds no others is of a type; a whole number is a number too."""
-    if wanted is Any:
-        return True
-    if get_origin(wanted) is Literal:
-        return value in get_args(wanted)
-    if get_origin(wanted) in (Union, UnionType):
-        return any(_is(value, part) for part in get_args(wanted))
-    if isinstance(value, bool) or wanted is bool:
-        return wanted is bool and isinstance(value, bool)
-    if wanted is float:
-        return isinstance(value, int | float)
-    return isinstance(wanted, type) and not is_typeddict(wanted) and isinstance(value, wanted)
-
-
-def _named(wanted: Any) -> str:
-    """A type as a reader says it.
-
-    >>> _named(Number), _named(list[str]), _named(Mean), _named(Literal["study"])
-    ('a number or null', 'a list', 'an object', "'study'")
-    """
-    origin, parts = get_origin(wanted), get_args(wanted)
-    if origin in (Union, UnionType):
-        return " or ".join(map(_named, parts))
-    if origin is Literal:
-        return ", ".join(map(repr, parts))
-    if is_typeddict(wanted):
-        return "an object"
-    names = {
-        float: "a number", int: "a whole number", str: "a text", bool: "true or false",
-        list: "a list", dict: "an object", type(None): "null",
-    }  # fmt: skip
-    return names.get(cast(type, origin or wanted), "a value")

@@ -3,53 +3,51 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from steepest.lab.arguments import did_you_mean
 from steepest.lab.errors import InputError
-from steepest.lab.models import GPTConfig
 from steepest.lab.train import TrainConfig, named_optimizer
+from steepest.lab.train.optimizers import starting_rates
+from steepest.lab.train.problem import Problem
 
 MOST_SEEDS = 10_000
+VARIED = ("momentum", "weight_decay", "adamw_lr")
+"""Settings that a study can vary beside the learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig:
-    """Compare optimizers on one text, each at its own best learning rate."""
+class StudyConfig(Problem):
+    """Compare optimizers on one model and its data, each at its own best learning rate."""
 
     optimizers: tuple[str, ...] = ("adamw", "signum", "spectral-descent", "muon")
-    """What to compare; the first is what the others are compared with. The names of `train`, and
-    classes of your own by import path, such as my_package:MyOptimizer."""
+    """What to compare; the first is what the others are compared with. The names of `train`,
+    also with options such as teon:length=muon, and your own by import path, such as
+    my_package:MyOptimizer:lr=0.01, where lr is the middle of its grid."""
+    vary: str | None = None
+    """A second number to tune for every optimizer beside its rate, with its values: momentum,
+    weight_decay or adamw_lr, such as weight_decay=0,0.01,0.1."""
     minutes: float = 4.0
     """Time for everything; the number of steps, and if need be the model, follow from it."""
     steps: int | None = None
     """Updates in each run; by default as many as the time allows. If given, time is no limit."""
     seeds: int = 4
     """Fresh seeds for each optimizer at its best rate."""
-    data: str = "stdlib"
-    """"stdlib", the source code of Python's standard library; "reference", Python's language
-    reference as prose; or a path to a text file, a folder or a .bin file of tokens."""
-    model: GPTConfig = field(default_factory=lambda: GPTConfig(width=64))
-    """The model's sizes."""
-    batch: int = 8
-    """Sequences in each update."""
-    momentum: float = 0.9
-    """How much of the past an update averages over, the same for all that have a memory."""
-    adamw_lr: float = 4e-3
-    """Learning rate of AdamW for embeddings, head and vectors, the same for every optimizer."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of the matrices."""
     sharpness: bool = False
     """Whether to measure sharpness along the first of an optimizer's fresh seeds; costs time."""
     workers: int | None = None
     """Runs at the same time, one thread each; by default one for each core, or one on a GPU."""
-    device: str = "auto"
-    """"cpu", "cuda", or "auto": the accelerator if there is one."""
 
     def __post_init__(self) -> None:
+        if self.model == "gpt" and self.width is None:  # one that learns something in minutes
+            object.__setattr__(self, "width", 64)
+            if not any(option.startswith("heads=") for option in self.model_options):
+                object.__setattr__(self, "model_options", ("heads=4", *self.model_options))
+        super().__post_init__()
         if not 0 < self.minutes < math.inf:
             raise InputError(f"got minutes={self.minutes}, expected more than 0")
-        for name in ("seeds", "batch", "steps", "workers"):
+        for name in ("seeds", "steps", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"got {name}={value}, expected at least 1")
@@ -57,29 +55,45 @@ class StudyConfig:
             raise InputError(f"got seeds={self.seeds}, expected at most {MOST_SEEDS}")
         if not self.optimizers:
             raise InputError("got no optimizers, expected at least one after --optimizers")
-        if len(set(self.optimizers)) < len(self.optimizers):
+        if len({named_optimizer(name).name for name in self.optimizers}) < len(self.optimizers):
             raise InputError(f"got optimizers {self.optimizers}, expected each of them once")
         for name in self.optimizers:
-            if not named_optimizer(name).rates:
-                raise InputError(
-                    f"got {name!r}, whose record has no rates for a study to start from; expected "
-                    "some, such as rates=(0.01, 0.02, 0.04) in its Record"
-                )
+            starting_rates(name)
+        for changes in self.variants:
+            self.run_of(self.optimizers[0], **changes)  # which checks the values
+
+    @property
+    def variants(self) -> tuple[dict[str, float], ...]:
+        """Changes of the settings that each optimizer is tuned with; one without any by default."""
+        if self.vary is None:
+            return ({},)
+        name, equals, texts = self.vary.partition("=")
+        name = name.replace("-", "_")
+        if name not in VARIED or not equals:
+            raise InputError(
+                f"got vary={self.vary!r}{did_you_mean(name, VARIED)}, expected one of "
+                f"{', '.join(VARIED)} with its values, such as weight_decay=0,0.01,0.1"
+            )
+        try:
+            values = [float(text) for text in texts.split(",")]
+        except ValueError as error:
+            raise InputError(
+                f"got vary={self.vary!r}, expected numbers with commas between them, such as "
+                f"{name}=0,0.01,0.1"
+            ) from error
+        if len(set(values)) < max(2, len(values)):
+            raise InputError(f"got vary={self.vary!r}, expected at least two different values")
+        return tuple({name: value} for value in sorted(values))
+
+    def run_of(self, optimizer: str, **changes: Any) -> TrainConfig:
+        """Return a run of this study; others change rate, seed, and what is planned."""
+        shared = {field.name: getattr(self, field.name) for field in fields(Problem)}
+        return TrainConfig(**{**shared, "threads": 1, "optimizer": optimizer, **changes})
 
     @property
     def first_run(self) -> TrainConfig:
-        """A run of this study; the others change optimizer, rate, seed, and what is planned."""
-        return TrainConfig(
-            optimizer=self.optimizers[0],
-            momentum=self.momentum,
-            adamw_lr=self.adamw_lr,
-            weight_decay=self.weight_decay,
-            data=self.data,
-            model=self.model,
-            batch=self.batch,
-            device=self.device,
-            threads=1,
-        )
+        """A run with the first optimizer."""
+        return self.run_of(self.optimizers[0])
 
     @property
     def identity(self) -> dict[str, Any]:

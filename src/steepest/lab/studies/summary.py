@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from steepest.lab.data import Corpus
+from steepest.lab.data import Data
 from steepest.lab.errors import InputError
-from steepest.lab.models import GPTConfig
+from steepest.lab.models import sizes_of
 from steepest.lab.studies.statistics import first_reach, interval
 from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.sweep import Run
-from steepest.lab.train import named_optimizer
+from steepest.lab.train import TrainConfig, named_optimizer
 from steepest.lab.train.run_folder import read_metrics
 
 
@@ -25,17 +25,17 @@ def summarize(
     *,
     config: StudyConfig,
     steps: int,
-    model: GPTConfig,
-    corpus: Corpus,
+    data: Data,
     environment: dict[str, Any],
     tuning: Mapping[str, Mapping[float, Run]],
+    varied: Mapping[str, list[dict[str, Any]]],
     verdicts: Mapping[str, tuple[str, str]],
     fresh: Mapping[str, list[Run]],
     plan: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the summary; losses in nats per token, and in bits per byte where tokens are bytes."""
+    """Return the summary; losses in nats per token, and in bits per byte where these are known."""
     baseline = config.optimizers[0]
-    to_bits = 1 / math.log(2) if corpus.bytes_per_token == 1 else None
+    to_bits = 1 / math.log(2) / data.bytes_per_token if data.bytes_per_token else None
     losses = {name: _losses(runs) for name, runs in fresh.items()}
     level = interval(list(losses.get(baseline, {}).values()))
     sample = next(run for rates in tuning.values() for run in rates.values())
@@ -48,20 +48,19 @@ def summarize(
         "settings": {
             **{k: v for k, v in asdict(sample.config).items() if k in _SHOWN},
             "warmup": sample.config.warmup_steps,
-            **{f"model {k}": v for k, v in asdict(model).items()},
+            **_sizes(sample.config, data),
             "steps": steps,
-            "tokens in each run": steps * sample.config.tokens_per_step,
+            f"{data.unit} in each run": sample.result.get("tokens"),
             "seed for tuning": 0,
             "fresh seeds": list(range(1, config.seeds + 1)),
         },
         "environment": environment,
         "data": {
-            "name": corpus.name,
-            "description": corpus.description,
-            "sha256": corpus.sha256,
-            "train_bytes": int(corpus.train_tokens.nbytes),
-            "validation_bytes": int(corpus.validation_tokens.nbytes),
-            "documents": corpus.documents,
+            "name": data.name,
+            "description": data.description,
+            "sha256": data.sha256,
+            "unit": data.unit,
+            "bytes_per_token": data.bytes_per_token,
         },
         "plan": {**plan, "runs_finished": len(all_runs)},
         "baseline": baseline,
@@ -75,19 +74,38 @@ def summarize(
                 losses.get(baseline, {}) if name != baseline else {},
                 level["mean"] if level else None,
                 to_bits,
+                varied.get(name, []),
             )
             for name in config.optimizers
         ],
     }
 
 
+def _sizes(config: TrainConfig, data: Data) -> dict[str, Any]:
+    """All sizes of an own model."""
+    shape = data.shape(config.context)
+    sizes = sizes_of(
+        config.model, shape, width=config.width, depth=config.depth, options=config.model_options
+    )
+    return {} if sizes is None else {f"model {k}": v for k, v in asdict(sizes).items()}
+
+
 _SHOWN = (
     "momentum",
     "adamw_lr",
     "weight_decay",
+    "model",
+    "width",
+    "depth",
+    "model_options",
+    "loss",
+    "tokenizer",
+    "context",
     "batch",
+    "accumulate",
     "schedule",
     "final_lr",
+    "clip",
     "precision",
 )
 
@@ -107,14 +125,17 @@ def _optimizer(
     baseline: dict[int, float],
     level: float | None,
     to_bits: float | None,
+    varied: list[dict[str, Any]],
 ) -> dict[str, Any]:
     record = named_optimizer(name)
     unit = to_bits or 1.0
     gaps = [(losses[seed] - baseline[seed]) * unit for seed in losses if seed in baseline]
     values = list(losses.values())
     finished = [run for run in fresh if run.config.seed in losses]
+    results = [run.result for run in finished]
     # The least disturbed seed tells what a step costs; the others had more company.
     steps = [run.result for run in finished if run.result.get("step_seconds")]
+    accuracies = [r["validation_accuracy"] for r in results if "validation_accuracy" in r]
     cost = min(steps, key=lambda result: result["step_seconds"], default={})
     curves = _curves(finished, cost.get("step_seconds"))
     reached = _reached(curves, level)
@@ -145,7 +166,9 @@ def _optimizer(
         "best_lr": fresh[0].config.lr if fresh else None,
         "validation_loss": interval(values),
         "bits_per_byte": interval([v * to_bits for v in values]) if to_bits else None,
+        "validation_accuracy": interval(accuracies) if accuracies else None,
         "gap_to_baseline": interval(gaps),
+        "varied": varied,
         "tokens_to_baseline": reached[0],
         "seconds_to_baseline": reached[1],
         "step_seconds": cost.get("step_seconds"),
@@ -164,6 +187,7 @@ def _point(run: Run, purpose: str, to_bits: float | None) -> dict[str, Any]:
     return {
         "seed": run.config.seed,
         "purpose": purpose,
+        "validation_accuracy": result.get("validation_accuracy"),
         "status": result["status"],
         "validation_loss": loss,
         "bits_per_byte": loss * to_bits if to_bits and loss is not None else None,

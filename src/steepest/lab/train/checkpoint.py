@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import safetensors.torch
 import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from steepest.curvature import SharpnessTracker
 from steepest.files import read_json, remove_leftovers, sync, unfinished, write_json
+from steepest.lab.data import TrainingBatches
 from steepest.lab.errors import InputError
 
 KEEP = 2
@@ -28,18 +31,25 @@ class TornFile(Exception):
     """A file of a checkpoint is missing or is not what was written."""
 
 
+@dataclass
+class RunState:
+    """What a checkpoint holds: model, optimizer, and whatever else changes as a run goes on."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    batches: TrainingBatches
+    tracker: SharpnessTracker | None = None
+    average: AveragedModel | None = None
+    """The moving average of the weights."""
+
+
 def save(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: Optimizer,
-    progress: dict[str, Any],
-    tracker: SharpnessTracker | None = None,
+    folder: Path, step: int, state: RunState, progress: dict[str, Any], keep: int | None = None
 ) -> None:
     """Write the checkpoint of `step` into `folder`; older ones but the last go afterwards.
 
     `progress` is whatever else the run needs to go on, as JSON. The state of the random generators
-    is added. Batches need no state: they follow from seed and step.
+    and the position in a stream of data are added. The checkpoint of step `keep` stays.
     """
     folder.mkdir(exist_ok=True)  # not its parents: a run whose folder is gone has no checkpoints
     remove_leftovers(folder, before=math.inf)  # one process at a time writes here
@@ -48,16 +58,19 @@ def save(
         shutil.rmtree(place)
     aside = folder / unfinished()
     aside.mkdir()
-    state = {
-        "optimizer": optimizer.state_dict(),
+    content = {
+        "optimizer": state.optimizer.state_dict(),
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        **({"tracker": tracker.state_dict()} if tracker else {}),
+        **({"tracker": state.tracker.state_dict()} if state.tracker else {}),
+        **({"average": state.average.state_dict()} if state.average else {}),
     }
+    if position := state.batches.state_dict():
+        progress = {**progress, "position": position}
     try:
-        safetensors.torch.save_model(model, str(aside / "model.safetensors"))
+        safetensors.torch.save_model(state.model, str(aside / "model.safetensors"))
         with open(aside / "state.pt", "wb") as file:
-            torch.save(state, file)
+            torch.save(content, file)
         (aside / "progress.json").write_text(json.dumps(progress))
         hashes = {}
         for path in sorted(aside.iterdir()):
@@ -71,13 +84,12 @@ def save(
         if (reason := _os_error(error)) is not None:
             raise reason from error
         raise
-    for old in _places(folder)[:-KEEP]:
-        shutil.rmtree(old)
+    for old in steps_of(folder)[:-KEEP]:
+        if old != keep:
+            shutil.rmtree(folder / f"step-{old:08d}")
 
 
-def load_latest(
-    folder: Path, model: nn.Module, optimizer: Optimizer, tracker: SharpnessTracker | None = None
-) -> tuple[int, dict[str, Any], list[str]]:
+def load_latest(folder: Path, state: RunState) -> tuple[int, dict[str, Any], list[str]]:
     """Load the newest checkpoint that is whole, and say which ones are not.
 
     Returns:
@@ -88,22 +100,26 @@ def load_latest(
         InputError: if there are checkpoints but none is whole.
     """
     damaged: list[str] = []
-    places = _places(folder)
+    places = [folder / f"step-{step:08d}" for step in steps_of(folder)]
     for place in reversed(places):
         try:
             step = _check(place)
         except TornFile as error:
             damaged.append(f"the checkpoint {place.name} is damaged ({error})")
             continue
-        safetensors.torch.load_model(model, str(place / "model.safetensors"))
-        state = torch.load(place / "state.pt", weights_only=True, map_location="cpu")
-        optimizer.load_state_dict(state["optimizer"])
-        if tracker:
-            tracker.load_state_dict(state["tracker"])
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random_cuda"])
-        return step, json.loads((place / "progress.json").read_text()), damaged
+        safetensors.torch.load_model(state.model, str(place / "model.safetensors"))
+        content = torch.load(place / "state.pt", weights_only=True, map_location="cpu")
+        state.optimizer.load_state_dict(content["optimizer"])
+        if state.tracker:
+            state.tracker.load_state_dict(content["tracker"])
+        if state.average:
+            state.average.load_state_dict(content["average"])
+        torch.set_rng_state(content["random"])
+        if content["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(content["random_cuda"])
+        progress = json.loads((place / "progress.json").read_text())
+        state.batches.load_state_dict(progress.pop("position", {}))
+        return step, progress, damaged
     if places:
         raise InputError(
             f"every checkpoint in {folder} is damaged: {'; '.join(damaged)}. Delete that folder to "
@@ -112,16 +128,17 @@ def load_latest(
     return 0, {}, []
 
 
+def steps_of(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in a folder, the last one last."""
+    return sorted(int(place.name.removeprefix("step-")) for place in folder.glob("step-*"))
+
+
 def _os_error(error: BaseException) -> OSError | None:
     """What the system said, such as that the disk is full: both writers hide it in their own."""
     if isinstance(error.__context__, OSError):  # torch
         return error.__context__
     said = re.search(r"os error (\d+)", str(error))  # safetensors
     return OSError(int(said[1]), os.strerror(int(said[1]))) if said else None
-
-
-def _places(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
 
 
 def _check(place: Path) -> int:

@@ -3,67 +3,63 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from steepest.lab.errors import InputError
-from steepest.lab.models import GPTConfig
 from steepest.lab.train.optimizers import named_optimizer
-from steepest.lab.train.schedule import Schedule
+from steepest.lab.train.problem import Problem, check_rate
+from steepest.lab.train.schedule import default_final, default_warmup
 
 MOST_THREADS = 4096
+AT_LEAST_ONE = (
+    "steps",
+    "tokens",
+    "batch_tokens",
+    "validate_every",
+    "validate_windows",
+    "log_every",
+    "threads",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Problem):
     """One training run; equal settings give equal results, bit for bit, on the same machine."""
 
     optimizer: str = "muon"
     """What updates the matrices; everything else gets AdamW. One of adamw, signsgd, signum,
-    spectral-descent, muon, teon, shampoo-quarter, shampoo, kl-shampoo, soap, or a class of your own
-    by import path, such as my_package:MyOptimizer."""
+    spectral-descent, muon, teon, shampoo-quarter, shampoo, kl-shampoo, soap, also with options,
+    such as teon:length=muon,stack=4; or by import path a class of your own or a function
+    build(model, lr), such as my_package:MyOptimizer."""
     lr: float | None = None
     """Learning rate of the matrices; by default the middle of the grid of `steepest study`."""
-    momentum: float = 0.9
-    """How much of the past the matrices' updates average over; AdamW's first beta."""
-    adamw_lr: float = 4e-3
-    """Learning rate of AdamW for embeddings, head and vectors, the same for every optimizer."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of the matrices."""
-    data: str = "stdlib"
-    """"stdlib", the source code of Python's standard library; "reference", Python's language
-    reference as prose; or a path to a text file, a folder or a .bin file of tokens."""
-    model: GPTConfig = field(default_factory=GPTConfig)
-    """The model's sizes."""
     steps: int = 300
-    """Number of updates."""
-    batch: int = 8
-    """Sequences in each forward pass."""
-    accumulate: int = 1
-    """Forward passes in each update."""
+    """Number of updates. A finished run goes on with more of them where its schedule allows it:
+    constant, or wsd."""
+    tokens: int | None = None
+    """Tokens or images to train on, such as 1.1B, in place of steps."""
+    batch_tokens: int | None = None
+    """Tokens or images in each update, such as 500k, in place of accumulate."""
     warmup: int | None = None
-    """Updates over which the learning rate rises linearly; by default 20, or a fifth of fewer."""
-    schedule: Schedule = "linear"
-    """How the learning rate falls after the warm-up."""
-    final_lr: float = 0.0
-    """What it falls to, as a fraction of its peak."""
-    clip: float | None = None
-    """Largest norm of the raw gradient over all parameters, above 0; by default none. Updates are
-    never clipped."""
+    """Updates over which the learning rate rises linearly; by default 20, or a fifth of fewer; none
+    for teon, and a tenth of all for galore."""
+    final_lr: float | None = None
+    """What it falls to, as a fraction of its peak; by default 0, a tenth for teon and galore."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, such as 0.999, which is validated in
+    place of the weights; by default none."""
     seed: int = 0
     """Seed of initialization and data order."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs the forward pass under autocast."""
-    compile: bool = False
-    """Whether to compile the model; the optimizer is not, so no step recompiles."""
-    device: str = "auto"
-    """"cpu", "cuda", or "auto": the accelerator if there is one."""
     threads: int | None = None
     """Threads on the CPU; by default as many as PyTorch takes."""
     validate_every: int = 50
     """Updates between two measurements of the validation loss."""
     validate_windows: int = 64
-    """Windows of the validation text in each of them, always the same."""
+    """Windows of the validation text, or for images hundreds of them, in each of these
+    measurements, always the same."""
+    samples: int = 0
+    """Texts that the model continues at every measurement of the validation loss."""
     conditions_every: int = 0
     """Updates between two measurements of the layerwise condition; 0 for none."""
     sharpness_every: int = 0
@@ -72,39 +68,43 @@ class TrainConfig:
     """Updates between two checkpoints; 0 for one at the end only."""
     log_every: int = 10
     """Updates between two lines of metrics."""
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Trackers that get the metrics too."""
+    profile: bool = False
+    """Whether to trace three steps into profile.json, and to list their dearest operations."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.final_lr is None:
+            object.__setattr__(self, "final_lr", default_final(self.schedule))
         if not named_optimizer(self.optimizer).rates and self.lr is None:
             raise InputError(
-                f"got the optimizer {self.optimizer!r}, whose record has no rates, without a "
-                "learning rate; pass --lr, or add rates to its record"
+                f"got the optimizer {self.optimizer!r}, which has no rates to start from, without "
+                "a learning rate; pass --lr"
             )
-        counts = ("steps", "batch", "accumulate", "validate_every", "validate_windows", "log_every")
-        for name in (*counts, "threads"):
+        for name in AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"got {name}={value}, expected at least 1")
         if (self.threads or 1) > MOST_THREADS:
             raise InputError(f"got threads={self.threads}, expected at most {MOST_THREADS}")
-        if self.warmup is not None and not 0 <= self.warmup < self.steps:
+        if self.warmup is not None and not (
+            self.warmup >= 0 and (self.warmup < self.steps or self.tokens)
+        ):
             raise InputError(
                 f"got warmup={self.warmup} of {self.steps} steps, expected at least 0 and fewer "
                 "than all"
             )
-        for name in ("conditions_every", "sharpness_every", "checkpoint_every", "seed"):
+        for name in ("conditions_every", "sharpness_every", "checkpoint_every", "seed", "samples"):
             if getattr(self, name) < 0:
                 raise InputError(f"got {name}={getattr(self, name)}, expected at least 0")
         if self.seed >= 2**63:
             raise InputError(f"got seed={self.seed}, expected less than 2**63")
-        if not 0 <= self.final_lr <= 1:
+        if not 0 <= self.final <= 1:
             raise InputError(f"got final_lr={self.final_lr}, expected a fraction from 0 to 1")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"got momentum={self.momentum}, expected 0 or more and less than 1")
-        check_clip(self.clip)
-        for name in ("lr", "adamw_lr", "weight_decay"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise InputError(f"got {name}={value}, expected a finite number of at least 0")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(f"got ema={self.ema}, expected more than 0 and less than 1")
+        check_rate("lr", self.lr)
 
     @property
     def rate(self) -> float:
@@ -115,23 +115,66 @@ class TrainConfig:
         return rates[len(rates) // 2]
 
     @property
-    def warmup_steps(self) -> int:
-        """Updates over which the learning rate rises."""
-        return min(20, self.steps // 5) if self.warmup is None else self.warmup
+    def final(self) -> float:
+        """What the learning rate falls to, as a fraction of its peak."""
+        assert self.final_lr is not None
+        return self.final_lr
 
     @property
-    def tokens_per_step(self) -> int:
-        """Tokens in each update."""
-        return self.batch * self.accumulate * self.model.context
+    def warmup_steps(self) -> int:
+        """Updates over which the learning rate rises."""
+        if self.warmup is not None:
+            return self.warmup
+        return default_warmup(self.schedule, self.steps)
 
 
-def check_clip(clip: float | None) -> None:
-    """Refuse a norm to clip at that no gradient can have: 0 means "off" in some other programs.
+def settled(config: TrainConfig, unit: str, per_pass: int) -> TrainConfig:
+    """Return the settings with `steps` and `accumulate` that follow from tokens.
+
+    Args:
+        config: the settings.
+        unit: what is counted: "tokens", "images" or "examples".
+        per_pass: how many of them are in a forward pass.
 
     Raises:
-        InputError: for 0 and less, NaN and infinity.
+        InputError: if a forward pass has more of them than an update is to have.
     """
-    if clip is not None and not 0 < clip < math.inf:
-        raise InputError(
-            f"got clip={clip}, expected a finite number above 0; leave --clip out for no clipping"
+    accumulate = config.accumulate
+    if config.batch_tokens is not None:
+        if config.batch_tokens < per_pass:
+            raise InputError(
+                f"got batch_tokens={config.batch_tokens}, expected at least the {per_pass} {unit} "
+                "of one forward pass; choose a smaller --batch or --context"
+            )
+        accumulate = round(config.batch_tokens / per_pass)
+    steps = config.steps
+    if config.tokens is not None:
+        steps = math.ceil(config.tokens / (per_pass * accumulate))
+    return replace(config, steps=steps, accumulate=accumulate)
+
+
+def reasons(config: TrainConfig, unit: str, per_pass: int) -> list[str]:
+    """Say what follows from what, for every default that is not a constant.
+
+    Args:
+        config: the settings, settled.
+        unit: what is counted: "tokens", "images" or "examples".
+        per_pass: how many of them are in a forward pass.
+    """
+    per_step = per_pass * config.accumulate
+    sentences = []
+    if config.batch_tokens is not None:
+        sentences.append(
+            f"accumulate {config.accumulate}: {config.batch_tokens:,} {unit} an update, "
+            f"{per_pass:,} in a forward pass"
         )
+    if config.tokens is not None:
+        sentences.append(f"steps {config.steps:,}: {config.tokens:,} {unit}, {per_step:,} a step")
+    if config.lr is None:
+        rates = ", ".join(f"{rate:g}" for rate in named_optimizer(config.optimizer).rates)
+        sentences.append(f"lr {config.rate:g}: the middle of this optimizer's grid ({rates})")
+    if config.warmup is None:
+        sentences.append(f"warmup {config.warmup_steps}: the default of {config.schedule}")
+    if config.final == default_final(config.schedule) != 0:
+        sentences.append(f"final_lr {config.final:g}: the default of {config.schedule}")
+    return sentences

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from steepest.lab.memory import check_fits
-from steepest.lab.train.config import TrainConfig
 
 RECENT = 200  # steps that the median is taken over
 
@@ -25,28 +24,41 @@ def state_bytes(optimizer: Optimizer) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def check_memory(config: TrainConfig, vocabulary: int, device: torch.device) -> None:
+def check_memory(
+    model: str,
+    batch: str,
+    *,
+    parameters: int,
+    constants: int = 0,
+    activations: int = 0,
+    device: torch.device | str,
+    remedy: str = "width, depth or context",
+) -> None:
     """Refuse a model or a batch that the memory of the device cannot hold, before it is made.
 
-    What is counted is less than what a run takes: float32 weights with their gradients, tables of
-    positions, logits, and eight numbers for each block, token and unit of width.
+    Weights, their gradients and constants count as float32.
+
+    Args:
+        model: what it is called, with its sizes, such as "a model of width 128".
+        batch: what it is called, such as "a batch of 8 x 128 tokens".
+        parameters: how many numbers the model trains.
+        constants: how many it has besides, such as tables of angles.
+        activations: bytes of a batch and of what a forward pass keeps, at least.
+        device: where the model is to be.
+        remedy: which sizes of the model can be smaller.
 
     Raises:
         InputError: with the bytes that are needed and those that there are.
+
+    >>> check_memory("a model", "a batch", parameters=10**15, device="cpu")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    steepest.lab.errors.InputError: got a model; that takes at least 8,000 TB of memory, and ...
     """
-    sizes, tokens = config.model, config.batch * config.model.context
-    parameters, constants = sizes.count(vocabulary)
-    model = 4 * (2 * parameters + constants)
-    number = 2 if config.precision == "bfloat16" else 4
-    activations = number * tokens * (8 * sizes.width * sizes.depth + vocabulary)
-    batch = 8 * 2 * tokens + activations
-    named = (
-        f"a model of width {sizes.width}, depth {sizes.depth}, context {sizes.context} and a "
-        f"vocabulary of {vocabulary} ({parameters:,} parameters)"
-    )
-    check_fits(named, model, "choose a smaller width, depth or context", device)
-    passed = f"a batch of {config.batch} x {sizes.context} tokens in {named}"
-    check_fits(passed, model + batch, "choose a smaller batch, width, depth or context", device)
+    weights = 4 * (2 * parameters + constants)
+    check_fits(model, weights, f"choose a smaller {remedy}", device)
+    passed = f"{batch} in {model}"
+    check_fits(passed, weights + activations, f"choose a smaller batch, {remedy}", device)
 
 
 def peak_memory(device: torch.device) -> int:

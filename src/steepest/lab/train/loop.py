@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,27 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_leaves
 
 from steepest.curvature import SharpnessTracker
 from steepest.diagnosis import LayerConditions
-from steepest.lab.data import Corpus, Sampler, load_text, validation_batches
-from steepest.lab.errors import Diverged, InputError
+from steepest.lab.data import Data
+from steepest.lab.errors import Diverged
 from steepest.lab.files import read_json, write_json
 from steepest.lab.interruption import deferred, raise_for
-from steepest.lab.models import GPT
 from steepest.lab.train import checkpoint
-from steepest.lab.train.config import TrainConfig
-from steepest.lab.train.cost import Clock, check_memory, peak_memory, state_bytes
+from steepest.lab.train.config import TrainConfig, reasons
+from steepest.lab.train.cost import Clock, peak_memory, state_bytes
+from steepest.lab.train.evaluation import evaluator, text_samples
+from steepest.lab.train.longer import checked_to_go_on, kept_step
 from steepest.lab.train.optimizers import build
-from steepest.lab.train.run_folder import (
-    Metrics,
-    opened,
-    sentences_for_os_errors,
-)
+from steepest.lab.train.profiling import profiler
+from steepest.lab.train.run_folder import Metrics, opened, sentences_for_os_errors
 from steepest.lab.train.schedule import factor
+from steepest.lab.train.settings_file import write_settings
+from steepest.lab.train.setup import RunSetup, data_of, set_up
+from steepest.lab.train.sinks import Sink, sink
+from steepest.lab.train.speed import Speed
 
 OnStep = Callable[[int, dict[str, Any]], None]
 
@@ -40,7 +42,7 @@ OnStep = Callable[[int, dict[str, Any]], None]
 def train(
     config: TrainConfig,
     out: Path,
-    corpus: Corpus | None = None,
+    data: Data | None = None,
     on_step: OnStep = lambda step, values: None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def train(
     Args:
         config: the settings.
         out: the run's folder, see `run_folder`.
-        corpus: the data, if it is loaded already.
+        data: the data, if they are loaded already.
         on_step: called after each update with its number and what is known of it.
         say: called with a sentence when something is worth knowing, such as a resumed run.
 
@@ -63,228 +65,227 @@ def train(
             A second signal ends the step too.
     """
     began = time.perf_counter()
-    corpus = corpus or load_text(config.data)
-    settings = {**asdict(config), "data_sha256": corpus.sha256}
-    with sentences_for_os_errors(out), opened(out, settings) as check_folder, deferred() as signals:
-        if (out / "result.json").exists():
+    data = data or data_of(config)
+    settings = {**asdict(config), "data_sha256": data.sha256}
+    defaults = asdict(TrainConfig())
+    folder = opened(out, settings, defaults, free=("steps", "tokens"))
+    with sentences_for_os_errors(out), folder as check_folder, deferred() as signals:
+        go_on = checked_to_go_on(config, settings, out)
+        if (out / "result.json").exists() and not go_on:
             say(f"{out} is finished already; nothing to do")
             return read_json(out / "result.json")
-        return _train(config, out, corpus, on_step, say, began, check_folder, signals)
+        setup = set_up(config, data)
+        write_settings(out, "train", asdict(config))
+        if go_on:
+            say(go_on(setup))
+        return Training(setup, out, say, began).to_its_end(on_step, check_folder, signals)
 
 
-def _train(
-    config: TrainConfig,
-    out: Path,
-    corpus: Corpus,
-    on_step: OnStep,
-    say: Callable[[str], None],
-    began: float,
-    check_folder: Callable[[], None],
-    signals: list[int],
-) -> dict[str, Any]:
-    device = check_run(config, corpus)
-    torch.manual_seed(config.seed)
-    model = GPT(config.model, corpus.vocabulary).to(device)
-    sampler = Sampler(corpus.train_tokens, config.batch, config.model.context, config.seed)
-    first = tuple(t.to(device) for t in sampler.batch(0, 0))
+class Training:
+    """A run under way: what it trains, where it writes, and what it has measured."""
+
+    def __init__(self, setup: RunSetup, out: Path, say: Callable[[str], None], began: float):
+        config, model = setup.config, setup.model
+        self.setup, self.config, self.out, self.say, self.began = setup, config, out, say, began
+        self.optimizer = optimizer_of(setup)
+        self.average = None
+        if config.ema is not None:
+            moving = get_ema_multi_avg_fn(config.ema)
+            self.average = AveragedModel(model, multi_avg_fn=moving, use_buffers=True)
+        self.judged = model if self.average is None else self.average.module
+        self.loss_of = torch.compile(setup.loss) if config.compile else setup.loss
+        self.evaluate = evaluator(setup)
+        say(f"data: {setup.data}")
+        for sentence in reasons(config, setup.data.unit, setup.per_pass):
+            say(sentence)
+        self.tracker = None
+        if config.sharpness_every:
+            self.tracker = SharpnessTracker(
+                model, setup.loss, setup.first, self.optimizer, every=config.sharpness_every
+            )
+        self.state = checkpoint.RunState(
+            model, self.optimizer, setup.batches, self.tracker, self.average
+        )
+        self.start, progress, damaged = checkpoint.load_latest(out / "checkpoints", self.state)
+        for sentence in damaged:
+            say(f"{sentence}; going on from step {self.start}")
+        if self.start:
+            say(f"going on from step {self.start} of {config.steps}")
+        self.clock, self.speed = Clock(setup.device, **progress), Speed(setup)
+        self.per_step = setup.per_pass * config.accumulate
+        self.kept = kept_step(config)
+        self.loss_now = math.nan
+
+    def to_its_end(
+        self, on_step: OnStep, check_folder: Callable[[], None], signals: list[int]
+    ) -> dict[str, Any]:
+        """Train, and return the result, which is in the folder then."""
+        config, out = self.config, self.out
+        start_seconds = time.perf_counter() - self.began
+        step = self.start
+        metrics = Metrics(out, self.start, self.trackers())
+        try:
+            with profiler(config, out, self.say) as profile:
+                for step in range(self.start, config.steps):
+                    loss, rows = self.update(step)
+                    profile.step()
+                    done = step + 1
+                    if self.logged(done) or done == self.start + 1:
+                        # a run that goes on has a loss to show at once
+                        self.loss_now = loss.item()
+                        _check_finite(self.loss_now, done, out)
+                    if self.logged(done):
+                        check_folder()
+                    values = self.measure(done, rows, metrics)
+                    stops = bool(signals) and done < config.steps
+                    if stops or self.saves(done):
+                        self.save(done)
+                    on_step(done, values)
+                    if stops:
+                        self.say(
+                            f"stopped after step {done} of {config.steps}, which is saved in {out}"
+                        )
+                        raise_for(signals)
+        except FloatingPointError as error:  # from the optimizer or the probe
+            raise Diverged(f"{out.name} at step {step + 1}: {error}") from error
+        finally:
+            metrics.close()
+        result = self.result(start_seconds)
+        write_json(out / "result.json", result)
+        return result
+
+    def trackers(self) -> list[Sink]:
+        """Begin the trackers that were asked for, or go on with them."""
+        made = [sink(name, self.out, self.say) for name in self.config.track]
+        for tracker in made:
+            tracker.start(self.out.name, asdict(self.config))
+        return made
+
+    def update(self, step: int) -> tuple[Tensor, list[Any]]:
+        """Go from batches to parameters; return the loss, and the layerwise condition if due."""
+        setup, config, clock = self.setup, self.config, self.clock
+        clock.start()
+        share = factor(step, config.steps, config.warmup_steps, config.schedule, config.final)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * share
+        loss = torch.zeros((), device=setup.device)
+        with _probe(config, setup.model, step) as probe:
+            run = self.loss_of if probe is None else setup.loss  # hooks need the model as it is
+            for part in range(config.accumulate):
+                batch = setup.batch(step, part)
+                with setup.autocast():
+                    part_loss = run(setup.model, batch) / config.accumulate
+                part_loss.backward()
+                loss += part_loss.detach()
+            rows = probe.measure() if probe is not None and bool(loss.isfinite()) else []
+        if config.clip is not None:
+            torch.nn.utils.clip_grad_norm_(setup.model.parameters(), config.clip)
+        clock.optimizer_starts()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(setup.model)
+        clock.stop(count=probe is None)
+        return loss, rows
+
+    def logged(self, done: int) -> bool:
+        """Whether the loss of this step is written down."""
+        return done in (1, self.config.steps) or done % self.config.log_every == 0
+
+    def measure(self, done: int, rows: list[Any], metrics: Metrics) -> dict[str, Any]:
+        """Measure and write down what is due; return what is known of the step."""
+        config, out = self.config, self.out
+        costs = self.clock.totals()
+        costs |= self.speed(costs["step_seconds"])
+        values = {"tokens": done * self.per_step, "loss": self.loss_now, **costs}
+        if self.logged(done):
+            metrics.write("train", done, lr=self.optimizer.param_groups[0]["lr"], **values)
+        for row in rows:
+            metrics.write("condition", done, **row.as_dict())
+        if self.tracker and (record := self.tracker.step()):
+            _check_finite(record["sharpness"], done, out, "sharpness")
+            metrics.write(**record)
+        if done in (1, config.steps) or done % config.validate_every == 0:
+            scores = self.evaluate(self.judged)
+            _check_finite(scores["loss"], done, out)
+            metrics.write("validation", done, **{**values, **scores})
+            if config.samples:
+                for text in text_samples(self.setup, self.judged, done):
+                    metrics.write("sample", done, text=text)
+        memory = peak_memory(self.setup.device)
+        return {**values, "steps": config.steps, "unit": self.setup.data.unit, "memory": memory}
+
+    def saves(self, done: int) -> bool:
+        """Whether a checkpoint is due."""
+        return done in (self.kept, self.config.steps) or _due(done, self.config.checkpoint_every)
+
+    def save(self, done: int) -> None:
+        """Write a checkpoint of what is finite."""
+        _check_state(self.state, done, self.out)
+        progress = self.clock.state()
+        checkpoint.save(self.out / "checkpoints", done, self.state, progress, keep=self.kept)
+
+    def result(self, start_seconds: float) -> dict[str, Any]:
+        """Judge the weights at the end, and sum up what the run took."""
+        setup = self.setup
+        validation_began = time.perf_counter()
+        scores = self.evaluate(self.judged)
+        judged = {f"validation_{k}": scores[k] for k in ("loss", "accuracy") if k in scores}
+        judged |= {k: scores[k] for k in ("bits_per_byte",) if k in scores}
+        costs = self.clock.totals()
+        return {
+            "status": "finished",
+            **judged,
+            "validation_seconds": time.perf_counter() - validation_began,
+            "start_seconds": start_seconds,
+            "wall_seconds": time.perf_counter() - self.began,
+            "steps": self.config.steps,
+            "tokens": self.config.steps * self.per_step,
+            "unit": setup.data.unit,
+            "parameters": sum(p.numel() for p in setup.model.parameters()),
+            "optimizer_state_bytes": state_bytes(self.optimizer),
+            "peak_memory_bytes": peak_memory(setup.device),
+            **costs,
+            **self.speed(costs["step_seconds"]),
+        }
+
+
+def optimizer_of(setup: RunSetup) -> Optimizer:
+    """Return the optimizer of a run; each group remembers the rate that its schedule multiplies."""
+    config = setup.config
     optimizer = build(
         config.optimizer,
-        model,
+        setup.model,
         config.rate,
-        example=lambda model: model.loss(*first),
+        example=lambda model: setup.loss(model, setup.first),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         adamw_lr=config.adamw_lr,
     )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    forward = torch.compile(model.loss) if config.compile else model.loss
-    evaluate = _evaluator(config, model, corpus, device)
-
-    say(f"data: {corpus}")
-    tracker = None
-    if config.sharpness_every:
-        tracker = SharpnessTracker(model, _loss_of, first, optimizer, every=config.sharpness_every)
-    start, progress = _resumed(config, out, model, optimizer, tracker, say)
-    clock = Clock(device, **progress)
-    metrics = Metrics(out, start)
-    loss_now = math.nan
-    start_seconds = time.perf_counter() - began
-    try:
-        for step in range(start, config.steps):
-            clock.start()
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor(
-                    step, config.steps, config.warmup_steps, config.schedule, config.final_lr
-                )
-            loss = torch.zeros((), device=device)
-            with _probe(config, model, step) as probe:
-                run = forward if probe is None else model.loss  # hooks need the model as it is
-                for part in range(config.accumulate):
-                    inputs, targets = (t.to(device) for t in sampler.batch(step, part))
-                    with _autocast(config, device):
-                        part_loss = run(inputs, targets) / config.accumulate
-                    part_loss.backward()
-                    loss += part_loss.detach()
-                rows = probe.measure() if probe is not None and bool(loss.isfinite()) else []
-            if config.clip is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            clock.optimizer_starts()
-            optimizer.step()
-            optimizer.zero_grad()
-            clock.stop(count=probe is None)
-
-            done = step + 1
-            last = done == config.steps
-            tokens = done * config.tokens_per_step
-            logged = last or done % config.log_every == 0 or done == 1
-            if logged or done == start + 1:  # a run that goes on has a loss to show at once
-                loss_now = loss.item()
-                _check_finite(loss_now, done, out)
-            if logged:
-                check_folder()
-                lr = optimizer.param_groups[0]["lr"]
-                metrics.write("train", done, tokens=tokens, loss=loss_now, lr=lr, **clock.totals())
-            for row in rows:
-                metrics.write("condition", done, **row.as_dict())
-            if tracker and (record := tracker.step()):
-                _check_finite(record["sharpness"], done, out, "sharpness")
-                metrics.write(**record)
-            if last or done % config.validate_every == 0 or done == 1:
-                value = evaluate()
-                _check_finite(value, done, out)
-                metrics.write("validation", done, tokens=tokens, loss=value, **clock.totals())
-            stops = bool(signals) and not last
-            if last or stops or _due(done, config.checkpoint_every):
-                _check_state(model, optimizer, tracker, done, out)
-                checkpoint.save(out / "checkpoints", done, model, optimizer, clock.state(), tracker)
-            on_step(done, {"loss": loss_now, "tokens": tokens, **clock.totals()})
-            if stops:
-                say(f"stopped after step {done} of {config.steps}, which is saved in {out}")
-                raise_for(signals)
-    except FloatingPointError as error:  # from the optimizer or the probe
-        raise Diverged(f"{out.name} at step {step + 1}: {error}") from error
-    finally:
-        metrics.close()
-    validation_began = time.perf_counter()
-    result = {
-        "status": "finished",
-        "validation_loss": evaluate(),
-        "validation_seconds": time.perf_counter() - validation_began,
-        "start_seconds": start_seconds,
-        "wall_seconds": time.perf_counter() - began,
-        "steps": config.steps,
-        "tokens": config.steps * config.tokens_per_step,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "optimizer_state_bytes": state_bytes(optimizer),
-        "peak_memory_bytes": peak_memory(device),
-        **clock.totals(),
-    }
-    write_json(out / "result.json", result)
-    return result
-
-
-def _resumed(
-    config: TrainConfig,
-    out: Path,
-    model: GPT,
-    optimizer: Optimizer,
-    tracker: SharpnessTracker | None,
-    say: Callable[[str], None],
-) -> tuple[int, dict[str, Any]]:
-    """Load the latest checkpoint that is whole; return its step and its clock."""
-    start, progress, damaged = checkpoint.load_latest(
-        out / "checkpoints", model, optimizer, tracker
-    )
-    for sentence in damaged:
-        say(f"{sentence}; going on from step {start}")
-    if start:
-        say(f"going on from step {start} of {config.steps}")
-    return start, progress
-
-
-def check_run(config: TrainConfig, corpus: Corpus) -> torch.device:
-    """Return the device of a run; raise an `InputError` if it could not begin there.
-
-    Neither the model nor a batch is made for that.
-    """
-    device, context = _prepare(config), config.model.context
-    Sampler(corpus.train_tokens, config.batch, context, config.seed)
-    next(validation_batches(corpus.validation_tokens, 1, context, windows=1))
-    check_memory(config, corpus.vocabulary, device)
-    return device
-
-
-def _prepare(config: TrainConfig) -> torch.device:
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # which "meta" cannot
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"got device {config.device!r}, which is not to be had here; expected cpu, cuda or auto"
-        ) from error
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    return device
-
-
-def _loss_of(model: GPT, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return model.loss(*batch)
+    return optimizer
 
 
 def _probe(
-    config: TrainConfig, model: GPT, step: int
+    config: TrainConfig, model: nn.Module, step: int
 ) -> AbstractContextManager[LayerConditions | None]:
     due = _due(step, config.conditions_every)
     return LayerConditions(model) if due else nullcontext()
-
-
-def _autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-
-
-def _evaluator(
-    config: TrainConfig, model: GPT, corpus: Corpus, device: torch.device
-) -> Callable[[], float]:
-    """Return a function that gives the mean loss over the fixed validation windows."""
-    batches = [
-        (inputs.to(device), targets.to(device))
-        for inputs, targets in validation_batches(
-            corpus.validation_tokens, config.batch, config.model.context, config.validate_windows
-        )
-    ]
-
-    @torch.no_grad()
-    def evaluate() -> float:
-        total, count = torch.zeros((), dtype=torch.float64, device=device), 0
-        for inputs, targets in batches:
-            with _autocast(config, device):
-                total += model.loss(inputs, targets).double() * targets.numel()
-            count += targets.numel()
-        return float(total / count)
-
-    return evaluate
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _check_state(
-    model: GPT, optimizer: Optimizer, tracker: SharpnessTracker | None, step: int, out: Path
-) -> None:
+def _check_state(state: checkpoint.RunState, step: int, out: Path) -> None:
     """Raise `Diverged` unless all that a checkpoint would hold is finite."""
-    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-    tensors = {f"weights in {name}": parameter for parameter, name in names.items()}
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
+    names: dict[Tensor, str] = {p: name for name, p in state.model.named_parameters()}
+    tensors: dict[str, Any] = {f"weights in {name}": p for p, name in names.items()}
+    for parameter, memory in state.optimizer.state.items():
+        for key, value in memory.items():
             tensors[f"memory of the optimizer ({key} of {names[parameter]})"] = value
-    for i, value in enumerate(tree_leaves(tracker.state_dict() if tracker else {})):
+    for i, value in enumerate(tree_leaves(state.tracker.state_dict() if state.tracker else {})):
         tensors[f"eigenvectors of the sharpness ({i})"] = value
     for label, value in tensors.items():
         if isinstance(value, Tensor) and not value.isfinite().all():

@@ -1,6 +1,7 @@
 """A run is a folder: its settings, its metrics as JSON lines, its checkpoints, its result.
 
     config.json      what was asked for, with the hash of the data
+    config.toml      the same as a file for --config
     environment.json where it ran
     metrics.jsonl    one line for each measurement; "kind" says which
     checkpoints/     see `checkpoint`
@@ -16,8 +17,9 @@ import errno
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -26,19 +28,33 @@ import filelock
 import torch
 
 from steepest.files import json_line, read_lines, remove_leftovers, write_lines
+from steepest.lab.data.shapes import TextShape
 from steepest.lab.errors import InputError
 from steepest.lab.files import read_json, write_json
+from steepest.lab.models import sizes_of
+from steepest.lab.train.sinks import Sink
 from steepest.lab.user_code import user_code_error
 from steepest.optim.family import modern_name
 from steepest.optim.settings import modern
 
 
 @contextmanager
-def opened(path: Path, config: dict[str, Any]) -> Iterator[Callable[[], None]]:
+def opened(
+    path: Path,
+    config: dict[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    free: tuple[str, ...] = (),
+) -> Iterator[Callable[[], None]]:
     """Hold the folder of a run with these settings; make it if it is not there.
 
     Yields a function that raises if the folder is no longer there, as when it was removed or
     renamed. Long work calls it now and then; it is called at the end too.
+
+    Args:
+        path: the folder.
+        config: the settings.
+        defaults: what settings are in folders of earlier versions that do not have them.
+        free: settings that may differ from those in the folder.
 
     Raises:
         InputError: for a path that is no folder, somebody else's folder, or one of other settings;
@@ -60,8 +76,7 @@ def opened(path: Path, config: dict[str, Any]) -> Iterator[Callable[[], None]]:
         if not _measured(path):  # a start that came to nothing binds nobody
             write_json(place, environment())
             write_json(known, wanted)
-        elif (before := _renamed(read_json(known))) != wanted:
-            difference = _difference(before, wanted)
+        elif difference := _difference(stored_settings(path, defaults or {}), wanted, free):
             raise InputError(f"{path} holds a run with other settings: {difference}")
         elif place.exists():  # a study reads it at its end
             read_json(place, f"Delete {place}; the same command writes it again")
@@ -85,8 +100,28 @@ def opened(path: Path, config: dict[str, Any]) -> Iterator[Callable[[], None]]:
         check_folder()
 
 
+def stored_settings(path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a folder with the names of this version.
+
+    A folder of an earlier version has fewer of them; the others are what they are by default.
+    """
+    return {**json.loads(json.dumps(defaults)), **_renamed(read_json(path / "config.json"))}
+
+
 def _renamed(settings: Any) -> Any:
-    """Settings of a folder with the names of this version."""
+    """Settings with the names of this version."""
+    if isinstance(settings.get("model"), dict):  # of the time when every model was a GPT
+        sizes = settings.pop("model")
+        own = {name: sizes.pop(name) for name in ("width", "depth", "context")}
+        shape = TextShape(1, own["context"])
+        sizes_now: Any = sizes_of("gpt", shape, width=own["width"], depth=own["depth"])
+        usual = asdict(sizes_now)
+        options = [
+            f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+            for name, value in sizes.items()
+            if value != usual[name]
+        ]
+        settings |= {"model": "gpt", **own, "model_options": options}
     if isinstance(settings, dict) and isinstance(settings.get("optimizer"), str):
         settings["optimizer"] = modern_name(settings["optimizer"], warn=False)
     if isinstance(settings, dict) and isinstance(settings.get("settings"), dict):
@@ -104,17 +139,19 @@ def removed(path: Path) -> InputError:
 
 def _measured(path: Path) -> list[str]:
     """What is in a folder besides what every start writes."""
-    ours = {"config.json", "environment.json"}
+    ours = {"config.json", "config.toml", "environment.json"}
     return sorted(p.name for p in path.iterdir() if p.name[0] != "." and p.name not in ours)
 
 
-def _difference(before: dict[str, Any], wanted: dict[str, Any]) -> str:
+def _difference(before: dict[str, Any], wanted: dict[str, Any], free: tuple[str, ...]) -> str:
     before, wanted = _flat(before), _flat(wanted)
     parts = [
         f"{key} was {before.get(key)!r}, now {wanted.get(key)!r}"
-        for key in sorted(before.keys() | wanted.keys())
+        for key in sorted((before.keys() | wanted.keys()) - set(free))
         if before.get(key) != wanted.get(key)
     ]
+    if not parts:
+        return ""
     return f"{'; '.join(parts)}. Give the same settings to go on, or another --out"
 
 
@@ -174,8 +211,12 @@ def sentences_for_os_errors(path: Path) -> Iterator[None]:
 class Metrics:
     """Append measurements to `metrics.jsonl`, each line as soon as it is there."""
 
-    def __init__(self, folder: Path, step: int):
-        """Open the file and drop lines beyond `step`, where the run goes on from."""
+    def __init__(self, folder: Path, step: int, sinks: Sequence[Sink] = ()):
+        """Open the file and drop lines beyond `step`, where the run goes on from.
+
+        `sinks` get every measurement too.
+        """
+        self.sinks = sinks
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] <= step]
         if not self.path.exists() or self.path.is_file():
@@ -185,10 +226,14 @@ class Metrics:
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one line."""
         self._file.write(json_line({"kind": kind, "step": step, **values}))
+        for sink in self.sinks:
+            sink.write(kind, step, values)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and what else takes the measurements."""
         self._file.close()
+        for sink in self.sinks:
+            sink.finish()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

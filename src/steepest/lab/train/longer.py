@@ -1,0 +1,66 @@
+"""A finished run that is to have more steps: from where it may go on, if its schedule allows it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from steepest.lab.errors import InputError
+from steepest.lab.files import write_json
+from steepest.lab.train.checkpoint import steps_of
+from steepest.lab.train.config import TrainConfig, settled
+from steepest.lab.train.run_folder import stored_settings
+from steepest.lab.train.schedule import can_go_on
+from steepest.lab.train.setup import RunSetup
+
+GoOn = Callable[[RunSetup], str]
+
+
+def checked_to_go_on(config: TrainConfig, settings: dict[str, Any], out: Path) -> GoOn | None:
+    """Return what makes the folder one of a longer run, if other steps were asked for before.
+
+    The returned function takes the set-up of the run, and says what is done.
+    """
+    before = stored_settings(out, settings)
+    if all(before.get(name) == settings[name] for name in ("steps", "tokens")):
+        return None
+    known = {field.name for field in fields(TrainConfig) if field.init}
+
+    def go_on(setup: RunSetup) -> str:
+        unit, per_pass = setup.data.unit, setup.per_pass
+        kept = {name: value for name, value in before.items() if name in known}
+        kept["model_options"] = tuple(kept.get("model_options") or ())
+        kept["track"] = tuple(kept.get("track") or ())
+        earlier = settled(TrainConfig(**kept), unit, per_pass)
+        steps, more = earlier.steps, setup.config.steps
+        begin = can_go_on(config.schedule, steps, more) if more >= steps else None
+        if begin is None or earlier.warmup_steps != setup.config.warmup_steps:
+            raise InputError(
+                f"{out} holds a run of {steps} steps, and got {more}: its schedule "
+                f"({config.schedule}, warm-up {earlier.warmup_steps}) would have given other rates "
+                f"from the start with {more} steps. Choose another --out; schedules that go on are "
+                "constant, wsd and teon, with the same warm-up"
+            )
+        places = steps_of(out / "checkpoints")
+        usable = [step for step in places if step <= begin]
+        if not usable and places:
+            raise InputError(
+                f"{out} has no checkpoint at or before step {begin}, from which a longer run could "
+                "go on; choose another --out"
+            )
+        for step in set(places) - set(usable):
+            shutil.rmtree(out / "checkpoints" / f"step-{step:08d}")
+        (out / "result.json").unlink(missing_ok=True)
+        write_json(out / "config.json", settings)
+        return f"{more} steps in place of {steps}: going on from step {max(usable, default=0)}"
+
+    return go_on
+
+
+def kept_step(config: TrainConfig) -> int | None:
+    """Return the step whose checkpoint a longer run would go on from, if it is not the last one."""
+    step = can_go_on(config.schedule, config.steps, config.steps + 1)
+    return step if step is not None and 0 < step < config.steps else None
