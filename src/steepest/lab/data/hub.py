@@ -122,7 +122,11 @@ def hub_images(place: HubSet) -> TrainAndTest:
         return arrays
 
     key = f"{place.path} {place.configuration} {place.label}"
-    arrays = read() if place.is_local else cached("images", key, read)
+    arrays = (
+        read()
+        if place.is_local
+        else cached("images", key, f"reading the images of {place.path}", read)
+    )
     train = Labelled(np.asarray(arrays["x_train"]), np.asarray(arrays["y_train"]))
     if "x_test" not in arrays:
         return train, None

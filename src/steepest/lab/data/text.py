@@ -26,6 +26,7 @@ from steepest.lab.data.tokenizers import (
     whole_characters,
 )
 from steepest.lab.errors import InputError
+from steepest.lab.memory import readable
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,10 @@ def _size(documents: list[bytes]) -> int:
     return len(SEPARATOR.join(whole_characters(text).encode() for text in documents))
 
 
+def _megabytes(parts: Split) -> str:
+    return readable(sum(map(len, (*parts.training, *parts.validation))))
+
+
 def _tokens(tokenizer: Tokenizer, parts: Split) -> tuple[Tokens, Tokens]:
     def made() -> dict[str, NDArray[Any]]:
         both = {"train": parts.training, "validation": parts.validation}
@@ -152,7 +157,9 @@ def _tokens(tokenizer: Tokenizer, parts: Split) -> tuple[Tokens, Tokens]:
             for text in texts:
                 digest.update(hashlib.sha256(text).digest())
             digest.update(b"end of part")
-        arrays = cached("tokens", f"{tokenizer.sha256} {digest.hexdigest()}", made)
+        key = f"{tokenizer.sha256} {digest.hexdigest()}"
+        purpose = f"turning {_megabytes(parts)} of text into tokens of {tokenizer.name}"
+        arrays = cached("tokens", key, purpose, made)
     return arrays["train"], arrays["validation"]
 
 

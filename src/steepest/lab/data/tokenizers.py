@@ -17,6 +17,7 @@ from steepest.lab.data.cache import cached
 from steepest.lab.data.hub_access import hub_answers
 from steepest.lab.data.token_files import Tokens
 from steepest.lab.errors import InputError
+from steepest.lab.memory import readable
 
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 """How tokenizers call their end-of-text token; the first of these that one has is taken."""
@@ -254,7 +255,10 @@ def _trained(name: str, documents: Sequence[bytes]) -> LibraryTokenizer:
     for text in documents:
         digest.update(f"{len(text)} ".encode())
         digest.update(text)
-    arrays = cached("bpe", f"{library.__version__} {size} {digest.hexdigest()}", trained)
+    read = readable(sum(map(len, documents)))
+    purpose = f"training a tokenizer of {int(size):,} tokens on {read} of text"
+    key = f"{library.__version__} {size} {digest.hexdigest()}"
+    arrays = cached("bpe", key, purpose, trained)
     return LibraryTokenizer(name, library.Tokenizer.from_str(bytes(arrays["tokenizer"]).decode()))
 
 
