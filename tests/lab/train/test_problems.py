@@ -39,6 +39,17 @@ def judge():
 def squares(model, batch):
     return (model(batch[0]) - nn.functional.one_hot(batch[1], 3)).square().mean()
 """
+MANY = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+def build():
+    model = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 3), nn.Linear(3, 2))
+    nn.init.zeros_(model[2].weight), nn.init.zeros_(model[2].bias)  # so it answers: class 0
+    return model
+def examples():
+    return TensorDataset(torch.ones(40, 1), torch.arange(40) // 20 ^ 1)
+"""
 KINDS: dict[str, dict[str, Any]] = {
     "gpt": {"model": "gpt", **TEXT},
     "llama, accumulated": {"model": "llama", **TEXT, "batch_tokens": 128},
@@ -119,6 +130,16 @@ def test_classes_are_scored_by_accuracy_and_learned(place: Path) -> None:
     rows = [row for row in read_metrics(place / "run") if row["kind"] == "validation"]
     assert rows[-1]["accuracy"] == 1.0
     assert rows[0]["accuracy"] < 1
+
+
+def test_batches_of_a_user_are_judged_by_as_many_batches_as_text_by_windows(place: Path) -> None:
+    (place / "many.py").write_text(MANY)
+    own = {"model": "many:build", "batches": "many:examples", "validation": "many:examples"}
+    for windows, accuracy in ((2, 0.0), (3, 1 / 3), (9, 0.5)):
+        config = _config("own", **own, width=None, steps=1, lr=0.0, adamw_lr=0.0, batch=10)
+        config = replace(config, validate_windows=windows)
+        result = train(config, place / f"{windows} batches")
+        assert result["validation_accuracy"] == pytest.approx(accuracy)
 
 
 def test_the_score_of_text_is_in_bits_per_byte_whatever_the_tokens(place: Path) -> None:

@@ -186,7 +186,8 @@ class _Study:
         within = "" if config.steps else f", within {rough_duration(60 * config.minutes)}"
         self.progress.say(
             f"{self.state['runs']} runs of {steps} steps: {len(config.optimizers)} optimizers, "
-            f"3 learning rates each and one to spare, {config.seeds} fresh seeds at the best"
+            f"3 learning rates each and one to spare{' for each value' if config.vary else ''}, "
+            f"{config.seeds} fresh seeds at the best"
             f"{within}"
         )
 

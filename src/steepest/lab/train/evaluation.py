@@ -27,7 +27,8 @@ def evaluator(setup: RunSetup) -> Callable[[nn.Module], dict[str, float]]:
     `bits_per_byte` for text whose bytes are known.
     """
     config, data = setup.config, setup.data
-    count = config.validate_windows * (IMAGES_PER_WINDOW if data.unit == "images" else 1)
+    a_window = {"tokens": 1, "images": IMAGES_PER_WINDOW}.get(data.unit, config.sequences)
+    count = config.validate_windows * a_window
     batches = [
         moved(batch, setup.device)
         for batch in data.validation(batch=config.sequences, context=config.context, count=count)
