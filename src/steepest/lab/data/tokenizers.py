@@ -200,7 +200,14 @@ def tokenizer_for(name: str, documents: Sequence[bytes]) -> Tokenizer:
     try:
         if path.is_dir() and (path / "vocab.json").exists():
             model = library.models.BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt"))
-            return LibraryTokenizer(name, _byte_level(library.Tokenizer(model)))
+            tokenizer = library.Tokenizer(model)
+            missing = set(library.pre_tokenizers.ByteLevel.alphabet()) - set(tokenizer.get_vocab())
+            if missing:  # the library would leave them out of every text
+                raise InputError(
+                    f"{path / 'vocab.json'} has no token for {len(missing)} of the 256 bytes; "
+                    "expected the vocabulary of a byte-level encoding, such as GPT-2's"
+                )
+            return LibraryTokenizer(name, _byte_level(tokenizer))
         file = path / "tokenizer.json" if path.is_dir() else path
         if file.is_file():
             return LibraryTokenizer(name, library.Tokenizer.from_file(str(file)))

@@ -73,8 +73,12 @@ def set_up(config: TrainConfig, data: Data) -> RunSetup:
         InputError: for a device that is not there, and a model that does not fit data or memory.
     """
     device = check_run(config, data)
-    if config.samples and data.unit != "tokens":
-        raise InputError(f"got samples={config.samples} with {data.unit}, expected 0 without text")
+    if config.samples:
+        if data.unit != "tokens":
+            raise InputError(
+                f"got samples={config.samples} with {data.unit}, expected 0 without text"
+            )
+        data.decode([])  # which tokens without a tokenizer refuse
     first = _first(config, data)
     per_pass = units_per_pass(config, data, first)
     config = settled(config, data.unit, per_pass)
