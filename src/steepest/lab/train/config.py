@@ -56,8 +56,8 @@ class TrainConfig(Problem):
     validate_every: int = 50
     """Updates between two measurements of the validation loss."""
     validate_windows: int = 64
-    """Windows of the validation text, or for images hundreds of them, in each of these
-    measurements, always the same."""
+    """Windows of the validation text, for images hundreds, for examples of your own tens of them,
+    in each of these measurements, always the same."""
     samples: int = 0
     """Texts that the model continues at every measurement of the validation loss."""
     conditions_every: int = 0
