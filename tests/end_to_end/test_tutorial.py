@@ -31,7 +31,9 @@ def commands() -> list[list[str]]:
 def shorter(arguments: list[str]) -> list[str]:
     """A command with fewer steps and seeds; a study with fewer optimizers and values."""
     leaves = "muon" if arguments[0] == "study" else None
-    small = [argument.replace("0,0.01,0.1", "0,0.1") for argument in arguments if argument != leaves]
+    small = [
+        argument.replace("0,0.01,0.1", "0,0.1") for argument in arguments if argument != leaves
+    ]
     for i, argument in enumerate(small[:-1]):
         if argument == "--steps":
             small[i + 1] = str(int(small[i + 1]) // 25)

@@ -87,6 +87,14 @@ class StudyConfig(Problem):
             raise InputError(f"got vary={self.vary!r}, expected at least two different values")
         return tuple({name: value} for value in sorted(values))
 
+    def variants_of(self, optimizer: str) -> tuple[dict[str, float], ...]:
+        """Return the changes that an optimizer is tuned with; one without any if it ignores them.
+
+        An optimizer without memory, for instance, ignores the momentum.
+        """
+        takes = named_optimizer(optimizer).takes
+        return self.variants if all(map(takes, self.variants[0])) else ({},)
+
     def run_of(self, optimizer: str, **changes: Any) -> TrainConfig:
         """Return a run of this study; others change rate, seed, and what is planned."""
         shared = {field.name: getattr(self, field.name) for field in fields(Problem)}
