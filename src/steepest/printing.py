@@ -28,9 +28,14 @@ def sentence(text: str) -> str:
 def rough_duration(seconds: float) -> str:
     """Return a duration for people.
 
-    >>> [rough_duration(s) for s in (12.3, 150, 9000)]
-    ['12 s', '2.5 min', '2.5 h']
+    >>> [rough_duration(s) for s in (12.3, 150, 9000, 468_000, 1e11)]
+    ['12 s', '2.5 min', '2.5 h', '5.4 days', '3,170 years']
     """
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.2g} min" if seconds < 5400 else f"{seconds / 3600:.2g} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.2g} min"
+    for length, name, limit in ((3600, "h", 99), (86_400, "days", 999)):
+        if (count := seconds / length) < limit:
+            return f"{count:.2g} {name}" if count < 99 else f"{count:.0f} {name}"
+    return f"{seconds / 31_557_600:,.0f} years"

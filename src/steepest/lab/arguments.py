@@ -46,7 +46,8 @@ def parsed(arguments: Sequence[str], commands: Mapping[str, type], description: 
     """
     name, *rest = arguments or [""]
     if name in commands:
-        rest = [*_from_file(rest), *_modern(rest)]
+        rest = _modern(rest)
+        rest = [*_from_file(name, commands[name], rest), *rest]
         _check_options(name, commands[name], rest)
         settings: Any = _with_help_that_wraps(commands[name])
         command, unknown = tyro.cli(
@@ -85,12 +86,41 @@ def parsed(arguments: Sequence[str], commands: Mapping[str, type], description: 
     )
 
 
-def _from_file(arguments: Sequence[str]) -> list[str]:
+INSTEAD = (("steps", "tokens"), ("accumulate", "batch_tokens"), ("data", "batches"))
+"""Settings of which one stands for the other: the typed one replaces that of a file."""
+
+
+def _from_file(command: str, settings: type, arguments: Sequence[str]) -> list[str]:
     """The settings of the file behind `--config`, as arguments."""
-    parts = [text for argument in arguments for text in argument.split("=", 1)]
-    if "--config" not in parts[:-1]:
+    kinds = get_type_hints(settings)
+    names = [argument.partition("=") for argument in arguments]
+    places = [i for i, (option, _, _) in enumerate(names) if option == "--config"]
+    if not places or "config" not in kinds:
         return []
-    path = Path(parts[parts.index("--config") + 1])
+    if len(places) > 1:
+        raise InputError("got --config twice, expected one file of settings")
+    _, equals, name = names[places[0]]
+    if not equals:
+        name = "".join(arguments[places[0] + 1 : places[0] + 2])
+    if not name or name.startswith("--"):
+        return []  # which the parser refuses
+    path = Path(name)
+    typed = {option.removeprefix("--").replace("-", "_") for option, _, _ in names}
+    replaced = {b if a in typed else a for a, b in INSTEAD if (a in typed) != (b in typed)}
+    options: list[str] = []
+    for key, value in _settings_in(path).items():
+        setting = key.replace("-", "_")
+        if setting not in kinds:
+            raise InputError(
+                f"{path} has the setting {key!r}, which `steepest {command}` does not have"
+                f"{did_you_mean(setting, kinds)}; `steepest {command} --help` lists them"
+            )
+        if setting not in replaced:
+            options += _option_of(path, key, value, kinds[setting])
+    return options
+
+
+def _settings_in(path: Path) -> dict[str, Any]:
     try:
         settings = tomllib.loads(path.read_text())
     except OSError as error:
@@ -99,16 +129,26 @@ def _from_file(arguments: Sequence[str]) -> list[str]:
         raise InputError(
             f"{path} is no TOML file ({error}); a run writes one: config.toml"
         ) from None
-    options: list[str] = []
     for key, value in settings.items():
-        option = key.replace("_", "-")
         if isinstance(value, dict):
             raise InputError(f"{path} has a table [{key}], expected settings such as width = 64")
-        if isinstance(value, bool):
-            options.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            options += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
-    return options
+    return settings
+
+
+def _option_of(path: Path, key: str, value: Any, kind: Any) -> list[str]:
+    """A setting of a file as an option."""
+    option = f"--{key.replace('_', '-')}"
+    if kind is bool and isinstance(value, bool):
+        return [option if value else f"--no-{option[2:]}"]
+    values = value if isinstance(value, list) and get_origin(kind) is tuple else [value]
+    wrong = next((part for part in values if isinstance(part, bool | list | dict)), None)
+    if kind is bool or wrong is not None:
+        expected = "true or false" if kind is bool else "numbers or texts"
+        expected = "one number or text" if kind is not bool and values == [value] else expected
+        raise InputError(f"{path} has {key} = {value!r}, expected {expected}")
+    if get_origin(kind) is tuple:
+        return [option, *map(str, values)]
+    return [f"{option}={value}"]  # in one, as a text may begin with a dash
 
 
 RENAMED = {"--model.width": "--width", "--model.depth": "--depth", "--model.context": "--context"}

@@ -235,3 +235,88 @@ def test_data_and_model_have_to_fit(place: Path) -> None:
         train(_config("mlp", data="text.txt"), place / "run")
     with pytest.raises(InputError, match="--data and --batches"):
         _config("own", data="text.txt")
+
+
+FAULTS = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+x, y = torch.randn(60, 6), torch.arange(60) % 3
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, *tensors, names=None): self.tensors, self.names = tensors, names
+    def __len__(self): return len(x)
+    def __getitem__(self, i):
+        row = [t[i] for t in self.tensors]
+        return dict(zip(self.names, row)) if self.names else tuple(row)
+good, strings = Rows(x, y), Rows(x, y, names=("pixel_values", "labels"))
+floats, beyond, two = Rows(x, x[:, :1]), Rows(x, y + 3), Rows(x, x, y)
+broken, unlabelled = Rows(x * float("nan"), y), Rows(x, names=("pixel_values",))
+wide = Rows(torch.randn(60, 7), y)
+late = [(x[:4], y[:4] + 9 * (i > 1)) for i in range(40)]
+def build(): return nn.Linear(6, 3)
+def frozen(): return build().requires_grad_(False)
+def empty(): return nn.Flatten()
+class Pair(nn.Linear):
+    def forward(self, x): return super().forward(x), x
+def pair(): return Pair(6, 3)
+class Named(nn.Linear):
+    def forward(self, pixel_values, labels=None):
+        logits = super().forward(pixel_values)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits}
+def named(): return Named(6, 3)
+def detached(model, batch): return model(batch[0]).sum().detach()
+def many(model, batch): return model(batch[0]).sum(1)
+def own(model, batch): return F.cross_entropy(model(batch[0]), batch[1])
+"""
+
+
+def _faulty(place: Path, **changes: Any) -> TrainConfig:
+    (place / "faults.py").write_text(FAULTS)
+    settings = {"model": "build", "batches": "good", **changes}
+    for name in ("model", "batches", "loss"):
+        if name in settings:
+            settings[name] = f"faults:{settings[name]}"
+    return TrainConfig(**{"batch": 4, **settings}, optimizer="adamw", steps=12, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model": "pair"}, "outputs of type tuple .* loss of your own"),
+        ({"model": "frozen"}, "Linear whose parameters are all frozen"),
+        ({"model": "empty"}, "Flatten without parameters"),
+        ({"batches": "floats"}, r"float32 \(4, 6\), float32 \(4, 1\).* loss of your own"),
+        ({"batches": "beyond"}, "expected classes from 0 to one less than the outputs"),
+        ({"batches": "late"}, "expected classes from 0 to one less than the outputs"),
+        ({"batches": "two"}, r"mapping or \(inputs, classes\)"),
+        ({"batches": "wide"}, r"float32 \(4, 7\).* shapes cannot be multiplied"),
+        ({"batches": "strings"}, r"pixel_values float32 \(4, 6\).* unexpected keyword"),
+        ({"batches": "unlabelled", "model": "named"}, "without a loss, .* with pixel_values"),
+        ({"batches": "broken"}, "loss of nan for the first batch of faults:broken"),
+        ({"loss": "detached"}, "no function of the weights"),
+        ({"loss": "many"}, r"of shape \(4,\); expected a scalar"),
+    ],
+)
+def test_what_does_not_fit_is_a_sentence_before_or_while_it_trains(
+    changes: dict[str, Any], sentence: str, place: Path
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        train(_faulty(place, **changes), place / "run")
+    if changes != {"batches": "late"}:
+        with pytest.raises(InputError, match=sentence):
+            dry_run(_faulty(place, **changes))
+
+
+@pytest.mark.filterwarnings("ignore:none of the 3 entries")
+def test_losses_of_all_kinds_of_batches_are_means_over_examples(place: Path) -> None:
+    pairs = train(_faulty(place, validation="faults:good", batch=7), place / "pairs")
+    own = train(_faulty(place, validation="faults:good", batch=7, loss="own"), place / "own")
+    dicts = train(
+        _faulty(place, batches="strings", validation="faults:strings", batch=7, model="named"),
+        place / "dicts",
+    )
+    assert own["validation_loss"] == pytest.approx(pairs["validation_loss"], rel=1e-6)
+    assert dicts["validation_loss"] == pytest.approx(pairs["validation_loss"], rel=1e-6)
+    assert dicts["validation_accuracy"] == pairs["validation_accuracy"]
+    assert "validation_accuracy" not in own

@@ -19,7 +19,7 @@ from steepest.lab.data.hub_access import hub_answers
 from steepest.lab.data.image_files import TrainAndTest, pixels_of
 from steepest.lab.data.images import Labelled, labelled
 from steepest.lab.data.stream import Shards, Stream
-from steepest.lab.data.tokenizers import Tokenizer, tokenizer_for
+from steepest.lab.data.tokenizers import Tokenizer, joined, tokenizer_for
 from steepest.lab.errors import InputError
 
 HUB_PREFIX = "hub:"
@@ -84,6 +84,13 @@ def hub_set(source: str) -> HubSet:
     folder = source.removeprefix(HUB_PREFIX)
     path, _, configuration = folder.partition(":")
     place = HubSet(folder) if HubSet(folder).is_local else HubSet(path, configuration or None)
+    if not folder:
+        raise InputError(f"got {source!r}, expected a name or a folder behind it: hub:OWNER/NAME")
+    if Path(folder).expanduser().is_file():
+        raise InputError(
+            f"got {source!r}, but {folder} is a file; expected its folder, or for a text or an "
+            ".npz file its path alone"
+        )
     if not place.is_local and re.match(r"[./~]", path):
         raise InputError(f"got {source!r}, but {folder} is no folder; give one that is there")
     splits = _splits(place)
@@ -122,7 +129,11 @@ def hub_images(place: HubSet) -> TrainAndTest:
         return arrays
 
     key = f"{place.path} {place.configuration} {place.label}"
-    arrays = read() if place.is_local else cached("images", key, read)
+    arrays = (
+        read()
+        if place.is_local
+        else cached("images", key, f"reading the images of {place.path}", read)
+    )
     train = Labelled(np.asarray(arrays["x_train"]), np.asarray(arrays["y_train"]))
     if "x_test" not in arrays:
         return train, None
@@ -154,7 +165,7 @@ def hub_text(source: str, place: HubSet, tokenizer_name: str, judge: list[bytes]
     tokenizer = tokenizer_for(tokenizer_name, _beginning(shards, tokenizer_name))
     if place.lines:
         judge = [b"".join(judge)]
-    tokens = tokenizer.joined(judge)
+    tokens = joined(tokenizer, judge)
     facts = [
         source,
         place.path,
@@ -255,7 +266,13 @@ def _opened(place: HubSet, split: str, revision: str | None = None) -> Any:
         files = _splits(place)[split]
         kind = _FILES[files[0].suffix]
         paths = [str(file) for file in files]
-        return datasets.load_dataset(kind, data_files=paths, split="train", streaming=True)
+        try:
+            return datasets.load_dataset(kind, data_files=paths, split="train", streaming=True)
+        except Exception as error:  # of a file: there are dozens of kinds
+            reason = "they are empty" if isinstance(error, StopIteration) else str(error)[:200]
+            raise InputError(
+                f"could not read the files of {place.path} for {split}: {reason}"
+            ) from error
     _check_network(place)
     try:
         return datasets.load_dataset(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -92,16 +91,16 @@ class TrainConfig(Problem):
                 raise InputError(f"got {name}={value}, expected at least 1")
         if (self.threads or 1) > MOST_THREADS:
             raise InputError(f"got threads={self.threads}, expected at most {MOST_THREADS}")
-        if self.warmup is not None and not (
-            self.warmup >= 0 and (self.warmup < self.steps or self.tokens)
-        ):
-            raise InputError(
-                f"got warmup={self.warmup} of {self.steps} steps, expected at least 0 and fewer "
-                "than all"
-            )
+        check_warmup(self.warmup, None if self.tokens else self.steps)
         for name in ("conditions_every", "sharpness_every", "checkpoint_every", "seed", "samples"):
             if getattr(self, name) < 0:
                 raise InputError(f"got {name}={getattr(self, name)}, expected at least 0")
+        if self.recompute and self.sharpness_every:
+            raise InputError(
+                "got recompute and sharpness_every, expected one of them: sharpness is measured by "
+                "products that go through the backward pass twice, and blocks that are computed "
+                "again do not allow it"
+            )
         if self.seed >= 2**63:
             raise InputError(f"got seed={self.seed}, expected less than 2**63")
         if not 0 <= self.final <= 1:
@@ -132,6 +131,18 @@ class TrainConfig(Problem):
         return default_warmup(self.schedule, self.steps)
 
 
+def check_warmup(warmup: int | None, steps: int | None) -> None:
+    """Refuse a warm-up of fewer than 0 steps, or of all of them where their number is known.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    if warmup is None or (warmup >= 0 and (steps is None or warmup < steps)):
+        return
+    of_all = "" if steps is None else f" of {steps} steps"
+    raise InputError(f"got warmup={warmup}{of_all}, expected at least 0 and fewer than all")
+
+
 def settled(config: TrainConfig, unit: str, per_pass: int) -> TrainConfig:
     """Return the settings with `steps` and `accumulate` that follow from tokens.
 
@@ -141,7 +152,8 @@ def settled(config: TrainConfig, unit: str, per_pass: int) -> TrainConfig:
         per_pass: how many of them are in a forward pass.
 
     Raises:
-        InputError: if a forward pass has more of them than an update is to have.
+        InputError: if a forward pass has more of them than an update is to have, and for a warm-up
+            of as many steps as all or more.
     """
     accumulate = config.accumulate
     if config.batch_tokens is not None:
@@ -153,7 +165,8 @@ def settled(config: TrainConfig, unit: str, per_pass: int) -> TrainConfig:
         accumulate = round(config.batch_tokens / per_pass)
     steps = config.steps
     if config.tokens is not None:
-        steps = math.ceil(config.tokens / (per_pass * accumulate))
+        steps = -(-config.tokens // (per_pass * accumulate))
+        check_warmup(config.warmup, steps)
     return replace(config, steps=steps, accumulate=accumulate)
 
 
@@ -168,8 +181,10 @@ def reasons(config: TrainConfig, unit: str, per_pass: int) -> list[str]:
     per_step = per_pass * config.accumulate
     sentences = []
     if config.batch_tokens is not None:
+        near = config.batch_tokens != per_step
+        asked = f", the nearest to {config.batch_tokens:,}" if near else ""
         sentences.append(
-            f"accumulate {config.accumulate}: {config.batch_tokens:,} {unit} an update, "
+            f"accumulate {config.accumulate}: {per_step:,} {unit} an update{asked}, "
             f"{per_pass:,} in a forward pass"
         )
     if config.tokens is not None:

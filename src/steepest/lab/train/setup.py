@@ -19,6 +19,7 @@ from steepest.lab.losses import loss_of
 from steepest.lab.models import build_model, load_start, recompute_activations, sizes_of
 from steepest.lab.train.config import TrainConfig, settled
 from steepest.lab.train.cost import check_memory
+from steepest.lab.train.first_pass import check_first_pass
 from steepest.lab.train.flops import flops_of
 from steepest.lab.train.problem import Problem
 
@@ -73,8 +74,12 @@ def set_up(config: TrainConfig, data: Data) -> RunSetup:
         InputError: for a device that is not there, and a model that does not fit data or memory.
     """
     device = check_run(config, data)
-    if config.samples and data.unit != "tokens":
-        raise InputError(f"got samples={config.samples} with {data.unit}, expected 0 without text")
+    if config.samples:
+        if data.unit != "tokens":
+            raise InputError(
+                f"got samples={config.samples} with {data.unit}, expected 0 without text"
+            )
+        data.decode([])  # which tokens without a tokenizer refuse
     first = _first(config, data)
     per_pass = units_per_pass(config, data, first)
     config = settled(config, data.unit, per_pass)
@@ -85,7 +90,7 @@ def set_up(config: TrainConfig, data: Data) -> RunSetup:
     flops = flops_of(model, first, loss)  # before blocks are computed twice
     if config.recompute:
         recompute_activations(model)
-    return RunSetup(
+    setup = RunSetup(
         config,
         data,
         device,
@@ -101,6 +106,8 @@ def set_up(config: TrainConfig, data: Data) -> RunSetup:
         per_pass,
         flops,
     )
+    check_first_pass(model, first, loss, data.name, setup.autocast())
+    return setup
 
 
 def check_run(config: TrainConfig, data: Data) -> torch.device:
