@@ -26,7 +26,7 @@ from steepest.lab.train import checkpoint
 from steepest.lab.train.config import TrainConfig, reasons
 from steepest.lab.train.cost import Clock, peak_memory, state_bytes
 from steepest.lab.train.evaluation import evaluator, text_samples
-from steepest.lab.train.longer import checked_to_go_on, kept_step
+from steepest.lab.train.longer import FREE, checked_to_go_on, kept_step
 from steepest.lab.train.optimizers import build
 from steepest.lab.train.profiling import profiler
 from steepest.lab.train.run_folder import Metrics, opened, sentences_for_os_errors
@@ -68,16 +68,16 @@ def train(
     data = data or data_of(config)
     settings = {**asdict(config), "data_sha256": data.sha256}
     defaults = asdict(TrainConfig())
-    folder = opened(out, settings, defaults, free=("steps", "tokens"))
+    folder = opened(out, settings, defaults, free=FREE)
     with sentences_for_os_errors(out), folder as check_folder, deferred() as signals:
         go_on = checked_to_go_on(config, settings, out)
         if (out / "result.json").exists() and not go_on:
             say(f"{out} is finished already; nothing to do")
             return read_json(out / "result.json")
         setup = set_up(config, data)
-        write_settings(out, "train", asdict(config))
         if go_on:
             say(go_on(setup))
+        write_settings(out, "train", asdict(config))
         return Training(setup, out, say, began).to_its_end(on_step, check_folder, signals)
 
 
