@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from steepest.diagnosis import LayerCondition, LayerConditions
 
@@ -526,3 +527,26 @@ def test_a_row_can_be_written_down() -> None:
     row = LayerCondition("a", "hidden", (3, 4), 3.0, 2.0, 1.5, 10)
     assert row.ratio == 1.5
     assert LayerCondition(**row.as_dict()) == row
+
+
+class _Checkpointed(nn.Module):
+    def __init__(self, inner: nn.Module, reentrant: bool):
+        super().__init__()
+        self.inner, self.reentrant = inner, reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, x.requires_grad_(), use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_forward_pass_that_is_done_again_counts_once(reentrant: bool) -> None:
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    inputs = torch.randn(10, 6), torch.randn(4, 6)
+    plain = _measure(inner, *inputs)
+    inner.zero_grad()
+    again = _measure(_Checkpointed(inner, reentrant), *inputs)
+    assert [row.tokens for row in again.values()] == [14, 14]
+    for row, expected in zip(again.values(), plain.values(), strict=True):
+        assert row.stable_rank == expected.stable_rank
+        assert row.nuclear_rank == expected.nuclear_rank

@@ -31,13 +31,20 @@ Seen = Callable[[Activations], None]
 def hook(owner: nn.Module, name: str, seen: Seen) -> RemovableHandle:
     """Call `seen` after every forward pass of the owner of a parameter that builds a graph.
 
-    Without gradients, and in full precision also where the model runs under autocast.
+    Without gradients, and in full precision also where the model runs under autocast. A forward
+    pass that activation checkpointing does again in the backward pass is no second one.
     """
     leaf = name.rpartition(".")[2]
+    seen_before = False  # outside backward passes
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not torch.is_grad_enabled():
-            return  # an evaluation in between
+            return  # an evaluation in between, or the first pass of reentrant checkpointing
+        nonlocal seen_before
+        if torch._C._current_graph_task_id() == -1:
+            seen_before = True
+        elif seen_before:
+            return
         device = next(module.parameters()).device.type
         with torch.no_grad(), torch.autocast(device, enabled=False):
             activations = _activations(module, leaf, args, kwargs, output)

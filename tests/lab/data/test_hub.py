@@ -223,3 +223,15 @@ def test_without_the_library_a_sentence_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"pip install 'steepest\[data\]'"):
         load(f"hub:{folder}")
+
+
+def test_a_stream_without_documents_or_folder_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    file = tmp_path / "a" / "part.jsonl"
+    file.write_text("")
+    with pytest.raises(InputError, match="could not read the files .* they are empty"):
+        load(f"hub:{file.parent}")
+    with pytest.raises(InputError, match="is a file"):
+        load(f"hub:{file}")
+    with pytest.raises(InputError, match="expected a name or a folder"):
+        load("hub:")

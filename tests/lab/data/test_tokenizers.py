@@ -269,3 +269,10 @@ def test_wikitext_with_a_trained_encoding(real_data: Path) -> None:
     tokens = corpus.validation_tokens
     assert end.decode(errors="ignore").endswith(corpus.decode(tokens[-50:].tolist()))
     assert hashlib.sha256(tokens[:].tobytes()).hexdigest()
+
+
+def test_a_vocabulary_that_would_lose_bytes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "<|endoftext|>": 2}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(InputError, match="no token for 254 of the 256 bytes"):
+        tokenizer_for(str(tmp_path), [])

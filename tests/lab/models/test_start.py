@@ -60,3 +60,17 @@ def test_a_file_and_a_folder_of_a_model_of_the_lab(tmp_path: Path) -> None:
 def test_a_place_without_weights_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no file and no folder"):
         load_start(nn.Linear(2, 2), str(tmp_path))
+
+
+def test_a_name_without_network_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    calls: list[bool] = []
+
+    def asked() -> bool:
+        calls.append(True)
+        return False
+
+    monkeypatch.setattr("steepest.lab.models.exchange.hub_answers", asked)
+    with pytest.raises(InputError, match="has no weights"):
+        load_start(build_model("gpt", TextShape(17, 8), width=8, depth=1), "nobody/nothing")
+    assert calls  # before transformers, which would try for a minute

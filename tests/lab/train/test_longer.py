@@ -67,9 +67,7 @@ def test_a_schedule_that_cannot_go_on_says_so_and_nothing_is_lost(
 ) -> None:
     first = replace(config, **before)
     result = train(first, tmp_path / "run")
-    with pytest.raises(
-        InputError, match=r"holds a run of 10 steps, .* choose another --out|Choose"
-    ):
+    with pytest.raises(InputError, match=r"holds a run .*(another --out|Choose another)"):
         train(replace(first, **after), tmp_path / "run")
     assert train(first, tmp_path / "run") == result
 
@@ -79,3 +77,18 @@ def test_other_settings_still_have_to_be_the_same(config: TrainConfig, tmp_path:
     train(first, tmp_path / "run")
     with pytest.raises(InputError, match=r"batch was 4, now 2"):
         train(replace(first, steps=20, batch=2), tmp_path / "run")
+
+
+def test_a_short_run_goes_on_with_the_warm_up_that_it_had(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    short = replace(config, schedule="wsd", warmup=None)  # a fifth: 2 steps
+    train(short, tmp_path / "parts")
+    settings = (tmp_path / "parts" / "config.toml").read_text()
+    with pytest.raises(InputError, match=r"holds a run with a warm-up of 2 .* add --warmup 2"):
+        train(replace(short, steps=30), tmp_path / "parts")
+    assert (tmp_path / "parts" / "config.toml").read_text() == settings
+    longer = replace(short, steps=30, warmup=2)
+    train(longer, tmp_path / "parts")
+    train(longer, tmp_path / "whole")
+    assert _end(tmp_path / "parts")[0] == _end(tmp_path / "whole")[0]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steepest.lab.data.hub_access import hub_answers
 from steepest.lab.errors import InputError
 from steepest.lab.models.gpt import GPT, GPT2, GPTConfig
 from steepest.lab.models.hugging_face import transformers_or_sentence
@@ -100,7 +101,9 @@ def from_hugging_face(source: Any) -> GPT | Llama:
     """
     if isinstance(source, str | Path):
         try:
-            source = transformers_or_sentence().AutoModelForCausalLM.from_pretrained(source)
+            source = transformers_or_sentence().AutoModelForCausalLM.from_pretrained(
+                source, local_files_only=Path(source).is_dir() or not hub_answers()
+            )
         except (OSError, ValueError) as error:
             raise InputError(
                 f"got {str(source)!r}, which has no weights for transformers: "

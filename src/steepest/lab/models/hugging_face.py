@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from steepest.lab.arguments import did_you_mean
+from steepest.lab.data.hub_access import hub_answers
 from steepest.lab.data.shapes import ImageShape, Shape, TextShape
 from steepest.lab.errors import InputError
 from steepest.lab.models.resizing import heads_for, split_option
@@ -163,7 +164,7 @@ def _origin(place: str) -> tuple[Any, dict[str, Any], bool]:
             "of these, or owner/name on the hub"
         )
     try:
-        config = hf.AutoConfig.from_pretrained(place)
+        config = hf.AutoConfig.from_pretrained(place, local_files_only=not hub_answers())
     except (OSError, ValueError) as error:
         raise InputError(
             f"got {DOOR}{place}, which is neither here nor to be had from the hub; check the name "

@@ -16,6 +16,9 @@ from steepest.lab.train.run_folder import stored_settings
 from steepest.lab.train.schedule import can_go_on
 from steepest.lab.train.setup import RunSetup
 
+FREE = ("steps", "tokens", "warmup")
+"""Settings that may differ from those of the folder, if the rates before do not."""
+
 GoOn = Callable[[RunSetup], str]
 
 
@@ -25,7 +28,7 @@ def checked_to_go_on(config: TrainConfig, settings: dict[str, Any], out: Path) -
     The returned function takes the set-up of the run, and says what is done.
     """
     before = stored_settings(out, settings)
-    if all(before.get(name) == settings[name] for name in ("steps", "tokens")):
+    if all(before.get(name) == settings[name] for name in FREE):
         return None
     known = {field.name for field in fields(TrainConfig) if field.init}
 
@@ -36,13 +39,23 @@ def checked_to_go_on(config: TrainConfig, settings: dict[str, Any], out: Path) -
         kept["track"] = tuple(kept.get("track") or ())
         earlier = settled(TrainConfig(**kept), unit, per_pass)
         steps, more = earlier.steps, setup.config.steps
-        begin = can_go_on(config.schedule, steps, more) if more >= steps else None
-        if begin is None or earlier.warmup_steps != setup.config.warmup_steps:
+        if more < steps:
+            raise InputError(
+                f"{out} holds a run of {steps} steps, and got {more}; give at least as many, or "
+                "another --out"
+            )
+        begin = steps if more == steps else can_go_on(config.schedule, steps, more)
+        if begin is None:
             raise InputError(
                 f"{out} holds a run of {steps} steps, and got {more}: its schedule "
-                f"({config.schedule}, warm-up {earlier.warmup_steps}) would have given other rates "
-                f"from the start with {more} steps. Choose another --out; schedules that go on are "
-                "constant, wsd and teon, with the same warm-up"
+                f"({config.schedule}) would have given other rates from the start with {more} "
+                "steps. Choose another --out; schedules that go on are constant, wsd and teon"
+            )
+        if earlier.warmup_steps != setup.config.warmup_steps:
+            raise InputError(
+                f"{out} holds a run with a warm-up of {earlier.warmup_steps} steps, now "
+                f"{setup.config.warmup_steps}; add --warmup {earlier.warmup_steps} to go on, or "
+                "choose another --out"
             )
         places = steps_of(out / "checkpoints")
         usable = [step for step in places if step <= begin]
@@ -55,6 +68,8 @@ def checked_to_go_on(config: TrainConfig, settings: dict[str, Any], out: Path) -
             shutil.rmtree(out / "checkpoints" / f"step-{step:08d}")
         (out / "result.json").unlink(missing_ok=True)
         write_json(out / "config.json", settings)
+        if more == steps:
+            return f"{steps} steps, as before"
         return f"{more} steps in place of {steps}: going on from step {max(usable, default=0)}"
 
     return go_on

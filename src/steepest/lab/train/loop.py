@@ -26,7 +26,7 @@ from steepest.lab.train import checkpoint
 from steepest.lab.train.config import TrainConfig, reasons
 from steepest.lab.train.cost import Clock, peak_memory, state_bytes
 from steepest.lab.train.evaluation import evaluator, text_samples
-from steepest.lab.train.longer import checked_to_go_on, kept_step
+from steepest.lab.train.longer import FREE, checked_to_go_on, kept_step
 from steepest.lab.train.optimizers import build
 from steepest.lab.train.profiling import profiler
 from steepest.lab.train.run_folder import Metrics, opened, sentences_for_os_errors
@@ -69,7 +69,7 @@ def train(
     data = data or data_of(config)
     settings = {**asdict(config), "data_sha256": data.sha256, "unit": data.unit}
     defaults = {**asdict(TrainConfig()), "unit": "tokens"}
-    folder = opened(out, settings, defaults, free=("steps", "tokens"))
+    folder = opened(out, settings, defaults, free=FREE)
     with sentences_for_os_errors(out), folder as check_folder, deferred() as signals:
         go_on = checked_to_go_on(config, settings, out)
         if (out / "result.json").exists() and not go_on:
@@ -77,9 +77,9 @@ def train(
             return read_json(out / "result.json")
         with sentences_for_errors():
             setup = set_up(config, data)
-        write_settings(out, "train", asdict(config))
         if go_on:
             say(go_on(setup))
+        write_settings(out, "train", asdict(config))
         with sentences_for_errors():
             training = Training(setup, out, say, began)
         try:
