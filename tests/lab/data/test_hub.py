@@ -229,7 +229,7 @@ def test_a_stream_without_documents_or_folder_is_a_sentence(tmp_path: Path) -> N
     (tmp_path / "a").mkdir()
     file = tmp_path / "a" / "part.jsonl"
     file.write_text("")
-    with pytest.raises(InputError, match="could not read the files .* they are empty"):
+    with pytest.raises(InputError, match=r"could not read the files .* they are empty"):
         load(f"hub:{file.parent}")
     with pytest.raises(InputError, match="is a file"):
         load(f"hub:{file}")
