@@ -141,7 +141,7 @@ def conducted(name: str, settings: Settings, progress: Progress) -> dict[str, An
         }
     return {
         "settings": summary["settings"],
-        "data": summary["data"],
+        "data": {**summary["data"], "name": STUDIES[name]["data"]},
         "optimizers": results,
     }
 
@@ -170,7 +170,7 @@ def main() -> None:
     columns = ["study", "optimizer", "rate is", "rate", "validation", "test", "gap",
                "accuracy or bits/byte"]  # fmt: skip
     table("AdamW and Muon on the papers' kinds of models, in miniature", columns, rows)
-    save(settings.out, settings, [], {}, results=results)
+    save(settings.out, replace(settings, place=Path()), [], {}, results=results)
 
 
 def _with_half(value: dict[str, Any] | None) -> str:
