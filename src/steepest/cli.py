@@ -8,6 +8,7 @@ from pathlib import Path
 from signal import SIG_IGN, SIGINT, SIGTERM, signal
 
 from steepest.commands import COMMANDS
+from steepest.lab.announcements import announced_by
 from steepest.lab.arguments import parsed
 from steepest.lab.errors import InputError
 from steepest.lab.interruption import SENTENCE, Terminated, interruptible
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> None:
     command = parsed(arguments, COMMANDS, "In which norm should each weight matrix descend?")
-    with sentences_for_os_errors(command.out or Path("runs")):
+    with announced_by(say), sentences_for_os_errors(command.out or Path("runs")):
         command.run()
 
 

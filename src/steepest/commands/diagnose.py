@@ -35,7 +35,8 @@ class Diagnose:
     """Say for each matrix of your model which norm it wants to descend in, and write a report.
 
     What is yours is named by import path, module:name, as seen from the current folder.
-    For instance: steepest diagnose my_package.models:build --batches my_package.data:batches
+    For instance:
+      steepest diagnose my_package.models:build --batches my_package.data:batches
 
     Exit codes: 0 some matrix has a verdict, 3 none has, 4 the audit has warnings, 2 bad input.
     """

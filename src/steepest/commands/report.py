@@ -14,14 +14,18 @@ from steepest.commands.places import folder, report_room
 class Report:
     """Write the report of a run or a study, compare several, or export their numbers.
 
-    For instance: steepest report runs/a runs/b --out numbers.csv
+    For instance:
+      steepest report runs/a
+      steepest report runs/a runs/b --out comparison.html
+      steepest report runs/a runs/b --out numbers.csv
     """
 
     path: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of runs or studies, or earlier reports; several are compared."""
+    """Folders of runs or studies, or earlier reports (.html). Several runs, or several studies,
+    are compared."""
     out: Path | None = None
-    """Where to write: a page, or a table if it ends with .csv or .parquet. By default report.html
-    in that folder, or over the earlier report; of a comparison, a page under runs/."""
+    """Where to write: a page, or a table if the name ends with .csv or .parquet. By default it is
+    report.html in the folder, the earlier report itself, or, of a comparison, a page in runs/."""
 
     def run(self) -> None:
         """Run the command."""

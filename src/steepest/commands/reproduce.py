@@ -21,7 +21,8 @@ class Reproduce(EdgeConfig):
     edge-of-stability: full-batch training of a small network on digits. Gradient descent sharpens
     until its largest Hessian eigenvalue is 2 / lr; every other optimizer is measured against its
     own threshold. Stopped at any moment, the same command goes on with the runs that are missing.
-    For instance: steepest reproduce edge-of-stability --optimizers gd adam muon
+    For instance:
+      steepest reproduce edge-of-stability --optimizers gd adam muon
     """
 
     claim: tyro.conf.Positional[Literal["edge-of-stability"]]

@@ -17,14 +17,18 @@ from steepest.lab.terminal import StudyProgress, bars, optimizer_table
 class Study(StudyConfig):
     """Compare optimizers, each at its own best learning rate, and write a report.
 
-    Stopped at any moment, the same command goes on where it was; what is finished is not run again.
-    For instance: steepest study --minutes 20 --data my_texts/ --optimizers adamw muon
+    Every optimizer gets a grid of rates of its own, then fresh seeds at its best rate. A study that
+    was stopped goes on with the same command; finished runs are kept. For instance:
+      steepest study --data my_texts/ --minutes 20 --optimizers adamw muon
+      steepest study --model my_package:build --batches my_package:data --optimizers adamw
+        muon my_package:MyOptimizer:lr=0.01
     """
 
     config: Path | None = None
-    """A TOML file of settings, as every study writes one: config.toml. What is typed goes first."""
+    """A TOML file of settings, such as the config.toml of a study. Options that are typed take
+    precedence over it."""
     out: Path | None = None
-    """Folder of the study; by default one under runs/ that is named after the settings."""
+    """Folder of the study; by default one under runs/ whose name depends on the settings."""
 
     def run(self) -> None:
         """Run the command."""

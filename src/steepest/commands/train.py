@@ -25,19 +25,23 @@ QUIET_SECONDS = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainConfig):
-    """Train a model once. Stopped at any moment, the same command goes on where it was.
+    """Train a model once, and write its weights, measurements and report into a folder.
 
-    Ctrl-C and SIGTERM finish the step and save it first; a second one ends at once, without that.
-    For instance: steepest train --optimizer muon --lr 0.02 --data my_texts/ --width 128
-    or: steepest train --model hf:vit --data cifar10 --steps 2000 --batch 64 --dry-run
+    A run that was stopped goes on with the same command. Ctrl-C and SIGTERM finish the step and
+    save it first; a second one ends the run at once. For instance:
+      steepest train --data my_texts/ --width 128 --optimizer muon --lr 0.02
+      steepest train --model hf:vit --data cifar10 --batch 64 --steps 2000 --dry-run
+      steepest train --model my_package:build --batches my_package:data --optimizer adamw
     """
 
     config: Path | None = None
-    """A TOML file of settings, as every run writes one: config.toml. What is typed goes first."""
+    """A TOML file of settings, such as the config.toml of a run. Options that are typed take
+    precedence over it."""
     dry_run: bool = False
-    """Print parameters, rates, memory and time, and train nothing. A few steps are timed."""
+    """Print parameters, rates, memory and time; time a few steps for that, and keep nothing."""
     out: Path | None = None
-    """Folder of the run; by default one under runs/ that is named after the settings."""
+    """Folder of the run; by default one under runs/ whose name depends on all settings. A run
+    that goes on with more steps needs it."""
 
     def run(self) -> None:
         """Run the command."""

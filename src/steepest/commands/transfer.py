@@ -26,9 +26,10 @@ class Transfer:
     Your function from sizes to a model is parametrized by a rule; every size is trained at rates by
     factors of 2, every layer checked for outputs that grow or freeze with the size, and the
     sharpness followed along training. Stopped at any moment, the same command goes on where it was.
-    For instance: steepest transfer my_package.models:build --batches my_package.data:batches
-    --sizes width=64,depth=2 width=128 width=256 depth=8 depth=32 --optimizer muon --lr 0.02
-    --target width=1024,depth=16
+    For instance:
+      steepest transfer my_package.models:build --batches my_package.data:batches
+        --sizes width=64,depth=2 width=128 width=256 depth=8 depth=32 --optimizer muon --lr 0.02
+        --target width=1024,depth=16
 
     Exit codes: 0 the rate transfers over all sizes, 4 it does not, 3 cannot tell, 2 bad input.
     """

@@ -7,12 +7,13 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from decimal import Decimal
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import docstring_parser
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
@@ -48,7 +49,7 @@ def parsed(arguments: Sequence[str], commands: Mapping[str, type], description: 
         rest = _modern(rest)
         rest = [*_from_file(name, commands[name], rest), *rest]
         _check_options(name, commands[name], rest)
-        settings: Any = commands[name]
+        settings: Any = _with_help_that_wraps(commands[name])
         command, unknown = tyro.cli(
             settings,
             prog=f"steepest {name}",
@@ -197,6 +198,21 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     near = sorted((n for n in names if closeness(n) >= CLOSE), key=closeness, reverse=True)[:2]
     near = [n for n in near if closeness(n) >= closeness(near[0]) - 0.1]
     return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def _with_help_that_wraps(settings: type) -> type:
+    """A subclass whose options have the same help without the line breaks of the source."""
+    texts: dict[str, str] = {}
+    for kind in reversed(settings.__mro__[:-1]):
+        for option in docstring_parser.parse_from_object(kind).params:
+            texts[option.arg_name] = " ".join((option.description or "").split())
+    annotations = {
+        name: Annotated[kind, tyro.conf.arg(help=texts[name])] if name in texts else kind
+        for name, kind in get_type_hints(settings, include_extras=True).items()
+    }
+    names = {"__annotations__": annotations, "__doc__": settings.__doc__}
+    subclass = type(settings.__name__, (settings,), {**names, "__module__": settings.__module__})
+    return dataclass(frozen=True, kw_only=True)(subclass)
 
 
 def _check_options(command: str, settings: type, arguments: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ def loss_of(model: Any, batch: Any) -> Tensor:
     torch.Size([])
     """
     if isinstance(batch, Mapping):
-        return model(**batch).loss
+        return own_loss(model(**batch), batch)
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ValueError(
             f"got a batch of type {type(batch).__name__}, expected a mapping or (inputs, classes); "
@@ -36,13 +36,45 @@ def loss_of(model: Any, batch: Any) -> Tensor:
         )
     inputs, classes = batch
     outputs = model(inputs)
-    logits = getattr(outputs, "logits", outputs)
-    if not isinstance(logits, Tensor) or classes.is_floating_point():
+    logits = entry_of(outputs, "logits", outputs)
+    if not isinstance(logits, Tensor) or not isinstance(classes, Tensor) or _has_parts(classes):
         raise ValueError(
-            f"got outputs of type {type(outputs).__name__} and targets of {classes.dtype}, "
-            "expected one tensor and integer classes; name a loss of your own"
+            f"got outputs of type {type(outputs).__name__} and targets of "
+            f"{getattr(classes, 'dtype', type(classes).__name__)}, expected one tensor and integer "
+            "classes; name a loss of your own"
         )
     return cross_entropy(logits, classes)
+
+
+def own_loss(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    """Return the loss that a model gives itself, for a batch that is a mapping.
+
+    Raises:
+        ValueError: where it gives none, as a model of Hugging Face without labels.
+    """
+    loss = entry_of(outputs, "loss", None)
+    if not isinstance(loss, Tensor):
+        raise ValueError(
+            f"got outputs of type {type(outputs).__name__} without a loss, for a batch with "
+            f"{', '.join(map(str, batch)) or 'nothing'}; expected a loss in them, which models of "
+            "Hugging Face give for a batch with labels; or name a loss of your own"
+        )
+    return loss
+
+
+def entry_of(outputs: Any, name: str, default: Any) -> Any:
+    """Return an entry of what a model gives, a mapping or an object, or the default.
+
+    >>> entry_of({"logits": 3}, "logits", None), entry_of(torch.ones(1), "logits", 4)
+    (3, 4)
+    """
+    if isinstance(outputs, Mapping):
+        return outputs.get(name, default)
+    return getattr(outputs, name, default)
+
+
+def _has_parts(classes: Tensor) -> bool:
+    return classes.is_floating_point() or classes.is_complex()
 
 
 def cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
@@ -66,7 +98,7 @@ def logits_of(model: Any, inputs: Any) -> Tensor:
     torch.Size([2, 3])
     """
     outputs = model(inputs)
-    logits = getattr(outputs, "logits", outputs)
+    logits = entry_of(outputs, "logits", outputs)
     if not isinstance(logits, Tensor):
         raise ValueError(
             f"got outputs of type {type(outputs).__name__}, expected a tensor of logits, or an "

@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeVar
 
 from steepest.lab.errors import InputError
+from steepest.lab.user_code import UserCodeError
 
 PATIENCE = 20.0  # seconds for a worker to save itself when it is stopped
 
@@ -24,9 +25,10 @@ Job = Callable[[Task, Callable[[Any], None]], None]
 
 @dataclass(frozen=True)
 class _Refusal:
-    """The sentence of an `InputError` in a worker."""
+    """The sentence of an `InputError` in a worker, and the traceback of the user's code in it."""
 
     sentence: str
+    traceback: str = ""
 
 
 class Engine(Protocol):
@@ -79,7 +81,7 @@ class LocalProcesses:
                     ) from None
                 message = None
             if isinstance(message, _Refusal):
-                raise InputError(f"{name}: {message.sentence}")
+                raise UserCodeError(f"{name}: {message.sentence}", message.traceback)
             news.append((name, message))
         return news
 
@@ -159,7 +161,7 @@ def _do(work: Job[Task], task: Task, sender: Connection) -> None:
     try:
         work(task, sender.send)
     except InputError as error:
-        sender.send(_Refusal(str(error)))
+        sender.send(_Refusal(str(error), getattr(error, "traceback", "")))
     except (KeyboardInterrupt, BrokenPipeError):  # stopped, or left by the parent
         os._exit(1)
 

@@ -95,6 +95,8 @@ def sentences_for_errors() -> Iterator[None]:
     """Turn what the library refuses into an `InputError`, and errors of the user's code too."""
     try:
         yield
+    except InputError:  # a sentence already
+        raise
     except Exception as error:
         if (theirs := user_code_error(error)) is not None:
             raise theirs from error
@@ -106,9 +108,23 @@ def sentences_for_errors() -> Iterator[None]:
             ) from error
         if isinstance(error, refusals):
             raise InputError(str(error)) from error
-        if isinstance(error, RuntimeError) and not _is_ours(_frames(error)[-1][0]):
-            raise InputError(f"torch cannot do this with your model and loss: {error}") from error
+        if isinstance(error, RuntimeError | IndexError) and not _is_ours(_frames(error)[-1][0]):
+            raise InputError(
+                f"torch cannot do this with your model and loss: {sentence_of_torch(error)}"
+            ) from error
         raise
+
+
+def sentence_of_torch(error: Exception) -> str:
+    """Return what torch says of its error, and of a wrong class what would be a right one.
+
+    >>> sentence_of_torch(IndexError("Target 5 is out of bounds."))
+    'Target 5 is out of bounds; expected classes from 0 to one less than the outputs of the model'
+    """
+    said = str(error).rstrip(".")
+    if isinstance(error, IndexError) and said.startswith("Target"):
+        said += "; expected classes from 0 to one less than the outputs of the model"
+    return said
 
 
 def _frames(error: BaseException) -> list[tuple[FrameType, int]]:

@@ -145,6 +145,68 @@ def test_bad_folders_get_a_sentence(tmp_path: Path) -> None:
     refused("is no folder")
 
 
+class _Hub:
+    """Data sets of the hub, from local entries."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.calls: list[tuple[Any, ...]] = []
+        self.entries: dict[str, Any] = {}
+        monkeypatch.setattr("steepest.lab.data.hub.hub_answers", lambda: True)
+        monkeypatch.setattr(datasets, "load_dataset", self.load)
+        monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: list(self.entries))
+        info = type("Info", (), {"sha": "abc"})
+        api = type("Api", (), {"dataset_info": lambda *_, **__: info})
+        monkeypatch.setattr(pytest.importorskip("huggingface_hub"), "HfApi", api)
+
+    def load(self, path: str, part: str | None, split: str, streaming: bool, revision: str) -> Any:
+        assert streaming
+        self.calls.append((path, part, split, revision))
+        return datasets.Dataset.from_list(self.entries[split]).to_iterable_dataset(2)
+
+
+def test_lines_of_wikitext_make_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = _Hub(monkeypatch)
+    hub.entries = {
+        "train": [{"text": text} for text in ("", " = A = \n", " one two \n", " three \n") * 9],
+        "validation": [{"text": text} for text in (" = B = \n", "", " four \n")],
+    }
+    data = load("wikitext-103")
+    assert isinstance(data, Stream)
+    assert bytes(data.validation_tokens) == b" = B = \n four \n"
+    row = bytes(data.training(batch=1, context=60, seed=0).batch(0)[0][0].tolist())
+    assert row == (b" = A = \n one two \n three \n" * 9)[:60]
+    parts = [("Salesforce/wikitext", "wikitext-103-raw-v1", s, "abc") for s in hub.entries]
+    assert hub.calls == parts
+
+
+def test_documents_of_the_hub_are_held_out_from_the_first_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub = _Hub(monkeypatch)
+    hub.entries = {"train": [{"text": text, "url": "x"} for text in _texts(60)]}
+    first, again = load("fineweb"), load("hub:owner/name:part")
+    assert "its first 2 documents held out" in first.description
+    assert first.sha256 != again.sha256
+    assert {call[:2] for call in hub.calls} == {
+        ("HuggingFaceFW/fineweb", "sample-10BT"),
+        ("owner/name", "part"),
+    }
+
+
+def test_images_of_the_hub_are_downloaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = pytest.importorskip("PIL.Image")
+    hub = _Hub(monkeypatch)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    rows = [{"image": image.fromarray(x), "label": i % 3} for i, x in enumerate(pixels)]
+    hub.entries = {"train": rows, "test": rows[:9]}
+    first = load("mnist")
+    assert first.shape(None) == ImageShape(1, 8, 3)
+    assert "9 test images kept apart" in first.description
+    monkeypatch.setattr("steepest.lab.data.hub.hub_answers", lambda: False)
+    assert load("mnist").sha256 == first.sha256
+
+
 @pytest.mark.parametrize("source", [*HUB, "hub:owner/name", "hub:owner/name:part"])
 def test_without_network_a_sentence_says_what_to_give(
     source: str, monkeypatch: pytest.MonkeyPatch
@@ -167,7 +229,7 @@ def test_a_stream_without_documents_or_folder_is_a_sentence(tmp_path: Path) -> N
     (tmp_path / "a").mkdir()
     file = tmp_path / "a" / "part.jsonl"
     file.write_text("")
-    with pytest.raises(InputError, match="could not read the files .* they are empty"):
+    with pytest.raises(InputError, match=r"could not read the files .* they are empty"):
         load(f"hub:{file.parent}")
     with pytest.raises(InputError, match="is a file"):
         load(f"hub:{file}")

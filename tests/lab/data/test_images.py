@@ -138,8 +138,8 @@ def test_augmented_images_are_shifted_and_mirrored_pixel_for_pixel(
     images = torch.randint(1, 256, (count, channels, side, side), dtype=torch.uint8)
     border = side // 8
     draw = generator_at(seed, 0)
-    shifts = draw.integers(0, 2 * border + 1, size=(2, count, 1))[:, :, 0].tolist()
-    mirrored = draw.random((count, 1))[:, 0] < 0.5
+    shifts = draw.integers(0, 2 * border + 1, size=(2, count)).tolist()
+    mirrored = draw.random(count) < 0.5
     results = cropped_and_flipped(images, generator_at(seed, 0))
     padded = torch.nn.functional.pad(images, (border,) * 4)
     for i in range(count):

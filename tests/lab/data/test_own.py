@@ -33,6 +33,10 @@ def batches():
 data = TensorDataset(torch.arange(30).float()[:, None], torch.arange(30))
 batches = DataLoader(data, batch_size=4, shuffle=True)
 """,
+    "loader_with_a_generator": """
+data = TensorDataset(torch.arange(30).float()[:, None], torch.arange(30))
+batches = DataLoader(data, batch_size=4, shuffle=True, generator=torch.Generator())
+""",
     "generator": """
 def batches():
     for i in range(7):
@@ -89,6 +93,17 @@ def test_three_interruptions_change_no_batch_and_no_generator(kind: str, module:
     other = own[0].training(batch=6, context=None, seed=4, parts=2)
     later = [other.batch(step, part) for step in range(13) for part in range(2)]
     assert not all(_same(a, b) for a, b in zip(expected, later, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_second_run_in_the_same_process_has_the_same_batches(kind: str, module: Module) -> None:
+    name = module(KINDS[kind])
+    own = own_batches(f"{name}:batches", f"{name}:judge")
+    runs = []
+    for _ in range(2):
+        batches = own.training(batch=6, context=None, seed=0)
+        runs.append([batches.batch(step) for step in range(12)])
+    assert all(_same(a, b) for a, b in zip(*runs, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["generator", "loader"])

@@ -302,6 +302,11 @@ def test_paths_that_cannot_be_get_a_sentence(source: str) -> None:
         load(source)
 
 
+def test_a_name_that_is_nearly_right_is_suggested() -> None:
+    with pytest.raises(InputError, match=r"did you mean .*cifar10"):
+        load("cifr10")
+
+
 def test_missing_data_and_empty_folders_get_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'stdlib' nor 'reference'"):
         load(str(tmp_path / "nowhere"))

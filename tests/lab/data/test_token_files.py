@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steepest.lab.data import Sampler, load_text
+from steepest.lab.data import Sampler, load
 from steepest.lab.data.token_files import JoinedTokens
 from steepest.lab.errors import InputError
 
@@ -40,7 +40,7 @@ def _shards(folder: Path) -> np.ndarray:
 
 def test_shards_stay_in_their_files_and_give_the_same_windows_and_hash(tmp_path: Path) -> None:
     whole = _shards(tmp_path)
-    corpus = load_text(str(tmp_path))
+    corpus = load(str(tmp_path))
     assert isinstance(corpus.train_tokens, JoinedTokens)
     for part in (corpus.train_tokens, corpus.validation_tokens):
         assert all(isinstance(array, np.memmap) for array in part.arrays)
@@ -56,7 +56,7 @@ def test_shards_stay_in_their_files_and_give_the_same_windows_and_hash(tmp_path:
 
 def test_without_a_tokenizer_bits_per_byte_are_unknown_and_text_too(tmp_path: Path) -> None:
     _shards(tmp_path)
-    corpus = load_text(str(tmp_path))
+    corpus = load(str(tmp_path))
     assert corpus.bytes_per_token is None
     assert "no bits per byte" in corpus.description
     with pytest.raises(InputError, match="without a tokenizer"):

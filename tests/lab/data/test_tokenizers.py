@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from steepest.lab.data import load, load_text
+from steepest.lab.data import judged_by_text, load
 from steepest.lab.data.tokenizers import (
     Bytes,
     LibraryTokenizer,
     bytes_of_tokens,
     cut_at_lines,
+    joined,
     tokenizer_for,
 )
 from steepest.lab.errors import InputError
@@ -76,10 +77,10 @@ def test_long_documents_are_cut_where_it_changes_no_token(text: str, longest: in
 
 
 def test_documents_are_joined_by_one_end_of_text(trained: LibraryTokenizer) -> None:
-    row = trained.joined([b"cat", b"", b"the mat"])
+    row = joined(trained, [b"cat", b"", b"the mat"])
     expected = [*trained.encode("cat"), trained.end, trained.end, *trained.encode("the mat")]
     assert row.tolist() == expected
-    assert Bytes().joined([b"cat", b"mat"]).tolist() == list(b"cat\0mat")
+    assert joined(Bytes(), [b"cat", b"mat"]).tolist() == list(b"cat\0mat")
 
 
 def test_the_split_is_the_same_for_every_tokenizer_and_training_sees_no_other_text(
@@ -87,7 +88,7 @@ def test_the_split_is_the_same_for_every_tokenizer_and_training_sees_no_other_te
 ) -> None:
     for i in range(30):
         (tmp_path / f"{i}.txt").write_text(f"document {i} of common words " * 20 + "q" * i)
-    plain, encoded = load_text(str(tmp_path)), load(str(tmp_path), tokenizer="bpe:280")
+    plain, encoded = load(str(tmp_path)), load(str(tmp_path), tokenizer="bpe:280")
     for part in ("train_tokens", "validation_tokens"):
         tokens = getattr(encoded, part)
         text = encoded.decode(tokens.tolist()).replace("<|endoftext|>", "\0")
@@ -136,7 +137,7 @@ def test_a_second_load_takes_the_tokens_from_the_cache(
 ) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
     first = load(str(tmp_path / "a.txt"), tokenizer="bpe:300")
-    monkeypatch.setattr(LibraryTokenizer, "joined", None)
+    monkeypatch.setattr(LibraryTokenizer, "encoded", None)
     second = load(str(tmp_path / "a.txt"), tokenizer="bpe:300")
     assert first.sha256 == second.sha256
     assert sorted(p.name.split("-")[0] for p in own_cache.iterdir() if p.is_dir()) == [
@@ -166,7 +167,7 @@ def test_the_bytes_of_shards_are_counted_by_their_tokenizer(
     name = _folders(trained, tmp_path / "gpt2")["folder"]
     shards = tmp_path / "shards"
     shards.mkdir()
-    row = trained.joined([TEXT.encode(), b"the cat"])
+    row = joined(trained, [TEXT.encode(), b"the cat"])
     for part in ("train", "val"):
         row.tofile(shards / f"{part}.bin")
     corpus = load(str(shards), tokenizer=name)
@@ -245,6 +246,19 @@ def test_a_text_of_its_own_judges(tmp_path: Path) -> None:
     assert "1 documents left out" in overlapping.description
     with pytest.raises(InputError, match="same text"):
         load(str(tmp_path / "b.txt"), validation=str(tmp_path / "b.txt"))
+
+
+def test_a_test_text_is_scored_in_the_tokenizer_of_the_training_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    (tmp_path / "test.txt").write_text("a cat, a mat")
+    corpus = load(str(tmp_path / "a.txt"), tokenizer="bpe:300")
+    scored = judged_by_text(corpus, str(tmp_path / "test.txt"))
+    assert scored.train_tokens is corpus.train_tokens
+    assert scored.validation_tokens.tolist() == corpus.encode("a cat, a mat")
+    assert scored.bytes_per_token == 12 / len(scored.validation_tokens)
+    assert scored.sha256 != corpus.sha256
+    with pytest.raises(InputError, match="got digits, expected text"):
+        judged_by_text(load("digits"), str(tmp_path / "test.txt"))
 
 
 def test_wikitext_with_a_trained_encoding(real_data: Path) -> None:

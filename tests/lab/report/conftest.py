@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from steepest.files import read_json, read_lines, write_json, write_lines
-from steepest.lab.models import GPTConfig
 from steepest.lab.train import TrainConfig, train
 
 # name, label, geometry, memory, best rate, final loss, decay, optimizer's share of a step
@@ -205,6 +204,10 @@ def summary() -> Callable[..., dict[str, Any]]:
     return make_summary
 
 
+TEXT: dict[str, Any] = {"model_options": ("heads=1",), "context": 8}
+IMAGES: dict[str, Any] = {"data": "digits", "model": "mlp", "model_options": (), "context": None}
+
+
 class Stopped(Exception):
     """What ends a run in the middle."""
 
@@ -218,9 +221,9 @@ def _small_run(out: Path, stop: int | None = None, **settings: Any) -> Path:
 
     config = TrainConfig(
         **{
-            "model": GPTConfig(width=8, depth=1, heads=1, context=8), "steps": 12, "batch": 2,
+            "width": 8, "depth": 1, "steps": 12, "batch": 2,
             "validate_every": 3, "validate_windows": 2, "log_every": 2, "checkpoint_every": 4,
-            "threads": 1, "data": str(out.parent / "text.txt"), **settings,
+            "threads": 1, **TEXT, "data": str(out.parent / "text.txt"), **settings,
         }
     )  # fmt: skip
     with contextlib.suppress(Stopped):
@@ -239,11 +242,13 @@ def _edited(folder: Path, rows: Callable[[dict[str, Any]], dict[str, Any]], **re
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with real runs: two that compare, one of other data, one that was stopped."""
+    """A folder with real runs: two that compare, other data, images, one that was stopped."""
     place = tmp_path_factory.mktemp("runs")
     (place / "text.txt").write_text("how vexingly quick daft zebras jump. " * 90)
     (place / "other.txt").write_text("the five boxing wizards jump quickly. " * 90)
-    _small_run(place / "muon", optimizer="muon", conditions_every=6, sharpness_every=6)
+    measured = {"conditions_every": 6, "sharpness_every": 6, "samples": 1}
+    _small_run(place / "muon", optimizer="muon", **measured)
+    _small_run(place / "images", optimizer="muon", **IMAGES)
     _small_run(place / "adamw", optimizer="adamw", lr=0.01)
     _small_run(place / "other", optimizer="muon", data=str(place / "other.txt"))
     _small_run(place / "stopped", stop=7, optimizer="muon")

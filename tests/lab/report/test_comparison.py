@@ -68,7 +68,7 @@ def test_the_table_has_what_differs_and_the_results(runs: Path) -> None:
     page = render(summary)
     head, *rows = table_of(page)
     assert [name.split(" ")[0] for name in head] == [
-        "Run", "Validation", "Optimizer", "Rate", "Tokens", "Step", "Memory",
+        "Run", "Validation", "Bits", "Optimizer", "Rate", "Tokens", "Step", "Memory",
     ]  # fmt: skip
     column = {name: i for i, name in enumerate(head)}
     assert [row[0] for row in rows] == ["muon", "adamw"]
@@ -79,7 +79,7 @@ def test_the_table_has_what_differs_and_the_results(runs: Path) -> None:
         assert row[1] == number(result["validation_loss"], 5)
         assert row[column["Tokens"]] == str(result["tokens"])
     text = text_of(page)
-    assert "The same for all: model gpt, width 8, depth 1; data " in text
+    assert "The same for all: model gpt, width 8, depth 1, heads=1; data " in text
     assert "steps 12" in text
     assert "not comparable" not in text
     assert "Conditions every" not in head  # how often something is measured changes no result
@@ -176,7 +176,7 @@ def test_a_comparison_is_rebuilt_from_its_page(runs: Path, tmp_path: Path) -> No
     page = write(summary, tmp_path / "page.html")
     assert read(page) == summary
     assert find(page) == (summary, page)
-    assert render(read(page)) == page.read_text()
+    assert render(read(page)).encode() == page.read_bytes()
 
 
 def test_names_are_those_of_folders_or_paths_where_these_are_equal(

@@ -18,7 +18,7 @@ pytest.importorskip("jinja2", reason="the extra steepest[report] is not installe
 from steepest.files import read_json, read_lines, write_json, write_lines
 from steepest.lab.errors import Diverged, InputError
 from steepest.lab.report import find, find_all, read, render, write
-from steepest.lab.report.run_page import run_headline, run_page
+from steepest.lab.report.run_page import CONTROL, run_headline, run_page
 from steepest.lab.report.wording import count, duration, megabytes, number, percent, rate
 from steepest.lab.studies.run_summary import run_summary
 from steepest.lab.studies.schemas import checked_summary
@@ -55,32 +55,25 @@ def test_the_summary_has_the_numbers_of_the_files(runs: Path) -> None:
     summary = run_summary(folder)
     result, config = read_json(folder / "result.json"), read_json(folder / "config.json")
     assert checked_summary(summary, folder) == summary
-    stored = [
-        {key: value for key, value in row.items() if key != "units_per_second"}
-        for row in summary["metrics"]
-    ]
-    assert stored == read_lines(folder / "metrics.jsonl")[0]
-    assert {key: summary["result"][key] for key in result if key != "status"} == {
-        key: value for key, value in result.items() if key != "status"
-    }
-    assert summary["status"] == "finished"
-    assert summary["data"] == {"name": config["data"], "sha256": config["data_sha256"]}
-    assert (summary["model"], summary["label"]) == ("gpt, width 8, depth 1", "Muon")
-    assert summary["settings"]["model context"] == 8
+    assert summary["metrics"] == read_lines(folder / "metrics.jsonl")[0]
+    assert (summary["status"], summary["unit"]) == (result.pop("status"), result.pop("unit"))
+    assert {key: summary["result"][key] for key in result} == result
+    assert summary["data"] == {
+        "name": config["data"], "tokenizer": "bytes", "sha256": config["data_sha256"],
+    }  # fmt: skip
+    assert (summary["model"], summary["label"]) == ("gpt, width 8, depth 1, heads=1", "Muon")
+    assert summary["settings"]["context"] == 8
     assert summary["environment"] == read_json(folder / "environment.json")
 
 
 def test_throughput_follows_from_units_and_time_where_it_is_not_written(
     muon: Path, edited: Any
 ) -> None:
-    summary = run_summary(muon)
-    for row in summary["metrics"]:
-        if row["kind"] == "train" and row["step_seconds"]:
-            tokens_in_a_step = 2 * 8
-            assert row["units_per_second"] == pytest.approx(tokens_in_a_step / row["step_seconds"])
-    edited(muon, lambda row: {**row, "units_per_second": 5.0})
-    [speed] = {row["units_per_second"] for row in run_summary(muon)["metrics"]}
-    assert speed == 5
+    written = [row.get("units_per_second") for row in run_summary(muon)["metrics"]]
+    edited(muon, lambda row: {k: v for k, v in row.items() if k != "units_per_second"})
+    for row, speed in zip(run_summary(muon)["metrics"], written, strict=True):
+        if row["kind"] == "train":
+            assert row.get("units_per_second") == pytest.approx(speed)
 
 
 def test_the_rate_is_the_one_of_the_run(runs: Path, muon: Path) -> None:
@@ -97,13 +90,40 @@ def test_the_rate_is_the_one_of_the_run(runs: Path, muon: Path) -> None:
 def test_a_model_by_name_and_a_users_batches_are_named(muon: Path) -> None:
     config = read_json(muon / "config.json")
     config |= {"model": "gpt", "width": 64, "depth": None, "model_options": ["heads=8"]}
-    config |= {"batches": "my:batches", "tokenizer": "bpe", "unit": "examples"}
+    config |= {"batches": "my:batches", "tokenizer": "bpe:300"}
     write_json(muon / "config.json", config)
     summary = run_summary(muon)
     assert summary["model"] == "gpt, width 64, heads=8"
     assert summary["data"]["name"] == "my:batches"
-    assert summary["data"]["tokenizer"] == "bpe"
-    assert summary["unit"] == "examples"
+    assert summary["data"]["tokenizer"] == "bpe:300"
+    result = read_json(muon / "result.json") | {"unit": "examples"}
+    write_json(muon / "result.json", result)
+    assert run_summary(muon)["unit"] == "examples"
+    assert "tokenizer" not in run_summary(muon)["data"]
+
+
+def test_data_that_were_not_named_are_those_of_the_default(runs: Path, muon: Path) -> None:
+    write_json(muon / "config.json", read_json(muon / "config.json") | {"data": None})
+    assert run_summary(muon)["data"]["name"] == "stdlib"
+    assert run_summary(runs / "images")["data"]["name"] == "digits"
+
+
+def test_a_run_of_tokens_has_the_steps_that_they_make(runs: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(runs / "stopped", tmp_path / "stopped"))
+    write_json(folder / "config.json", read_json(folder / "config.json") | {"tokens": 1610})
+    assert run_summary(folder)["steps"] == math.ceil(1610 / (2 * 8)) == 101
+
+
+def test_a_folder_of_the_time_when_every_model_was_a_gpt(muon: Path) -> None:
+    config = read_json(muon / "config.json")
+    for name in ("width", "depth", "context", "model_options", "tokenizer"):
+        del config[name]
+    sizes = {"width": 8, "depth": 1, "context": 8, "heads": 1}
+    write_json(muon / "config.json", config | {"model": sizes})
+    summary = run_summary(muon)
+    assert summary["model"] == "gpt, width 8, depth 1"
+    assert summary["settings"]["model heads"] == 1
+    assert "model gpt" in text_of(render(summary)).lower()
 
 
 @pytest.mark.parametrize("missing", ["config.json", "metrics.jsonl"])
@@ -143,8 +163,6 @@ def test_every_number_of_the_result_is_on_the_page(runs: Path) -> None:
     ):
         assert shown in page, shown
     assert "Accuracy" not in page
-    assert "its per byte" not in page
-    assert "FLOPs" not in page
 
 
 def test_the_curves_are_the_lines_of_the_file(runs: Path) -> None:
@@ -178,35 +196,61 @@ def test_a_run_without_measurements_of_curvature_shows_none(runs: Path) -> None:
     assert "Text samples" not in page
 
 
-def test_images_are_called_images_everywhere(muon: Path, edited: Any) -> None:
-    edited(
-        muon,
-        lambda row: row | ({"accuracy": 0.25} if row["kind"] == "validation" else {}),
-        unit="images", validation_accuracy=0.93141, mfu=0.3125,
-    )  # fmt: skip
-    summary = run_summary(muon)
+def test_images_are_called_images_everywhere(runs: Path) -> None:
+    folder = runs / "images"
+    summary, result = run_summary(folder), read_json(folder / "result.json")
     assert summary["unit"] == "images"
-    page = text_of(render(summary))
-    assert "nats per image; its accuracy is 93.14%" in page
-    assert "31.2%" in page
+    page = text_of(render(summary)).split("What was run")[0]
+    loss = number(result["validation_loss"], 5)
+    assert (
+        f"{loss} nats per image; its accuracy is {percent(result['validation_accuracy'], 4)}."
+        in page
+    )
     assert "oken" not in page
+    assert "per byte" not in page
     _, pictures = run_page(summary)
     assert pictures["accuracy"] is not None
-    assert set(pictures["accuracy"].figure.data[0].y) == {0.25}
+    measured = [row["accuracy"] for row in lines_of(folder, "validation")]
+    assert list(pictures["accuracy"].figure.data[0].y) == measured
     for name in ("loss", "rate", "throughput", "share", "accuracy"):
         assert pictures[name].figure.layout.xaxis.title.text == "training images"
 
 
-def test_bits_per_byte_are_shown_where_they_are_known(muon: Path, edited: Any) -> None:
-    edited(muon, lambda row: row, bits_per_byte=1.23456)
-    assert "which is 1.2346 bits per byte." in text_of(render(run_summary(muon)))
+def test_bits_per_byte_and_use_of_the_processor_are_shown_where_they_are_known(
+    runs: Path, muon: Path
+) -> None:
+    result = read_json(runs / "muon" / "result.json")
+    text = text_of(render(run_summary(muon)))
+    assert f", which is {number(result['bits_per_byte'], 5)} bits per byte." in text
+    assert f"Model FLOPs utilization {percent(result['mfu'])}" in text
+    for name in ("bits_per_byte", "mfu"):
+        del result[name]
+    write_json(muon / "result.json", result)
+    lines = read_lines(muon / "metrics.jsonl")[0]
+    for row in lines:
+        row.pop("bits_per_byte", None)
+        row.pop("mfu", None)
+    write_lines(muon / "metrics.jsonl", lines)
+    text = text_of(render(run_summary(muon)))
+    assert "per byte" not in text
+    assert "FLOPs" not in text
+
+
+def test_the_samples_of_the_file_are_shown(runs: Path) -> None:
+    samples = lines_of(runs / "muon", "sample")
+    assert samples
+    content, _ = run_page(run_summary(runs / "muon"))
+    shown = [(sample["step"], sample["text"]) for sample in reversed(content["samples"])]
+    assert shown == [(row["step"], row["text"].translate(CONTROL)) for row in samples]
+    assert "a\0\n\tb".translate(CONTROL) == "a␀\n\tb"
 
 
 def test_samples_stay_texts(muon: Path, tmp_path: Path) -> None:
     samples = [
         {"kind": "sample", "step": step, "text": f"{step}: {HOSTILE}\n  next"} for step in (3, 6, 9)
     ]
-    rows = sorted(read_lines(muon / "metrics.jsonl")[0] + samples, key=lambda row: row["step"])
+    others = [row for row in read_lines(muon / "metrics.jsonl")[0] if row["kind"] != "sample"]
+    rows = sorted(others + samples, key=lambda row: row["step"])
     write_lines(muon / "metrics.jsonl", rows)
     write_json(muon / "config.json", read_json(muon / "config.json") | {"data": HOSTILE})
     summary = run_summary(muon)
@@ -227,7 +271,7 @@ def test_the_page_is_rebuilt_from_itself(runs: Path, tmp_path: Path) -> None:
     page = write(summary, tmp_path / "page.html")
     again, place = find(page)
     assert (again, place) == (summary, page)
-    assert render(again) == page.read_text()
+    assert render(again).encode() == page.read_bytes()
 
 
 PHONE = """<!DOCTYPE html>
@@ -278,7 +322,8 @@ def test_an_unfinished_run_says_so(runs: Path) -> None:
     assert summary["result"]["validation_loss"] == last["loss"]
     assert run_headline(summary) == (
         "This run is not finished: step 6 of 12 is the last one measured. Its last validation "
-        f"loss is {number(last['loss'], 5)} nats per token."
+        f"loss is {number(last['loss'], 5)} nats per token, which is "
+        f"{number(last['bits_per_byte'], 5)} bits per byte."
     )
     assert "This run is not finished" in text_of(render(summary))
 

@@ -344,3 +344,11 @@ def test_a_second_number_is_tuned_with_the_rate(
 def test_a_second_number_that_cannot_be_varied(vary: str, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         StudyConfig(vary=vary)
+
+
+def test_an_optimizer_that_ignores_the_second_number_is_tuned_without_it() -> None:
+    names = ("muon", "signsgd", "muon:momentum=0.5", "torch.optim:Adagrad:lr=0.1")
+    config = StudyConfig(vary="momentum=0.8,0.9,0.95", optimizers=names)
+    assert [len(config.variants_of(name)) for name in names] == [3, 1, 1, 1]
+    decay = StudyConfig(vary="weight_decay=0,0.1,0.5", optimizers=names)
+    assert [len(decay.variants_of(name)) for name in names] == [3, 3, 3, 3]

@@ -39,6 +39,17 @@ def judge():
 def squares(model, batch):
     return (model(batch[0]) - nn.functional.one_hot(batch[1], 3)).square().mean()
 """
+MANY = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+def build():
+    model = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 3), nn.Linear(3, 2))
+    nn.init.zeros_(model[2].weight), nn.init.zeros_(model[2].bias)  # so it answers: class 0
+    return model
+def examples():
+    return TensorDataset(torch.ones(40, 1), torch.arange(40) // 20 ^ 1)
+"""
 KINDS: dict[str, dict[str, Any]] = {
     "gpt": {"model": "gpt", **TEXT},
     "llama, accumulated": {"model": "llama", **TEXT, "batch_tokens": 128},
@@ -119,6 +130,16 @@ def test_classes_are_scored_by_accuracy_and_learned(place: Path) -> None:
     rows = [row for row in read_metrics(place / "run") if row["kind"] == "validation"]
     assert rows[-1]["accuracy"] == 1.0
     assert rows[0]["accuracy"] < 1
+
+
+def test_batches_of_a_user_are_judged_by_as_many_batches_as_text_by_windows(place: Path) -> None:
+    (place / "many.py").write_text(MANY)
+    own = {"model": "many:build", "batches": "many:examples", "validation": "many:examples"}
+    for windows, accuracy in ((2, 0.0), (3, 1 / 3), (9, 0.5)):
+        config = _config("own", **own, width=None, steps=1, lr=0.0, adamw_lr=0.0, batch=10)
+        config = replace(config, validate_windows=windows)
+        result = train(config, place / f"{windows} batches")
+        assert result["validation_accuracy"] == pytest.approx(accuracy)
 
 
 def test_the_score_of_text_is_in_bits_per_byte_whatever_the_tokens(place: Path) -> None:
@@ -238,3 +259,88 @@ def test_what_cannot_go_together_is_refused_before_training(place: Path) -> None
     with pytest.raises(InputError, match="without a tokenizer"):
         train(_config("gpt", data="tokens.bin", samples=1), place / "run")
     assert not (place / "run" / "metrics.jsonl").exists()
+
+
+FAULTS = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+x, y = torch.randn(60, 6), torch.arange(60) % 3
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, *tensors, names=None): self.tensors, self.names = tensors, names
+    def __len__(self): return len(x)
+    def __getitem__(self, i):
+        row = [t[i] for t in self.tensors]
+        return dict(zip(self.names, row)) if self.names else tuple(row)
+good, strings = Rows(x, y), Rows(x, y, names=("pixel_values", "labels"))
+floats, beyond, two = Rows(x, x[:, :1]), Rows(x, y + 3), Rows(x, x, y)
+broken, unlabelled = Rows(x * float("nan"), y), Rows(x, names=("pixel_values",))
+wide = Rows(torch.randn(60, 7), y)
+late = [(x[:4], y[:4] + 9 * (i > 1)) for i in range(40)]
+def build(): return nn.Linear(6, 3)
+def frozen(): return build().requires_grad_(False)
+def empty(): return nn.Flatten()
+class Pair(nn.Linear):
+    def forward(self, x): return super().forward(x), x
+def pair(): return Pair(6, 3)
+class Named(nn.Linear):
+    def forward(self, pixel_values, labels=None):
+        logits = super().forward(pixel_values)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits}
+def named(): return Named(6, 3)
+def detached(model, batch): return model(batch[0]).sum().detach()
+def many(model, batch): return model(batch[0]).sum(1)
+def own(model, batch): return F.cross_entropy(model(batch[0]), batch[1])
+"""
+
+
+def _faulty(place: Path, **changes: Any) -> TrainConfig:
+    (place / "faults.py").write_text(FAULTS)
+    settings = {"model": "build", "batches": "good", **changes}
+    for name in ("model", "batches", "loss"):
+        if name in settings:
+            settings[name] = f"faults:{settings[name]}"
+    return TrainConfig(**{"batch": 4, **settings}, optimizer="adamw", steps=12, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model": "pair"}, "outputs of type tuple .* loss of your own"),
+        ({"model": "frozen"}, "Linear whose parameters are all frozen"),
+        ({"model": "empty"}, "Flatten without parameters"),
+        ({"batches": "floats"}, r"float32 \(4, 6\), float32 \(4, 1\).* loss of your own"),
+        ({"batches": "beyond"}, "expected classes from 0 to one less than the outputs"),
+        ({"batches": "late"}, "expected classes from 0 to one less than the outputs"),
+        ({"batches": "two"}, r"mapping or \(inputs, classes\)"),
+        ({"batches": "wide"}, r"float32 \(4, 7\).* shapes cannot be multiplied"),
+        ({"batches": "strings"}, r"pixel_values float32 \(4, 6\).* unexpected keyword"),
+        ({"batches": "unlabelled", "model": "named"}, "without a loss, .* with pixel_values"),
+        ({"batches": "broken"}, "loss of nan for the first batch of faults:broken"),
+        ({"loss": "detached"}, "no function of the weights"),
+        ({"loss": "many"}, r"of shape \(4,\); expected a scalar"),
+    ],
+)
+def test_what_does_not_fit_is_a_sentence_before_or_while_it_trains(
+    changes: dict[str, Any], sentence: str, place: Path
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        train(_faulty(place, **changes), place / "run")
+    if changes != {"batches": "late"}:
+        with pytest.raises(InputError, match=sentence):
+            dry_run(_faulty(place, **changes))
+
+
+@pytest.mark.filterwarnings("ignore:none of the 3 entries")
+def test_losses_of_all_kinds_of_batches_are_means_over_examples(place: Path) -> None:
+    pairs = train(_faulty(place, validation="faults:good", batch=7), place / "pairs")
+    own = train(_faulty(place, validation="faults:good", batch=7, loss="own"), place / "own")
+    dicts = train(
+        _faulty(place, batches="strings", validation="faults:strings", batch=7, model="named"),
+        place / "dicts",
+    )
+    assert own["validation_loss"] == pytest.approx(pairs["validation_loss"], rel=1e-6)
+    assert dicts["validation_loss"] == pytest.approx(pairs["validation_loss"], rel=1e-6)
+    assert dicts["validation_accuracy"] == pairs["validation_accuracy"]
+    assert "validation_accuracy" not in own

@@ -6,7 +6,7 @@ from steepest.lab.data.own import examples_in, own_batches
 from steepest.lab.data.protocols import Data, TrainingBatches
 from steepest.lab.data.sampler import Sampler, validation_batches
 from steepest.lab.data.shapes import ImageShape, Shape, TextShape
-from steepest.lab.data.sources import load, load_text
+from steepest.lab.data.sources import judged_by_text, load
 from steepest.lab.data.text import Corpus
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "TextShape",
     "TrainingBatches",
     "examples_in",
+    "judged_by_text",
     "load",
-    "load_text",
     "own_batches",
     "validation_batches",
 ]

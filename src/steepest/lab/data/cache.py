@@ -14,6 +14,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from steepest.files import sync, unfinished
+from steepest.lab.announcements import announce
 from steepest.lab.errors import InputError
 
 Arrays = dict[str, NDArray[Any]]
@@ -24,12 +25,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("STEEPEST_CACHE") or Path.home() / ".cache" / "steepest")
 
 
-def cached(kind: str, key: str, make: Callable[[], Arrays]) -> Arrays:
+def cached(kind: str, key: str, purpose: str, make: Callable[[], Arrays]) -> Arrays:
     """Return arrays, mapped from files; the first process that asks for them makes them.
 
     Args:
         kind: the first word of the name of their folder.
         key: all that they depend on.
+        purpose: the sentence to announce before they are made.
         make: returns them by name. Other processes wait meanwhile.
 
     Raises:
@@ -41,6 +43,7 @@ def cached(kind: str, key: str, make: Callable[[], Arrays]) -> Arrays:
             place.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{place}.lock"):
                 if not place.exists():
+                    announce(f"{purpose}; kept in {place.parent} for the next time")
                     _write(place, make())
         return {path.stem: np.load(path, mmap_mode="r") for path in place.glob("*.npy")}
     except OSError as error:

@@ -19,7 +19,7 @@ from steepest.lab.data.hub_access import hub_answers
 from steepest.lab.data.image_files import TrainAndTest, pixels_of
 from steepest.lab.data.images import Labelled, labelled
 from steepest.lab.data.stream import Shards, Stream
-from steepest.lab.data.tokenizers import Tokenizer, tokenizer_for
+from steepest.lab.data.tokenizers import Tokenizer, joined, tokenizer_for
 from steepest.lab.errors import InputError
 
 HUB_PREFIX = "hub:"
@@ -129,7 +129,11 @@ def hub_images(place: HubSet) -> TrainAndTest:
         return arrays
 
     key = f"{place.path} {place.configuration} {place.label}"
-    arrays = read() if place.is_local else cached("images", key, read)
+    arrays = (
+        read()
+        if place.is_local
+        else cached("images", key, f"reading the images of {place.path}", read)
+    )
     train = Labelled(np.asarray(arrays["x_train"]), np.asarray(arrays["y_train"]))
     if "x_test" not in arrays:
         return train, None
@@ -161,7 +165,7 @@ def hub_text(source: str, place: HubSet, tokenizer_name: str, judge: list[bytes]
     tokenizer = tokenizer_for(tokenizer_name, _beginning(shards, tokenizer_name))
     if place.lines:
         judge = [b"".join(judge)]
-    tokens = tokenizer.joined(judge)
+    tokens = joined(tokenizer, judge)
     facts = [
         source,
         place.path,

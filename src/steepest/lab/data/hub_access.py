@@ -1,4 +1,4 @@
-"""Whether huggingface.co answers: asked once, before libraries that try for minutes."""
+"""Whether huggingface.co answers: asked first, as libraries try again for minutes."""
 
 from __future__ import annotations
 

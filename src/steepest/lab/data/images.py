@@ -179,20 +179,14 @@ def cropped_and_flipped(images: Tensor, generator: np.random.Generator) -> Tenso
     >>> cropped_and_flipped(one, generator_at(0, 0)).shape
     torch.Size([1, 1, 16, 16])
     """
-    count, channels, side, _ = images.shape
+    count, _, side, _ = images.shape
     border = side // 8
-    shifts = torch.from_numpy(generator.integers(0, 2 * border + 1, size=(2, count, 1)))
-    rows = shifts[0] + torch.arange(side)
-    columns = shifts[1] + torch.arange(side)
-    mirrored = torch.from_numpy(generator.random((count, 1)) < 0.5)
-    columns = torch.where(mirrored, columns.flip(1), columns)
+    down, right = torch.from_numpy(generator.integers(0, 2 * border + 1, size=(2, count)))
+    mirrored = torch.from_numpy(generator.random(count) < 0.5)
     padded = torch.nn.functional.pad(images, (border, border, border, border))
-    return padded[
-        torch.arange(count)[:, None, None, None],
-        torch.arange(channels)[:, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None, :],
-    ]
+    windows = padded.unfold(2, side, 1).unfold(3, side, 1)  # a view of all shifts of all images
+    cropped = windows[torch.arange(count), :, down, right]
+    return torch.where(mirrored[:, None, None, None], cropped.flip(3), cropped)
 
 
 def held_out_of(part: Labelled) -> tuple[Labelled, Labelled]:

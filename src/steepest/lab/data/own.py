@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -36,7 +37,7 @@ def own_batches(path: str, validation: str | None = None) -> OwnData:
 
     Random numbers in the user's code are a function of the seed and the position, so a run that is
     resumed sees the same batches. To go on in the middle of an iterable, a run goes through it
-    again from its beginning; a list and a dataset need nothing of this kind.
+    again from its beginning, which takes the time of loading. A list and a dataset need no time.
 
     Args:
         path: of the batches, or of a function without arguments that returns them.
@@ -290,6 +291,9 @@ class _Source:
 
         def started() -> Iterator[Any]:
             again = value if function is None else called(self.path, function, "batches")
+            generator = getattr(again, "generator", None)  # a loader's own, which goes on for ever
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(int(torch.randint(2**31, ())))
             return guarded(self.path, iter)(again)
 
         self.iterator = started

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from steepest.lab.arguments import did_you_mean
 from steepest.lab.data.documents import (
     EMBEDDED,
     Documents,
@@ -28,6 +29,9 @@ from steepest.lab.data.stream import Stream
 from steepest.lab.data.text import Corpus, corpus_of_documents, corpus_of_token_files
 from steepest.lab.data.token_files import SUFFIXES
 from steepest.lab.errors import InputError
+
+NAMES = ("digits", *HUB)
+"""Data sets with a name, beside the embedded texts."""
 
 
 def load(
@@ -55,7 +59,15 @@ def load(
             images of at least 32 x 32 pixels are.
 
     Raises:
-        InputError: for data that is missing, empty or torn, and for a device or a pipe.
+        InputError: for data that is missing, empty or torn, for a device or a pipe, without
+            network where it is needed, and where a library that is needed is not installed.
+
+    >>> data = load("digits")
+    >>> data.shape(None)
+    ImageShape(channels=1, side=8, classes=10)
+    >>> images, classes = data.training(batch=4, context=None, seed=0).batch(step=0)
+    >>> images.shape, classes.shape
+    (torch.Size([4, 1, 8, 8]), torch.Size([4]))
     """
     if source == "digits":
         description = "scikit-learn's digits of 8 x 8 pixels"
@@ -72,16 +84,25 @@ def load(
         raise InputError(f"could not read {error.filename or path}: {error.strerror}") from error
 
 
-def load_text(source: str) -> Corpus:
-    """Return the text of a name or path, for a model of language.
+def judged_by_text(data: Data, source: str) -> Corpus:
+    """Return the same tokens to train on, and another text to judge by, in the same tokenizer.
+
+    This is how a test text is scored once, after all has been decided on the validation text.
+
+    Args:
+        data: text in memory, with a known tokenizer.
+        source: "stdlib", "reference", or the path of a text file or a folder of them.
 
     Raises:
-        InputError: as `load`, and for images.
+        InputError: as `load`, for tokens without a tokenizer, and for images and streams.
+
+    >>> corpus = load("reference")
+    >>> judged_by_text(corpus, "reference").train_tokens is corpus.train_tokens
+    True
     """
-    data = load(source)
     if not isinstance(data, Corpus):
-        raise InputError(f"got {source!r}, which has {data.unit}; expected text")
-    return data
+        raise InputError(f"got {data.name}, expected text from a file, a folder or Python itself")
+    return data.judged_by([text for _, text in _documents(source)[1]], source)
 
 
 def existing(source: str) -> Path:
@@ -95,7 +116,8 @@ def existing(source: str) -> Path:
         if not source or not path.exists():  # Path("") would be the current folder
             raise InputError(
                 f"got data {source!r}, which is neither {' nor '.join(map(repr, EMBEDDED))} nor an "
-                "existing path; give one of these, or a text file, a folder, a .bin or a .npy file"
+                f"existing path{did_you_mean(source, [*EMBEDDED, *NAMES])}; give one of these, or "
+                f"{', '.join(NAMES)}, or a text file, a folder, a .bin, .npy or .npz file"
             )
         if not path.is_dir() and not path.is_file():
             raise InputError(

@@ -191,16 +191,17 @@ class StreamBatches:
         end = np.array([] if self.shards.lines else [self.tokenizer.end], dtype=np.int64)
         while True:
             order = generator_at(self.seed, epoch).permutation(self.shards.count).tolist()
-            texts = 0
+            size = 0
             for k in range(shard, len(order)):
-                for text in self.shards.read(order[k], document):
-                    tokens = np.concatenate([self.tokenizer.joined([text]), end])
+                texts = self.shards.read(order[k], document)
+                for text, tokens in self.tokenizer.encoded(texts):
                     place = {"epoch": epoch, "shard": k, "document": document}
-                    yield _Document(tokens, place, hashlib.sha256(text).hexdigest())
+                    row = np.concatenate([tokens, end])
+                    yield _Document(row, place, hashlib.sha256(text).hexdigest())
                     document += 1
-                    texts += len(tokens)
+                    size += len(row)
                 document = 0
-            if not texts and not shard:
+            if not size and not shard:
                 raise InputError(f"the stream {self.shards.name} has no text to train on")
             epoch, shard = epoch + 1, 0
 

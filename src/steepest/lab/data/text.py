@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,15 @@ from steepest.lab.data.documents import SEPARATOR, VALIDATION_SHARE, Split
 from steepest.lab.data.sampler import Sampler, validation_batches
 from steepest.lab.data.shapes import TextShape
 from steepest.lab.data.token_files import JoinedTokens, Tokens, pieces, read_tokens
-from steepest.lab.data.tokenizers import Tokenizer, bytes_of_tokens, tokenizer_for, whole_characters
+from steepest.lab.data.tokenizers import (
+    Tokenizer,
+    bytes_of_tokens,
+    joined,
+    tokenizer_for,
+    whole_characters,
+)
 from steepest.lab.errors import InputError
+from steepest.lab.memory import readable
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,17 @@ class Corpus:
         """Return the tokens of a text."""
         return self._tokenizer().encode(text)
 
+    def judged_by(self, documents: list[bytes], name: str) -> Corpus:
+        """Return the same tokens to train on, and other documents to judge by."""
+        tokens = joined(self._tokenizer(), documents)
+        return replace(
+            self,
+            description=f"{self.description}; judged by {name}",
+            validation_tokens=tokens,
+            sha256=_sha256([self.train_tokens, tokens]),
+            bytes_per_token=_size(documents) / len(tokens),
+        )
+
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise InputError(
@@ -99,10 +117,9 @@ def corpus_of_documents(
     """Return documents as tokens; those of other tokenizers than bytes are kept in the cache."""
     tokenizer = tokenizer_for(tokenizer_name, parts.training)
     train, validation = _tokens(tokenizer, parts)
-    size = len(SEPARATOR.join(whole_characters(text).encode() for text in parts.validation))
+    size, kind = _size(parts.validation), ""
     if tokenizer_name == "bytes":
         size = len(validation)  # which may have half a character, where a document was cut
-        kind = ""
     else:
         kind = f"; a vocabulary of {tokenizer.vocabulary:,} by {tokenizer.name}"
     return Corpus(
@@ -118,10 +135,19 @@ def corpus_of_documents(
     )
 
 
+def _size(documents: list[bytes]) -> int:
+    """How many bytes of text there are, with one between documents."""
+    return len(SEPARATOR.join(whole_characters(text).encode() for text in documents))
+
+
+def _megabytes(parts: Split) -> str:
+    return readable(sum(map(len, (*parts.training, *parts.validation))))
+
+
 def _tokens(tokenizer: Tokenizer, parts: Split) -> tuple[Tokens, Tokens]:
     def made() -> dict[str, NDArray[Any]]:
         both = {"train": parts.training, "validation": parts.validation}
-        return {name: tokenizer.joined(texts) for name, texts in both.items()}
+        return {name: joined(tokenizer, texts) for name, texts in both.items()}
 
     if tokenizer.name == "bytes":
         arrays = made()
@@ -131,7 +157,9 @@ def _tokens(tokenizer: Tokenizer, parts: Split) -> tuple[Tokens, Tokens]:
             for text in texts:
                 digest.update(hashlib.sha256(text).digest())
             digest.update(b"end of part")
-        arrays = cached("tokens", f"{tokenizer.sha256} {digest.hexdigest()}", made)
+        key = f"{tokenizer.sha256} {digest.hexdigest()}"
+        purpose = f"turning {_megabytes(parts)} of text into tokens of {tokenizer.name}"
+        arrays = cached("tokens", key, purpose, made)
     return arrays["train"], arrays["validation"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steepest.lab.data.cache import cached
-from steepest.lab.data.documents import SEPARATOR
 from steepest.lab.data.hub_access import hub_answers
 from steepest.lab.data.token_files import Tokens
 from steepest.lab.errors import InputError
+from steepest.lab.memory import readable
 
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 """How tokenizers call their end-of-text token; the first of these that one has is taken."""
 _GPT2 = "openai-community/gpt2"
 _LONG = 2**20
-_AT_ONCE = 2**22
+_AT_ONCE = 2**18
 
 
 class Tokenizer(Protocol):
@@ -32,12 +33,14 @@ class Tokenizer(Protocol):
         name: what was asked for.
         vocabulary: number of different tokens.
         end: the end-of-text token, which stands between documents.
+        dtype: of tokens.
         sha256: of all that tokens depend on.
     """
 
     name: str
     vocabulary: int
     end: int
+    dtype: Any
     sha256: str
 
     def encode(self, text: str) -> list[int]:
@@ -46,8 +49,19 @@ class Tokenizer(Protocol):
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens; of a character that was cut, a replacement character."""
 
-    def joined(self, documents: Iterable[bytes]) -> NDArray[Any]:
-        """Return the tokens of documents, with an end-of-text token between them."""
+    def encoded(self, documents: Iterable[bytes]) -> Iterator[tuple[bytes, NDArray[Any]]]:
+        """Yield documents and their tokens; some are read ahead."""
+
+
+def joined(tokenizer: Tokenizer, documents: Iterable[bytes]) -> NDArray[Any]:
+    """Return the tokens of documents, with an end-of-text token between them.
+
+    >>> joined(Bytes(), [b"one", b"two"]).tobytes()
+    b'one\\x00two'
+    """
+    end = np.array([tokenizer.end], dtype=tokenizer.dtype)
+    rows = [row for _, tokens in tokenizer.encoded(documents) for row in (tokens, end)]
+    return np.concatenate(rows[:-1]) if rows else end[:0]
 
 
 class Bytes:
@@ -57,7 +71,7 @@ class Bytes:
     ([110, 195, 169], 'né')
     """
 
-    name, vocabulary, end, sha256 = "bytes", 256, 0, "bytes"
+    name, vocabulary, end, dtype, sha256 = "bytes", 256, 0, np.uint8, "bytes"
 
     def encode(self, text: str) -> list[int]:
         """Return the bytes of a text."""
@@ -67,9 +81,9 @@ class Bytes:
         """Return the text of bytes."""
         return bytes(tokens).decode(errors="replace")
 
-    def joined(self, documents: Iterable[bytes]) -> NDArray[Any]:
-        """Return the bytes of documents, with a zero between them."""
-        return np.frombuffer(SEPARATOR.join(documents), dtype=np.uint8)
+    def encoded(self, documents: Iterable[bytes]) -> Iterator[tuple[bytes, NDArray[Any]]]:
+        """Yield documents, and as arrays."""
+        return ((text, np.frombuffer(text, dtype=np.uint8)) for text in documents)
 
 
 class LibraryTokenizer:
@@ -112,33 +126,29 @@ class LibraryTokenizer:
         """Return the text of tokens."""
         return self._library.decode(list(map(int, tokens)), skip_special_tokens=False)
 
-    def joined(self, documents: Iterable[bytes]) -> NDArray[Any]:
-        """Return the tokens of documents, with an end-of-text token between them."""
-        rows: list[NDArray[Any]] = []
-        end = np.array([self.end], dtype=self.dtype)
-        last = 0
-        for some in self._in_batches(documents):
-            encodings = self._library.encode_batch_fast(
-                [piece for _, piece in some], add_special_tokens=False
-            )
-            for (i, _), encoding in zip(some, encodings, strict=True):
-                rows += [end] * (i - last)
-                rows.append(np.array(encoding.ids, dtype=self.dtype))
-                last = i
-        return np.concatenate(rows) if rows else end[:0]
+    def encoded(self, documents: Iterable[bytes]) -> Iterator[tuple[bytes, NDArray[Any]]]:
+        """Yield documents and their tokens; about a quarter of a megabyte is read ahead."""
+        texts: list[bytes] = []
+        size = 0
+        for text in documents:
+            texts.append(text)
+            size += len(text)
+            if size >= _AT_ONCE:
+                yield from zip(texts, self._tokens(texts), strict=True)
+                texts, size = [], 0
+        yield from zip(texts, self._tokens(texts), strict=True)
 
-    def _in_batches(self, documents: Iterable[bytes]) -> Iterator[list[tuple[int, str]]]:
-        """Yield pieces of text with the numbers of their documents, a few megabytes together."""
-        batch, size = [], 0
-        for i, text in enumerate(documents):
-            for piece in self._pieces(text):
-                batch.append((i, piece))
-                size += len(piece)
-                if size >= _AT_ONCE:
-                    yield batch
-                    batch, size = [], 0
-        if batch:
-            yield batch
+    def _tokens(self, texts: list[bytes]) -> list[NDArray[Any]]:
+        pieces = [self._pieces(text) for text in texts]
+        encodings = iter(
+            self._library.encode_batch_fast(
+                list(itertools.chain.from_iterable(pieces)), add_special_tokens=False
+            )
+        )
+        return [
+            np.concatenate([np.array(next(encodings).ids, dtype=self.dtype) for _ in part])
+            for part in pieces
+        ]
 
     def _pieces(self, document: bytes) -> list[str]:
         text = whole_characters(document)
@@ -252,7 +262,10 @@ def _trained(name: str, documents: Sequence[bytes]) -> LibraryTokenizer:
     for text in documents:
         digest.update(f"{len(text)} ".encode())
         digest.update(text)
-    arrays = cached("bpe", f"{library.__version__} {size} {digest.hexdigest()}", trained)
+    read = readable(sum(map(len, documents)))
+    purpose = f"training a tokenizer of {int(size):,} tokens on {read} of text"
+    key = f"{library.__version__} {size} {digest.hexdigest()}"
+    arrays = cached("bpe", key, purpose, trained)
     return LibraryTokenizer(name, library.Tokenizer.from_str(bytes(arrays["tokenizer"]).decode()))
 
 

@@ -1,9 +1,8 @@
 """Models to train and to study: the lab's own, the papers' presets, and doors to all others."""
 
 from steepest.lab.losses import logits_of, loss_of
-from steepest.lab.models.building import build_model, sizes_of, smaller
+from steepest.lab.models.building import build_model, is_model_of_images, sizes_of, smaller
 from steepest.lab.models.exchange import from_hugging_face, to_hugging_face
-from steepest.lab.models.family import is_model_of_images
 from steepest.lab.models.gpt import GPT, GPTConfig
 from steepest.lab.models.llama import Llama, LlamaConfig
 from steepest.lab.models.presets import PRESETS, Preset, preset_context

@@ -8,8 +8,13 @@ from typing import Any
 from torch import nn
 
 from steepest.lab.data.shapes import Shape
-from steepest.lab.models.family import own_model, own_sizes
-from steepest.lab.models.hugging_face import DOOR, hugging_face_model, hugging_face_sizes
+from steepest.lab.models.family import own_model, own_sizes, own_takes_images
+from steepest.lab.models.hugging_face import (
+    DOOR,
+    hugging_face_model,
+    hugging_face_sizes,
+    hugging_face_takes_images,
+)
 from steepest.lab.models.resizing import SMALLEST_HEAD
 from steepest.lab.models.user_models import user_model, user_sizes
 
@@ -70,6 +75,17 @@ def sizes_of(
     if is_door(name):
         return None
     return own_sizes(name, shape, width=width, depth=depth, options=options)
+
+
+def is_model_of_images(name: str) -> bool:
+    """Whether a model takes images, as far as its name says; of the user's own it says nothing.
+
+    >>> is_model_of_images("mlp"), is_model_of_images("gpt")
+    (True, False)
+    """
+    if name.startswith(DOOR):
+        return hugging_face_takes_images(name)
+    return own_takes_images(name)
 
 
 def is_door(name: str) -> bool:

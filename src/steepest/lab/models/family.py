@@ -47,7 +47,7 @@ for _kind in _KINDS:
     add_model(_kind)
 
 
-def is_model_of_images(name: str) -> bool:
+def own_takes_images(name: str) -> bool:
     """Whether a name is that of a model of the lab, or a preset, that takes images."""
     family = PRESETS[name].family if name in PRESETS else name
     return family in _MODELS and _MODELS[family].takes is ImageShape

@@ -92,6 +92,20 @@ def hugging_face_sizes(
     )
 
 
+def hugging_face_takes_images(name: str) -> bool:
+    """Whether a type of model, or one whose configuration is here, classifies images only.
+
+    Of a name on the hub nothing is asked, and the answer is no.
+    """
+    place = name.removeprefix(DOOR)
+    hf = transformers_or_sentence()
+    if place not in hf.CONFIG_MAPPING and not Path(place).expanduser().exists():
+        return False
+    kind = _origin(place)[0]
+    text, images = hf.MODEL_FOR_CAUSAL_LM_MAPPING, hf.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    return kind in images and kind not in text
+
+
 def transformers_or_sentence() -> Any:
     """Return the package transformers.
 

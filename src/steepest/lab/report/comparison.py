@@ -18,9 +18,9 @@ _REPEATED = {
     "data", "batches", "optimizer", "lr", "steps",
 }  # fmt: skip
 """Settings that say the same as `MAIN`."""
-_MEASURING = " every"
-"""How settings end that say how often something is measured or saved."""
-_WINDOWS = ("context", "model context", "validate windows", "validation batches")
+_MEASURING = ("every", "samples", "track", "profile")
+"""How settings end that say what is measured or saved, and how often."""
+_WINDOWS = ("context", "model context", "validate windows", "validation")
 """Settings that choose which part of the validation data is read."""
 _LARGE = ("conditions", "sharpness")
 """Parts of a study that a comparison does not show."""
@@ -82,7 +82,7 @@ def main_settings(run: Mapping[str, Any]) -> dict[str, Any]:
 def differing(members: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
     """Return the settings that are not the same for all, each with its value for each member.
 
-    Of runs those in `MAIN` come first, and how often something is measured is left out.
+    Of runs those in `MAIN` come first, and what is measured is left out.
     """
     is_run = all(kind_of(member["summary"]) == "run" for member in members)
     rows = [main_settings(member["summary"]) for member in members] if is_run else []
@@ -105,10 +105,14 @@ def warnings_of(members: Sequence[Mapping[str, Any]]) -> list[str]:
         named = phrase(list(dict.fromkeys(map(loss_unit, units))))
         return [f"Not comparable: these losses have other units, {named}."]
     sentences = []
-    tokenizers = [
-        part.get("tokenizer") or own.get("tokenizer") or "bytes"
-        for part, own in zip(data, settings, strict=True)
-    ]
+    tokenizers = (
+        [
+            part.get("tokenizer") or own.get("tokenizer") or "bytes"
+            for part, own in zip(data, settings, strict=True)
+        ]
+        if units[0] == "tokens"
+        else ["none"]
+    )
     names = [part.get("name") for part in data]
     if _differ(tokenizers):
         sentences.append(

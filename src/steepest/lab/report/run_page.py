@@ -123,10 +123,14 @@ def _results(summary: dict[str, Any]) -> list[tuple[str, str]]:
     return [(term, text(value)) for term, (value, text) in known.items() if value is not None]
 
 
+CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+"""Pictures of control characters, which a model of bytes writes, and a browser does not show."""
+
+
 def _samples(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The text samples, the last first."""
     rows = [row for row in metrics if row["kind"] == "sample" and row.get("text") is not None]
-    return [{"step": row["step"], "text": row["text"]} for row in reversed(rows)]
+    return [{"step": row["step"], "text": row["text"].translate(CONTROL)} for row in reversed(rows)]
 
 
 def _as_optimizer(summary: dict[str, Any]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class _Study:
             data=self.data,
             environment=read_json(self.out / "environment.json"),
             tuning={n: {r: self.run(c, r, 0) for r in grids[c]} for n, c in chosen.items()},
-            varied={n: self.varied(n, grids) for n in chosen} if self.config.vary else {},
+            varied={n: self.varied(n, grids) for n, c in chosen.items() if c.changes},
             verdicts={name: self.verdict(c, grids[c]) for name, c in chosen.items()},
             fresh=fresh,
             plan={
@@ -145,7 +145,7 @@ class _Study:
         """Fix the number of steps, and the model, so that all runs fit into the budget."""
         config = self.config
         runs = {
-            n: (len(named_optimizer(n).rates) + 1) * len(config.variants) + config.seeds
+            n: (len(named_optimizer(n).rates) + 1) * len(config.variants_of(n)) + config.seeds
             for n in config.optimizers
         }
         size, steps = (config.width, config.depth), config.steps
@@ -178,15 +178,18 @@ class _Study:
         config, steps = self.config, self.state["steps"]
         for note in self.state["notes"]:
             self.progress.say(f"note: {note}")
-        varied = f", with each of {config.vary}" if config.vary else ""
         for name in config.optimizers:
+            varied = f", with each of {config.vary}" if config.vary else ""
+            if config.vary and config.variants_of(name) == ({},):
+                varied = f", without {config.vary}, which it does not take"
             record = named_optimizer(name)
             rates = ", ".join(f"{rate:g}" for rate in sorted(record.rates))
             self.progress.say(f"{record.label}: learning rates {rates}{varied}, and beyond an edge")
         within = "" if config.steps else f", within {rough_duration(60 * config.minutes)}"
         self.progress.say(
             f"{self.state['runs']} runs of {steps} steps: {len(config.optimizers)} optimizers, "
-            f"3 learning rates each and one to spare, {config.seeds} fresh seeds at the best"
+            f"3 learning rates each and one to spare{' for each value' if config.vary else ''}, "
+            f"{config.seeds} fresh seeds at the best"
             f"{within}"
         )
 
@@ -214,7 +217,7 @@ class _Study:
         trials = {}
         for optimizer in runs:
             rate = named_optimizer(optimizer).rates[0]
-            contender = Contender(optimizer, tuple(self.config.variants[0].items()))
+            contender = Contender(optimizer, tuple(self.config.variants_of(optimizer)[0].items()))
             config = self.settings(contender, rate, 0, size, CALIBRATION_STEPS)
             config = replace(config, validate_every=CALIBRATION_STEPS)
             trials[optimizer] = Run(config, self.out / name / spec_slug(optimizer))
@@ -271,7 +274,7 @@ class _Study:
         return {
             Contender(name, tuple(changes.items())): sorted(named_optimizer(name).rates)
             for name in self.config.optimizers
-            for changes in self.config.variants
+            for changes in self.config.variants_of(name)
         }
 
     def tune(self, grids: Grids) -> None:

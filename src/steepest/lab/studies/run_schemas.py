@@ -78,3 +78,10 @@ class RunSummary(Header):
     steps: int
     result: RunResult
     metrics: list[Measurement]
+
+
+class ComparedRun(TypedDict):
+    """A run of a comparison, by the name that the comparison shows."""
+
+    name: str
+    summary: RunSummary

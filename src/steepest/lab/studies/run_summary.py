@@ -47,24 +47,26 @@ def run_summary(folder: Path) -> dict[str, Any]:
     environment = folder / "environment.json"
     optimizer = modern_name(config["optimizer"], warn=False)
     settings = _flat({key: value for key, value in config.items() if key != "data_sha256"})
-    label, data = _label(optimizer), config.get("batches") or config.get("data")
+    unit = str(result.get("unit") or config.get("unit") or "tokens")
+    label, data = _label(optimizer), _data_name(config, unit)
+    read_as_text = ("tokenizer",) if unit == "tokens" else ()
     return {
         "kind": "run",
         "title": f"{label} on {_short(data)}: one run",
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "status": _status(result, metrics),
         "reason": result.get("reason"),
-        "unit": result.get("unit") or config.get("unit") or "tokens",
+        "unit": unit,
         "model": _model(config),
         "optimizer": optimizer,
         "label": label,
         "lr": _rate(config, optimizer, metrics),
-        "steps": int(config.get("steps") or result.get("steps") or 0),
+        "steps": _steps(config, result, metrics),
         "result": _result(result, metrics),
         "metrics": metrics,
         "settings": settings,
         "environment": read_json(environment) if environment.exists() else None,
-        "data": {"name": data, **_known(config, "tokenizer", sha256="data_sha256")},
+        "data": {"name": data, **_known(config, *read_as_text, sha256="data_sha256")},
     }
 
 
@@ -83,6 +85,25 @@ def _with_throughput(row: dict[str, Any]) -> dict[str, Any]:
     if row["kind"] != "train" or "units_per_second" in row or not (tokens and seconds):
         return row
     return {**row, "units_per_second": tokens / row["step"] / seconds}
+
+
+def _data_name(config: Mapping[str, Any], unit: str) -> str:
+    """The data of a run; where they were not named, what they are by default."""
+    names = (config.get(key) for key in ("data_name", "batches", "data"))
+    default = {"tokens": "stdlib", "images": "digits"}.get(unit, "data without a name")
+    return str(next((name for name in names if name), default))
+
+
+def _steps(
+    config: Mapping[str, Any], result: Mapping[str, Any], metrics: list[dict[str, Any]]
+) -> int:
+    """The updates that were asked for, also where tokens were asked for in place of them."""
+    if result.get("steps"):
+        return int(result["steps"])
+    seen = latest(metrics, "train")
+    if config.get("tokens") and seen.get("tokens"):
+        return math.ceil(config["tokens"] * seen["step"] / seen["tokens"])
+    return int(config.get("steps") or 0)
 
 
 def _status(result: Mapping[str, Any], metrics: list[dict[str, Any]]) -> str:

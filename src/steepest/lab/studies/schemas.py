@@ -13,7 +13,7 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from steepest.lab.errors import InputError
 from steepest.lab.studies.fields import problems
-from steepest.lab.studies.run_schemas import RunSummary
+from steepest.lab.studies.run_schemas import ComparedRun, RunSummary
 from steepest.lab.studies.stored import (
     Condition,
     Header,
@@ -324,13 +324,6 @@ class TransferSummary(Header):
     retune: list[str]
     advice: TransferAdvice | None
     axes: list[TransferAxis]
-
-
-class ComparedRun(TypedDict):
-    """A run of a comparison, by the name that the comparison shows."""
-
-    name: str
-    summary: RunSummary
 
 
 class ComparedStudy(TypedDict):

@@ -22,22 +22,24 @@ class StudyConfig(Problem):
     """Compare optimizers on one model and its data, each at its own best learning rate."""
 
     optimizers: tuple[str, ...] = ("adamw", "signum", "spectral-descent", "muon")
-    """What to compare; the first is what the others are compared with. The names of `train`,
-    also with options such as teon:length=muon, and your own by import path, such as
-    my_package:MyOptimizer:lr=0.01, where lr is the middle of its grid."""
+    """What to compare; the first is what the others are compared with. The names are those of
+    `steepest train --optimizer`, also with options such as teon:length=muon, and your own by import
+    path, such as my_package:MyOptimizer:lr=0.01, where lr is the middle of its first grid."""
     vary: str | None = None
-    """A second number to tune for every optimizer beside its rate, with its values: momentum,
-    weight_decay or adamw_lr, such as weight_decay=0,0.01,0.1."""
+    """A second number to tune for every optimizer beside its rate, and its values, such as
+    weight_decay=0,0.01,0.1. The number is momentum, weight_decay or adamw_lr."""
     minutes: float = 4.0
-    """Time for everything; the number of steps, and if need be the model, follow from it."""
+    """Time for everything. The number of steps follows from it. If there would be too few of them,
+    the model is made smaller, and the plan says so."""
     steps: int | None = None
-    """Updates in each run; by default as many as the time allows. If given, time is no limit."""
+    """Updates in each run, in place of --minutes; then time is no limit."""
     seeds: int = 4
     """Fresh seeds for each optimizer at its best rate."""
     sharpness: bool = False
-    """Whether to measure sharpness along the first of an optimizer's fresh seeds; costs time."""
+    """Whether to measure sharpness along the first fresh seed of every optimizer, which takes
+    time."""
     workers: int | None = None
-    """Runs at the same time, one thread each; by default one for each core, or one on a GPU."""
+    """Runs at the same time, with one thread each. By default one a core, or one on a GPU."""
 
     def __post_init__(self) -> None:
         if self.model == "gpt" and self.width is None:  # one that learns something in minutes
@@ -84,6 +86,14 @@ class StudyConfig(Problem):
         if len(set(values)) < max(2, len(values)):
             raise InputError(f"got vary={self.vary!r}, expected at least two different values")
         return tuple({name: value} for value in sorted(values))
+
+    def variants_of(self, optimizer: str) -> tuple[dict[str, float], ...]:
+        """Return the changes that an optimizer is tuned with; one without any if it ignores them.
+
+        An optimizer without memory, for instance, ignores the momentum.
+        """
+        takes = named_optimizer(optimizer).takes
+        return self.variants if all(map(takes, self.variants[0])) else ({},)
 
     def run_of(self, optimizer: str, **changes: Any) -> TrainConfig:
         """Return a run of this study; others change rate, seed, and what is planned."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from steepest.lab.errors import Diverged
-from steepest.lab.files import read_json, write_json
+from steepest.lab.files import read_json
 from steepest.lab.processes import in_processes
 from steepest.lab.train import TrainConfig, train
-from steepest.lab.train.run_folder import removed, sentences_for_os_errors
+from steepest.lab.train.run_folder import removed
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,5 @@ def _work(run: Run, send: Callable[[int], None]) -> None:
 
     if not run.out.parent.is_dir():
         raise removed(run.out.parent)
-    try:
+    with suppress(Diverged):  # its result says so
         train(run.config, run.out, on_step=report)
-    except Diverged as error:
-        with sentences_for_os_errors(run.out):
-            write_json(
-                run.out / "result.json",
-                {"status": "diverged", "validation_loss": None, "reason": str(error)},
-            )

@@ -29,25 +29,26 @@ class TrainConfig(Problem):
     optimizer: str = "muon"
     """What updates the matrices; everything else gets AdamW. One of adamw, signsgd, signum,
     spectral-descent, muon, teon, shampoo-quarter, shampoo, kl-shampoo, soap, also with options,
-    such as teon:length=muon,stack=4; or by import path a class of your own or a function
-    build(model, lr), such as my_package:MyOptimizer."""
+    such as teon:length=muon,stack=4. Or by import path a class of your own, such as
+    my_package:MyOptimizer, or a function build(model, lr), which decides about all parameters."""
     lr: float | None = None
     """Learning rate of the matrices; by default the middle of the grid of `steepest study`."""
     steps: int = 300
-    """Number of updates. A finished run goes on with more of them where its schedule allows it:
-    constant, wsd or teon."""
+    """Number of updates. A finished run goes on with more of them, with the same --out, where its
+    schedule allows it: constant, wsd and teon."""
     tokens: int | None = None
-    """Tokens or images to train on, such as 1.1B, in place of steps."""
+    """Tokens, images or examples to train on, such as 1.1B, in place of --steps."""
     batch_tokens: int | None = None
-    """Tokens or images in each update, such as 500k, in place of accumulate."""
+    """Tokens, images or examples in each update, such as 500k, in place of --accumulate."""
     warmup: int | None = None
-    """Updates over which the learning rate rises linearly; by default 20, or a fifth of fewer; none
-    for teon, and a tenth of all for galore."""
+    """Updates over which the learning rate rises linearly. By default 20, or a fifth of fewer than
+    100 steps; for teon none, and for galore a tenth of all."""
     final_lr: float | None = None
-    """What it falls to, as a fraction of its peak; by default 0, a tenth for teon and galore."""
+    """What the learning rate falls to, as a fraction of its peak. By default 0, and 0.1 for teon
+    and galore."""
     ema: float | None = None
-    """Decay of an exponential moving average of the weights, such as 0.999, which is validated in
-    place of the weights; by default none."""
+    """Decay of an exponential moving average of the weights, such as 0.999. The average is judged
+    in place of the weights. By default there is none."""
     seed: int = 0
     """Seed of initialization and data order."""
     threads: int | None = None
@@ -55,22 +56,25 @@ class TrainConfig(Problem):
     validate_every: int = 50
     """Updates between two measurements of the validation loss."""
     validate_windows: int = 64
-    """Windows of the validation text, or for images hundreds of them, in each of these
-    measurements, always the same."""
+    """How much is judged in each of these measurements, always the same: so many windows of text,
+    hundreds of images, or batches of your own."""
     samples: int = 0
     """Texts that the model continues at every measurement of the validation loss."""
     conditions_every: int = 0
-    """Updates between two measurements of the layerwise condition; 0 for none."""
+    """Updates between two measurements of the layerwise condition: the nuclear rank of each
+    gradient and the stable rank of what its matrix multiplies. 0 for none."""
     sharpness_every: int = 0
-    """Updates between two measurements of sharpness, on the first batch; 0 for none."""
+    """Updates between two measurements of sharpness, the largest eigenvalue of the Hessian, on the
+    first batch. 0 for none."""
     checkpoint_every: int = 100
     """Updates between two checkpoints; 0 for one at the end only."""
     log_every: int = 10
-    """Updates between two lines of metrics."""
+    """Updates between two lines of metrics about training."""
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Trackers that get the metrics too."""
+    """Trackers that get the metrics too; each needs its library, such as steepest[tensorboard]."""
     profile: bool = False
-    """Whether to trace three steps into profile.json, and to list their dearest operations."""
+    """Whether to trace three steps into profile.json, and to list the operations that take the most
+    time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

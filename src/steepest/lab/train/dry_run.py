@@ -16,6 +16,7 @@ from steepest.lab.train.config import TrainConfig
 from steepest.lab.train.cost import peak_memory, state_bytes
 from steepest.lab.train.loop import Training
 from steepest.lab.train.setup import data_of, set_up
+from steepest.lab.user_code import sentences_for_errors
 from steepest.printing import rough_duration
 from steepest.results import Column, Result, ResultTable
 
@@ -99,9 +100,10 @@ def dry_run(config: TrainConfig, say: Callable[[str], None] = lambda sentence: N
         InputError: for what a run could not begin with.
     """
     before = peak_memory(torch.device("cpu")) if not torch.cuda.is_available() else 0
-    setup = set_up(config, data_of(config))
+    with sentences_for_errors():
+        setup = set_up(config, data_of(config))
     config = setup.config
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, sentences_for_errors():
         training = Training(setup, Path(folder), say, time.perf_counter())
         say("timing a few steps")
         training.update(0)  # takes what is done once

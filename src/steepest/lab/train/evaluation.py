@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from steepest.lab.losses import cross_entropy, logits_of, loss_of
+from steepest.lab.data import examples_in
+from steepest.lab.losses import cross_entropy, entry_of, logits_of, loss_of, own_loss
 from steepest.lab.train.setup import RunSetup, moved
 
 IMAGES_PER_WINDOW = 100
@@ -27,7 +28,8 @@ def evaluator(setup: RunSetup) -> Callable[[nn.Module], dict[str, float]]:
     `bits_per_byte` for text whose bytes are known.
     """
     config, data = setup.config, setup.data
-    count = config.validate_windows * (IMAGES_PER_WINDOW if data.unit == "images" else 1)
+    a_window = {"tokens": 1, "images": IMAGES_PER_WINDOW}.get(data.unit, config.sequences)
+    count = config.validate_windows * a_window
     batches = [
         moved(batch, setup.device)
         for batch in data.validation(batch=config.sequences, context=config.context, count=count)
@@ -52,11 +54,16 @@ def evaluator(setup: RunSetup) -> Callable[[nn.Module], dict[str, float]]:
 
 
 def _scores(setup: RunSetup, model: nn.Module, batch: Any) -> Tensor:
-    """Sum of the losses, number of right answers (NaN where there are none), number of examples."""
+    """Sum of the losses, number of right answers (NaN where there are none), number of examples.
+
+    A loss of the user's own, or of the model's, is the mean over the examples of its batch.
+    """
     none = torch.tensor(math.nan, dtype=torch.float64, device=setup.device)
+    if setup.loss is loss_of and isinstance(batch, Mapping):
+        outputs = model(**batch)
+        return _with_count(own_loss(outputs, batch), _right_of_labels(outputs, batch, none), batch)
     if setup.loss is not loss_of or not _has_classes(batch):
-        loss = setup.loss(model, batch).double()
-        return torch.stack((loss, none, torch.ones_like(loss)))
+        return _with_count(setup.loss(model, batch), none, batch)
     inputs, classes = batch
     logits = logits_of(model, inputs)
     counted = classes != IGNORED
@@ -65,6 +72,22 @@ def _scores(setup: RunSetup, model: nn.Module, batch: Any) -> Tensor:
     if classes.dim() == 1:
         correct = ((logits.argmax(dim=-1) == classes) & counted).sum().double()
     return torch.stack((cross_entropy(logits, classes).double() * count, correct, count))
+
+
+def _with_count(loss: Tensor, correct: Tensor, batch: Any) -> Tensor:
+    loss = loss.double()
+    count = torch.full_like(loss, examples_in(batch))
+    return torch.stack((loss * count, correct, count))
+
+
+def _right_of_labels(outputs: Any, batch: Mapping[str, Any], none: Tensor) -> Tensor:
+    """Right answers to a batch as Hugging Face has it: a class in `labels` for each example."""
+    labels, logits = batch.get("labels"), entry_of(outputs, "logits", None)
+    if not isinstance(labels, Tensor) or not isinstance(logits, Tensor):
+        return none
+    if labels.is_floating_point() or labels.dim() != 1 or logits.dim() != 2:
+        return none
+    return (logits.argmax(dim=-1) == labels).sum().double()
 
 
 def _has_classes(batch: Any) -> bool:

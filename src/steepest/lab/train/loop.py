@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from steepest.lab.train.settings_file import write_settings
 from steepest.lab.train.setup import RunSetup, data_of, set_up
 from steepest.lab.train.sinks import Sink, sink
 from steepest.lab.train.speed import Speed
+from steepest.lab.user_code import sentences_for_errors
 
 OnStep = Callable[[int, dict[str, Any]], None]
 
@@ -66,19 +67,27 @@ def train(
     """
     began = time.perf_counter()
     data = data or data_of(config)
-    settings = {**asdict(config), "data_sha256": data.sha256}
-    defaults = asdict(TrainConfig())
+    settings = {**asdict(config), "data_sha256": data.sha256, "unit": data.unit}
+    defaults = {**asdict(TrainConfig()), "unit": "tokens"}
     folder = opened(out, settings, defaults, free=FREE)
     with sentences_for_os_errors(out), folder as check_folder, deferred() as signals:
         go_on = checked_to_go_on(config, settings, out)
         if (out / "result.json").exists() and not go_on:
             say(f"{out} is finished already; nothing to do")
             return read_json(out / "result.json")
-        setup = set_up(config, data)
+        with sentences_for_errors():
+            setup = set_up(config, data)
         if go_on:
             say(go_on(setup))
         write_settings(out, "train", asdict(config))
-        return Training(setup, out, say, began).to_its_end(on_step, check_folder, signals)
+        with sentences_for_errors():
+            training = Training(setup, out, say, began)
+        try:
+            return training.to_its_end(on_step, check_folder, signals)
+        except Diverged as error:
+            result = {"status": "diverged", "validation_loss": None, "reason": str(error)}
+            write_json(out / "result.json", result)
+            raise
 
 
 class Training:
@@ -122,12 +131,12 @@ class Training:
         """Train, and return the result, which is in the folder then."""
         config, out = self.config, self.out
         start_seconds = time.perf_counter() - self.began
-        step = self.start
         metrics = Metrics(out, self.start, self.trackers())
         try:
             with profiler(config, out, self.say) as profile:
                 for step in range(self.start, config.steps):
-                    loss, rows = self.update(step)
+                    with _sentences(out, step + 1):
+                        loss, rows = self.update(step)
                     profile.step()
                     done = step + 1
                     if self.logged(done) or done == self.start + 1:
@@ -136,7 +145,8 @@ class Training:
                         _check_finite(self.loss_now, done, out)
                     if self.logged(done):
                         check_folder()
-                    values = self.measure(done, rows, metrics)
+                    with _sentences(out, done):
+                        values = self.measure(done, rows, metrics)
                     stops = bool(signals) and done < config.steps
                     if stops or self.saves(done):
                         self.save(done)
@@ -146,8 +156,6 @@ class Training:
                             f"stopped after step {done} of {config.steps}, which is saved in {out}"
                         )
                         raise_for(signals)
-        except FloatingPointError as error:  # from the optimizer or the probe
-            raise Diverged(f"{out.name} at step {step + 1}: {error}") from error
         finally:
             metrics.close()
         result = self.result(start_seconds)
@@ -265,6 +273,16 @@ def optimizer_of(setup: RunSetup) -> Optimizer:
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+@contextmanager
+def _sentences(out: Path, step: int) -> Iterator[None]:
+    """Turn errors of batches, model, loss and optimizer into sentences; NaN is `Diverged`."""
+    with sentences_for_errors():
+        try:
+            yield
+        except FloatingPointError as error:  # from the optimizer or the probe
+            raise Diverged(f"{out.name} at step {step}: {error}") from error
 
 
 def _probe(

@@ -68,6 +68,20 @@ class NamedOptimizer:
     settings: Mapping[str, Any]
     _builder: Builder = field(repr=False, compare=False)
 
+    def takes(self, setting: str) -> bool:
+        """Whether a setting that runs share changes it: momentum, weight_decay or adamw_lr.
+
+        >>> [named_optimizer(name).takes("momentum") for name in ("muon", "signsgd")]
+        [True, False]
+        """
+        if setting in self.settings or self._builder is by_function:
+            return False
+        if setting == "adamw_lr":
+            return True
+        if self._builder is beside_adamw:
+            return setting in arguments_of(self.kind)
+        return setting != "momentum" or self.memory != "none"
+
     def build(
         self,
         model: nn.Module,

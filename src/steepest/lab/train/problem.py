@@ -19,63 +19,69 @@ class Problem:
     """A model, its data, and where it is trained."""
 
     model: str = "gpt"
-    """gpt, llama, mlp, residual-mlp, convnet, residual-convnet, random-features, linear; a size of
-    the papers, such as gpt-124m or llama-60m; hf:CONFIG_OR_NAME, such as hf:vit or a folder with a
-    config.json; or your own function, such as my_package.module:build."""
+    """For text: gpt, llama, or a size of the papers such as gpt-124m or llama-60m. For images: mlp,
+    residual-mlp, convnet, residual-convnet, random-features or linear. For both: a Hugging Face
+    model such as hf:vit, hf:OWNER/NAME or hf:FOLDER (with a config.json), and your own function
+    that returns a model, such as my_package.module:build."""
     width: int | None = None
-    """Width of the model; by default that of the model's name."""
+    """Width of the model; by default that of the named model. Other sizes scale with it."""
     depth: int | None = None
-    """Number of blocks or layers; by default that of the model's name."""
+    """Number of blocks or layers; by default that of the named model."""
     model_options: tuple[str, ...] = ()
-    """More sizes and variants of the model by name, such as heads=8 mlp=swiglu."""
+    """More sizes and variants of the model by name, such as heads=8 mlp=swiglu; fields of the
+    configuration of a Hugging Face model; arguments of your own function."""
     weights: str | None = None
-    """Weights to start from: a folder or a name of Hugging Face, for GPT-2 and LLaMA; or a file of
-    this model's state dict."""
+    """Weights to start from: a file of this model's state dict, the folder of a checkpoint, or, for
+    GPT-2 and LLaMA, a folder or a name of Hugging Face. By default they are drawn at random."""
     data: str | None = None
-    """Text: "stdlib", the source code of Python's standard library; "reference", its language
-    reference as prose; a file, a folder, or .bin files of tokens; fineweb, c4, wikitext-103 or
-    hub:NAME as streams. Images: digits, an .npz file, a folder of class folders, cifar10, cifar100,
-    tiny-imagenet, mnist. By default stdlib, or digits for models of images."""
+    """Text: stdlib (the source code of Python's standard library), reference (its language
+    reference as prose), a file, a folder, .bin or .npy files of tokens, or a stream from
+    huggingface.co: fineweb, c4, wikitext-103 or hub:OWNER/NAME. Images: digits, an .npz file, a
+    folder with a folder for each class, cifar10, cifar100, tiny-imagenet, mnist or hub:OWNER/NAME.
+    By default stdlib, or digits for models of images."""
     batches: str | None = None
-    """Batches of your own in place of data: my_package.module:batches, a list, a Dataset or another
-    iterable, or a function that returns one."""
+    """Batches of your own in place of --data, by import path such as my_package.module:batches: a
+    list of batches, a Dataset, a DataLoader or another iterable, or a function that returns one."""
     validation: str | None = None
-    """What judges, in place of a part of the data that is held out: a file of text, or batches of
-    your own by import path."""
+    """What judges the model: a file or folder of the same kind of data, the word test for the test
+    part of images, or batches of your own by import path. By default about a twentieth of the data
+    is held out."""
     loss: str | None = None
-    """A function loss(model, batch) -> scalar of your own, by import path; by default the cross
-    entropy."""
+    """A function loss(model, batch) of your own, by import path, that returns a scalar. By default
+    the cross entropy of model(inputs) for batches (inputs, classes)."""
     tokenizer: str = "bytes"
-    """bytes; bpe:SIZE, trained on the text; gpt2; a tokenizer.json; or a folder with vocab.json and
-    merges.txt."""
+    """How text becomes tokens: bytes; bpe:SIZE, a byte-pair encoding of SIZE tokens that is trained
+    on the text; gpt2; a tokenizer.json; or a folder with vocab.json and merges.txt."""
     context: int | None = None
     """Longest sequence of text, in tokens; by default that of the preset, or 128."""
     batch: int | None = None
-    """Sequences or images in each forward pass; by default 8 sequences, or 64 images."""
+    """Sequences, images or examples in each forward pass; by default 64 for models of images, and 8
+    for all others."""
     adamw_lr: float = 4e-3
     """Learning rate of AdamW for embeddings, head and vectors, the same for every optimizer."""
     momentum: float = 0.9
-    """How much of the past the matrices' updates average over; AdamW's first beta."""
+    """How much of the past the updates of the matrices average over; for AdamW on the matrices its
+    first beta."""
     weight_decay: float = 0.0
     """Decoupled weight decay of the matrices."""
     accumulate: int = 1
-    """Forward passes in each update."""
+    """Forward passes in each update, whose gradients are averaged."""
     schedule: Schedule = "linear"
-    """How the learning rate falls after the warm-up. wsd: constant, then linearly over the last
-    part; teon and galore: as these papers' groups train."""
+    """How the learning rate falls after the warm-up. wsd: it is constant, then falls linearly over
+    the last 40% of all steps. teon and galore: as in these two papers."""
     clip: float | None = None
-    """Largest norm of the raw gradient over all parameters, above 0; by default none. Updates are
-    never clipped."""
+    """Largest norm of the gradient over all parameters, above 0; longer gradients are shortened to
+    it. By default none are."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 runs the forward pass under autocast."""
     recompute: bool = False
-    """Whether blocks are computed again in the backward pass, which takes less memory and a third
-    more time."""
+    """Whether blocks are computed again in the backward pass. That takes less memory and about a
+    third more time."""
     compile: bool = False
-    """Whether to compile the model; the optimizer is not, so no step recompiles."""
+    """Whether to compile the model and its loss with torch.compile; the optimizer is not."""
     deterministic: bool = True
-    """Whether only deterministic algorithms may run. Without it, a run that is killed and goes on
-    may differ in its last bits."""
+    """Whether only deterministic algorithms may run. Without them, runs with equal settings may
+    differ in their last bits."""
     device: str = "auto"
     """"cpu", "cuda", or "auto": the accelerator if there is one."""
 

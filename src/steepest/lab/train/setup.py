@@ -19,6 +19,7 @@ from steepest.lab.losses import loss_of
 from steepest.lab.models import build_model, load_start, recompute_activations, sizes_of
 from steepest.lab.train.config import TrainConfig, settled
 from steepest.lab.train.cost import check_memory
+from steepest.lab.train.first_pass import check_first_pass
 from steepest.lab.train.flops import flops_of
 from steepest.lab.train.problem import Problem
 
@@ -89,7 +90,7 @@ def set_up(config: TrainConfig, data: Data) -> RunSetup:
     flops = flops_of(model, first, loss)  # before blocks are computed twice
     if config.recompute:
         recompute_activations(model)
-    return RunSetup(
+    setup = RunSetup(
         config,
         data,
         device,
@@ -105,6 +106,8 @@ def set_up(config: TrainConfig, data: Data) -> RunSetup:
         per_pass,
         flops,
     )
+    check_first_pass(model, first, loss, data.name, setup.autocast())
+    return setup
 
 
 def check_run(config: TrainConfig, data: Data) -> torch.device:

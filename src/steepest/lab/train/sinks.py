@@ -45,7 +45,7 @@ def sink(name: SinkName, folder: Path, say: Callable[[str], None] = _warn) -> Si
 
     A run that is resumed goes on with the same run of the tracker, whose identity is the path of
     the folder. Steps that were written before are not written again. If the tracker fails during
-    the run, `say` gets one sentence, and nothing more is written..
+    the run, `say` gets one sentence, and nothing more is written.
 
     Args:
         name: "tensorboard", "wandb" or "trackio".
