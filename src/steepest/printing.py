@@ -29,7 +29,7 @@ def rough_duration(seconds: float) -> str:
     """Return a duration for people.
 
     >>> [rough_duration(s) for s in (12.3, 150, 9000, 468_000, 1e11)]
-    ['12 s', '2.5 min', '2.5 h', '5.4 days', '3,170 years']
+    ['12 s', '2.5 min', '2.5 h', '5.4 days', '3,169 years']
     """
     if seconds < 100:
         return f"{seconds:.0f} s"

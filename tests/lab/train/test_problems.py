@@ -205,6 +205,8 @@ def test_the_file_of_settings_holds_all_of_them(place: Path) -> None:
     stored["model_options"] = tuple(stored["model_options"])
     stored["track"] = tuple(stored["track"])
     assert TrainConfig(**stored) == config
+    assert "final_lr" not in stored  # follows from the schedule, which may change
+    assert TrainConfig(**{**stored, "schedule": "galore"}).final_lr == 0.1
 
 
 def test_a_trace_of_three_steps(place: Path) -> None:
