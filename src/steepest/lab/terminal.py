@@ -131,6 +131,7 @@ def optimizer_table(summary: dict[str, Any]) -> Group:
     optional = {"accuracy": "validation_accuracy", "bits/byte": "bits_per_byte"}
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "best rate": lambda e: _number(e["best_lr"], "g"),
+        **_tuned_beside_the_rate(entries),
         nats: lambda e: _with_half(e["validation_loss"]),
         "accuracy": lambda e: _with_half(e.get("validation_accuracy"), ".1%"),
         "bits/byte": lambda e: _with_half(e["bits_per_byte"]),
@@ -158,6 +159,23 @@ def optimizer_table(summary: dict[str, Any]) -> Group:
     tables[0].title = summary["title"]
     tables[-1].caption = f"± is half a 95% interval over fresh seeds; the gap is in {gap}"
     return Group(*tables)
+
+
+def _tuned_beside_the_rate(
+    entries: list[dict[str, Any]],
+) -> dict[str, Callable[[dict[str, Any]], str]]:
+    """A row for the second number of a study, if there is one: the value of the best run."""
+    variants = next((entry["varied"] for entry in entries if entry.get("varied")), None)
+    if variants is None:
+        return {}
+    name = next(key for key in variants[0] if key not in ("best_lr", "validation_loss"))
+
+    def best(entry: dict[str, Any]) -> str:
+        known = [row for row in entry["varied"] if row["validation_loss"] is not None]
+        row = min(known, key=lambda row: row["validation_loss"], default={})
+        return _number(row.get(name), "g")
+
+    return {f"best {name.replace('_', ' ')}": best}
 
 
 def edge_table(summary: dict[str, Any]) -> Table:

@@ -15,8 +15,10 @@ from steepest.lab.studies import optimizer_study
 from steepest.lab.studies.optimizer_study import Contender, study
 from steepest.lab.studies.study_config import StudyConfig
 from steepest.lab.sweep import Run
+from steepest.lab.terminal import optimizer_table
 from steepest.lab.train import named_optimizer
 from steepest.lab.train.run_folder import read_metrics
+from steepest.printing import as_text
 
 
 class Quiet:
@@ -322,6 +324,13 @@ def test_a_second_number_is_tuned_with_the_rate(
     assert adamw["verdict"] == muon["verdict"] == "tuned"  # no decay is no edge
     assert "the best weight_decay of 0, 0.1, 0.5 is 0.1" in adamw["reason"]
     assert [row["weight_decay"] for row in adamw["varied"]] == [0, 0.1, 0.5]
+    shown = as_text(optimizer_table(summary), 120)
+    assert next(line for line in shown.splitlines() if "best weight decay" in line).split()[
+        -2:
+    ] == [
+        "0.1",
+        "0",
+    ]
     assert [row["best_lr"] for row in muon["varied"]] == [0.08] * 3
     fresh = {c.weight_decay for c in configs if c.seed > 0 and c.optimizer == "adamw"}
     assert fresh == {0.1}
