@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import tyro
 from rich.progress import Progress
 
 from measure import save, table
+from steepest.lab.data import judged_by_text
 from steepest.lab.studies.optimizer_study import study
 from steepest.lab.studies.statistics import interval
 from steepest.lab.studies.study_config import StudyConfig
@@ -84,15 +86,28 @@ def test_scores(folder: Path, data_name: str) -> dict[str, float]:
     names = TrainConfig.__dataclass_fields__
     stored = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in names}
     config = TrainConfig(**stored)
-    root = Path(os.environ["STEEPEST_DATA"])
-    test = str(root / TESTS[data_name]) if data_name in TESTS else "test"
     setup = set_up(config, data_of(config))
     last = max((folder / "checkpoints").glob("step-*"))
     load_weights(setup.model, last / "model.safetensors")
-    # the training text still decides tokens and normalization; the test data judge
-    judged = data_of(replace(config, validation=test))
+    judged: Any = TestImages(setup.data)
+    if data_name in TESTS:  # in the tokens of the training text
+        judged = judged_by_text(
+            setup.data, str(Path(os.environ["STEEPEST_DATA"]) / TESTS[data_name])
+        )
     setup = replace(setup, data=judged, config=replace(config, validate_windows=10**6))
     return evaluator(setup)(setup.model)
+
+
+class TestImages:
+    """The test part of images, in place of what was held out."""
+
+    unit, bytes_per_token = "images", None
+
+    def __init__(self, data: Any):
+        self.data = data
+
+    def validation(self, *, batch: int, context: int | None, count: int) -> Iterator[Any]:
+        return self.data.test(batch)
 
 
 def conducted(name: str, settings: Settings, progress: Progress) -> dict[str, Any]:
@@ -126,7 +141,7 @@ def conducted(name: str, settings: Settings, progress: Progress) -> dict[str, An
         }
     return {
         "settings": summary["settings"],
-        "data": summary["data"],
+        "data": {**summary["data"], "name": STUDIES[name]["data"]},
         "optimizers": results,
     }
 
@@ -155,7 +170,7 @@ def main() -> None:
     columns = ["study", "optimizer", "rate is", "rate", "validation", "test", "gap",
                "accuracy or bits/byte"]  # fmt: skip
     table("AdamW and Muon on the papers' kinds of models, in miniature", columns, rows)
-    save(settings.out, settings, [], {}, results=results)
+    save(settings.out, replace(settings, place=Path()), [], {}, results=results)
 
 
 def _with_half(value: dict[str, Any] | None) -> str:

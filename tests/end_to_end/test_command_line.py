@@ -214,6 +214,7 @@ def test_studies_of_other_minutes_have_other_folders(
 ) -> None:
     """For the minutes decide how long the runs are: one of four is no answer to one of thirty."""
     from steepest import cli
+    from steepest.commands import study as command
     from steepest.lab.errors import InputError
 
     folders: list[Path] = []
@@ -222,17 +223,19 @@ def test_studies_of_other_minutes_have_other_folders(
         folders.append(out)
         raise InputError("enough")
 
-    monkeypatch.setattr(cli, "study", study)
+    monkeypatch.setattr(command, "conducted", study)
     for minutes in ("4", "30", "4"):
         with pytest.raises(SystemExit):
             cli.main(["study", "--data", str(text), "--minutes", minutes])
     assert folders[0] == folders[2] != folders[1]
 
 
-def test_help_teaches(tmp_path: Path) -> None:
+def test_help_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
     for command in ("study", "train", "report"):
         done = _run(command, "--help", cwd=tmp_path)
         assert done.returncode == 0
         assert "--out" in done.stdout
-    assert "For instance: steepest" in _run("study", "--help", cwd=tmp_path).stdout
+        assert f"For instance:\n  steepest {command} " in done.stdout
+    assert "Several runs, or several studies, are compared" in done.stdout  # no break of the source
     assert _run("--version", cwd=tmp_path).stdout.startswith("steepest ")

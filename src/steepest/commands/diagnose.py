@@ -47,7 +47,7 @@ class Diagnose:
     """A function that returns batches, or the batches; an iterable of what the loss takes."""
     loss: str | None = None
     """A function loss(model, batch) -> scalar. By default model(**batch).loss where a batch is a
-    mapping, and else the cross entropy of model(inputs) for batches (inputs, classes)."""
+    mapping, otherwise the cross entropy of model(inputs) for batches (inputs, classes)."""
     count: int = 8
     """Batches that judge: 3 at least, 4 for "standard", 8 for "thorough"; more make intervals
     narrower. A warm-up takes those after them, one for each step if there are so many."""

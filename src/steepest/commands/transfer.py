@@ -57,7 +57,7 @@ class Transfer:
     scale=spectral max_side=None, whose rate drifts least."""
     branches: tuple[str, ...] = ()
     """For rules of depth, the last layer of every residual branch, such as blocks.*.mlp.down; known
-    for blocks of GPT-2, LLaMA, ViT and alike."""
+    for blocks of GPT-2, LLaMA, ViT and similar models."""
     lr: float = 0.01
     """Where to look first; the grid grows from there."""
     steps: int = 120

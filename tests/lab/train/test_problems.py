@@ -205,6 +205,8 @@ def test_the_file_of_settings_holds_all_of_them(place: Path) -> None:
     stored["model_options"] = tuple(stored["model_options"])
     stored["track"] = tuple(stored["track"])
     assert TrainConfig(**stored) == config
+    assert "final_lr" not in stored  # follows from the schedule, which may change
+    assert TrainConfig(**{**stored, "schedule": "galore"}).final_lr == 0.1
 
 
 def test_a_trace_of_three_steps(place: Path) -> None:
@@ -235,30 +237,6 @@ def test_data_and_model_have_to_fit(place: Path) -> None:
         train(_config("mlp", data="text.txt"), place / "run")
     with pytest.raises(InputError, match="--data and --batches"):
         _config("own", data="text.txt")
-
-
-def test_a_warm_up_ends_before_the_tokens_do(place: Path) -> None:
-    config = _config("gpt", tokens=4 * 64, warmup=4)
-    with pytest.raises(InputError, match="warmup=4 of 4 steps"):
-        train(config, place / "run")
-    assert train(replace(config, warmup=3), place / "run")["steps"] == 4
-
-
-def test_the_tokens_of_an_update_are_those_it_has(place: Path) -> None:
-    said: list[str] = []
-    result = train(_config("gpt", batch_tokens=100, tokens=500), place / "run", say=said.append)
-    assert any("accumulate 2: 128 tokens an update, the nearest to 100" in s for s in said)
-    assert any("steps 4: 500 tokens, 128 a step" in s for s in said)
-    assert result["tokens"] == 512
-
-
-def test_what_cannot_go_together_is_refused_before_training(place: Path) -> None:
-    with pytest.raises(InputError, match="recompute and sharpness_every"):
-        _config("gpt", recompute=True, sharpness_every=2)
-    np.arange(4000, dtype="<u2").tofile(place / "tokens.bin")
-    with pytest.raises(InputError, match="without a tokenizer"):
-        train(_config("gpt", data="tokens.bin", samples=1), place / "run")
-    assert not (place / "run" / "metrics.jsonl").exists()
 
 
 FAULTS = """
@@ -344,3 +322,27 @@ def test_losses_of_all_kinds_of_batches_are_means_over_examples(place: Path) -> 
     assert dicts["validation_loss"] == pytest.approx(pairs["validation_loss"], rel=1e-6)
     assert dicts["validation_accuracy"] == pairs["validation_accuracy"]
     assert "validation_accuracy" not in own
+
+
+def test_a_warm_up_ends_before_the_tokens_do(place: Path) -> None:
+    config = _config("gpt", tokens=4 * 64, warmup=4)
+    with pytest.raises(InputError, match="warmup=4 of 4 steps"):
+        train(config, place / "run")
+    assert train(replace(config, warmup=3), place / "run")["steps"] == 4
+
+
+def test_the_tokens_of_an_update_are_those_it_has(place: Path) -> None:
+    said: list[str] = []
+    result = train(_config("gpt", batch_tokens=100, tokens=500), place / "run", say=said.append)
+    assert any("accumulate 2: 128 tokens an update, the nearest to 100" in s for s in said)
+    assert any("steps 4: 500 tokens, 128 a step" in s for s in said)
+    assert result["tokens"] == 512
+
+
+def test_what_cannot_go_together_is_refused_before_training(place: Path) -> None:
+    with pytest.raises(InputError, match="recompute and sharpness_every"):
+        _config("gpt", recompute=True, sharpness_every=2)
+    np.arange(4000, dtype="<u2").tofile(place / "tokens.bin")
+    with pytest.raises(InputError, match="without a tokenizer"):
+        train(_config("gpt", data="tokens.bin", samples=1), place / "run")
+    assert not (place / "run" / "metrics.jsonl").exists()

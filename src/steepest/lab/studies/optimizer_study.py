@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,7 +76,7 @@ def study(config: StudyConfig, out: Path, progress: StudyListener) -> dict[str, 
     settings = {**config.identity, "data_sha256": data.sha256}
     folder = opened(out, settings, StudyConfig().identity)
     with sentences_for_os_errors(out), folder as check_folder:
-        write_settings(out, "study", asdict(config))
+        write_settings(out, "study", config)
         return _Study(config, out, data, progress, check_folder).conduct()
 
 
@@ -189,7 +189,7 @@ class _Study:
         self.progress.say(
             f"{self.state['runs']} runs of {steps} steps: {len(config.optimizers)} optimizers, "
             f"3 learning rates each and one to spare{' for each value' if config.vary else ''}, "
-            f"{config.seeds} fresh seeds at the best"
+            f"{config.seeds} fresh seed{'s' if config.seeds > 1 else ''} at the best"
             f"{within}"
         )
 

@@ -23,8 +23,8 @@ class StudyConfig(Problem):
 
     optimizers: tuple[str, ...] = ("adamw", "signum", "spectral-descent", "muon")
     """What to compare; the first is what the others are compared with. The names are those of
-    `steepest train --optimizer`, also with options such as teon:length=muon, and your own by import
-    path, such as my_package:MyOptimizer:lr=0.01, where lr is the middle of its first grid."""
+    `steepest train --optimizer`, also with options such as teon:length=muon. Your own go by import
+    path, such as my_package:MyOptimizer:lr=0.01; lr is the middle of its first grid."""
     vary: str | None = None
     """A second number to tune for every optimizer beside its rate, and its values, such as
     weight_decay=0,0.01,0.1. The number is momentum, weight_decay or adamw_lr."""

@@ -79,7 +79,7 @@ def train(
             setup = set_up(config, data)
         if go_on:
             say(go_on(setup))
-        write_settings(out, "train", asdict(config))
+        write_settings(out, "train", config)
         with sentences_for_errors():
             training = Training(setup, out, say, began)
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,24 @@ from steepest.lab.files import write_atomically
 NAME = "config.toml"
 
 
-def write_settings(folder: Path, command: str, settings: Mapping[str, Any]) -> None:
-    """Write all settings that have a value into `config.toml` in a folder."""
+def write_settings(folder: Path, command: str, config: Any) -> None:
+    """Write all settings into `config.toml` in a folder.
+
+    What follows from other settings is a comment, so that it follows anew where these change.
+
+    Args:
+        folder: of the run or the study.
+        command: the one that takes the file.
+        config: a frozen dataclass, which sets what is None where it follows from the others.
+    """
     lines = [f"# steepest {command} --config {NAME}, and what differs behind it"]
-    lines += [f"{key} = {_toml(value)}" for key, value in settings.items() if value is not None]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value is None:
+            continue
+        follows = field.default is None and replace(config, **{field.name: None}) == config
+        line = f"{field.name} = {_toml(value)}"
+        lines.append(f"# {line}  # follows from the others" if follows else line)
     write_atomically(folder / NAME, ("\n".join(lines) + "\n").encode(errors="replace"))
 
 
