@@ -257,7 +257,7 @@ def test_a_broken_configuration_is_a_sentence(tmp_path: Path) -> None:
 def test_without_the_hub_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     transformers = pytest.importorskip("transformers")
 
-    def refuse(name: str) -> None:
+    def refuse(name: str, **options: Any) -> None:
         raise OSError("We couldn't connect.\nMore lines.")
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)

@@ -101,9 +101,10 @@ def from_hugging_face(source: Any) -> GPT | Llama:
     """
     if isinstance(source, str | Path):
         try:
-            source = transformers_or_sentence().AutoModelForCausalLM.from_pretrained(
-                source, local_files_only=Path(source).is_dir() or not hub_answers()
-            )
+            hf = transformers_or_sentence()
+            here = Path(source).is_dir() or not hub_answers()
+            hf.AutoConfig.from_pretrained(source, local_files_only=here)  # fails soon, if it does
+            source = hf.AutoModelForCausalLM.from_pretrained(source, local_files_only=here)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"got {str(source)!r}, which has no weights for transformers: "
