@@ -44,7 +44,7 @@ from steepest.lab.train.run_folder import Metrics, locked, opened, read_metrics
 from steepest.records import Records
 from steepest.transfer.runs import Finished
 
-SETTINGS = {"lr": 0.02, "steps": 120, "model": {"width": 32, "names": ["a", "é"]}, "clip": None}
+SETTINGS = {"lr": 0.02, "steps": 120, "sizes": {"width": 32, "names": ["a", "é"]}, "clip": None}
 NUMBERS = {"status": "finished", "validation_loss": 1.2345678, "scores": {0.5: [1e-7, 2.0]}}
 SUMMARY = {"kind": "study", "baseline": "adamw", "optimizers": [], **NUMBERS}
 ROWS = [{"kind": "condition", "step": k, "loss": 1 / k, "matrix": f"m{k}"} for k in range(1, 9)]

@@ -21,7 +21,7 @@ from steepest.lab.models import GPT, GPTConfig
 from steepest.lab.studies.edge_of_stability import network
 from steepest.lab.studies.transfer_study import _check_memory
 from steepest.lab.train import TrainConfig
-from steepest.lab.train.cost import check_memory_of_gpt
+from steepest.lab.train.setup import _check_fits
 
 MODELS = [
     GPTConfig(width=16, depth=3, heads=2, context=20),
@@ -87,7 +87,12 @@ def test_the_bytes_of_a_run_are_a_bound_from_below(monkeypatch: pytest.MonkeyPat
             "steepest.lab.train.cost.check_fits",
             lambda what, needed, remedy, device, bounds=bounds: bounds.append(needed),
         )
-        check_memory_of_gpt(TrainConfig(model=config, batch=batch), vocabulary, torch.device("cpu"))
+        _check_fits(
+            TrainConfig(context=config.context, batch=batch),
+            config,
+            TextShape(vocabulary, config.context),
+            torch.device("cpu"),
+        )
         assert bounds[0] == weights
         assert taken / 4 < bounds[1] < taken
 
@@ -131,7 +136,7 @@ def test_a_context_beyond_the_data_is_said_before_the_model_is_made(
     def made(*_: Any) -> None:
         raise AssertionError("a model was made")
 
-    monkeypatch.setattr("steepest.lab.train.loop.GPT", made)
+    monkeypatch.setattr("steepest.lab.train.setup.build_model", made)
     Path("text.txt").write_text("short " * 50)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["train", "--data", "text.txt", *sizes.split()])
@@ -146,11 +151,11 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     assert memory.device_memory() == machine
     monkeypatch.setattr(memory, "_LIMITS", (tmp_path / "v2", tmp_path / "v1"))
     assert memory.device_memory() == 1_000_000
-    config = TrainConfig(model=GPTConfig(width=128))
+    config, sizes, shape = TrainConfig(), GPTConfig(width=128), TextShape(256, 128)
     with pytest.raises(InputError, match=r"853,120 .* 6\.89 MB"):
-        check_memory_of_gpt(config, 256, torch.device("cpu"))
+        _check_fits(config, sizes, shape, torch.device("cpu"))
     monkeypatch.setattr(memory, "device_memory", lambda device: None)  # nobody says
-    check_memory_of_gpt(config, 256, torch.device("cpu"))
+    _check_fits(config, sizes, shape, torch.device("cpu"))
 
 
 def test_batches_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,4 +200,4 @@ def test_so_many_seeds_that_a_list_of_runs_would_fill_memory(
 
 def test_tokens_of_32_bits_make_a_large_table() -> None:
     with pytest.raises(InputError, match=r"4000000400 .* 8\.19 TB"):
-        check_memory_of_gpt(TrainConfig(), 4_000_000_400, torch.device("cpu"))
+        _check_fits(TrainConfig(), GPTConfig(), TextShape(4_000_000_400, 128), torch.device("cpu"))

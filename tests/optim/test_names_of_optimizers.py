@@ -23,7 +23,7 @@ EXCEPTIONS = {
     "lab/studies/study_config.py": "what a study compares by default",
     "lab/train/config.py": "what is trained with by default",
     "lab/train/schedule.py": "a schedule has the name of the paper that it is from",
-    "cli.py": "what is tuned for by default",
+    "commands/transfer.py": "what is tuned for by default",
     "optim/settings.py": "values of `length`, which say whose length a step has",
     "optim/checks.py": "values of `length`",
     "optim/steepest_descent.py": "values of `length`",

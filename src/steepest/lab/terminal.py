@@ -172,8 +172,9 @@ def _tuned_beside_the_rate(
 
     def best(entry: dict[str, Any]) -> str:
         known = [row for row in entry["varied"] if row["validation_loss"] is not None]
-        row = min(known, key=lambda row: row["validation_loss"], default={})
-        return _number(row.get(name), "g")
+        if not known:
+            return _number(None, "g")
+        return _number(min(known, key=lambda row: row["validation_loss"])[name], "g")
 
     return {f"best {name.replace('_', ' ')}": best}
 
