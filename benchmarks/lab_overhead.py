@@ -81,7 +81,7 @@ def measured(settings: Settings, optimizer: str) -> dict[str, Any]:
     )  # fmt: skip
     data: Any = data_of(config)
     setup = set_up(config, data)
-    plain = PlainLoop(settings, optimizer, data.train)
+    plain = PlainLoop(settings, optimizer, data.train_tokens)
     seconds: dict[str, list[float]] = {"lab": [], "plain": [], "loading": []}
     with tempfile.TemporaryDirectory() as folder:
         training = Training(setup, Path(folder), lambda sentence: None, time.perf_counter())
