@@ -22,6 +22,8 @@ FILLERS = {"found", "each", "what", "given", "told", "mine", "how"}
 ALLOWED = 20
 
 ONE_MEANING = {
+    "CLAIMS",  # those that an experiment of a paper decides
+    "PAPER",
     "adam_direction",  # in the reference of optimizers and, with memory in batches, for a length
     "main",  # of the command line, and the script that calls it
     "EXACT",  # up to how many rows a spectrum is taken whole

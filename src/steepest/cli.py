@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from signal import SIG_IGN, SIGINT, SIGTERM, signal
 
-from steepest.commands import COMMANDS
+from steepest.commands import commands_for
 from steepest.lab.announcements import announced_by
 from steepest.lab.arguments import parsed
 from steepest.lab.errors import InputError
@@ -43,7 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    command = parsed(arguments, COMMANDS, "In which norm should each weight matrix descend?")
+    command = parsed(
+        arguments, commands_for(arguments), "In which norm should each weight matrix descend?"
+    )
     with announced_by(say), sentences_for_os_errors(command.out or Path("runs")):
         command.run()
 

@@ -2,52 +2,115 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 from rich.console import Console
 
-from steepest.commands.places import folder, page, report_room
-from steepest.lab.studies.edge_of_stability import EdgeConfig, edge_of_stability
-from steepest.lab.terminal import bars, edge_table, say, screen
+from steepest.commands.places import page, report_room
+from steepest.lab.errors import InputError
+from steepest.lab.papers import PAPERS, claim_of, paper_of
+from steepest.lab.papers.claim import Paper, ScaleName
+from steepest.lab.papers.reproduction import ReproductionPlan, reproduce
+from steepest.lab.terminal import (
+    StudyProgress,
+    bars,
+    claims_table,
+    experiments_table,
+    list_of_claims,
+    say,
+    screen,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reproduce(EdgeConfig):
-    """Measure what a paper claims, and write a report with the verdict.
+class Reproduce:
+    """Measure what papers claim, and write a report with a verdict on every claim.
 
-    edge-of-stability: full-batch training of a small network on digits. Gradient descent sharpens
-    until its largest Hessian eigenvalue is 2 / lr; every other optimizer is measured against its
-    own threshold. Stopped at any moment, the same command goes on with the runs that are missing.
-    For instance:
-      steepest reproduce edge-of-stability --optimizers gd adam muon
+    A verdict follows from a criterion that was fixed before. Stopped at any moment, the same
+    command goes on with what is missing. For instance:
+      steepest reproduce --list
+      steepest reproduce spectral-condition
+      steepest reproduce --scale cpu --data my_data/ --claim relu-features
     """
 
-    claim: tyro.conf.Positional[Literal["edge-of-stability"]]
-    """Which claim."""
+    papers: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Which papers; all of them by default."""
+    claim: tuple[str, ...] = ()
+    """Only these claims."""
+    scale: ScaleName = "quick"
+    """How large: quick takes minutes on two cores, cpu hours; gpu takes hours on one GPU; paper has
+    the sizes of the papers."""
+    list: bool = False
+    """Print the claims with their time and memory, and stop."""
+    dry_run: bool = False
+    """Print what would be measured, and stop."""
     out: Path | None = None
-    """Folder of the runs; by default one under runs/ that is named after the settings."""
+    """Folder of the measurements; by default runs/reproduce- and the scale."""
+    data: Path | None = None
+    """Folder of real data, with a subfolder for each set, such as wikitext2; by default what the
+    variable STEEPEST_DATA says."""
+    workers: int | None = None
+    """Measurements at a time; by default one for each core."""
 
     def run(self) -> None:
         """Run the command."""
+        papers = tuple(map(paper_of, dict.fromkeys(self.papers or PAPERS)))
+        self._check_claims(papers)
+        plan = ReproductionPlan(
+            papers=papers,
+            scale=self.scale,
+            out=self.out or Path("runs") / f"reproduce-{self.scale}",
+            data=self._folder_of_data(),
+            workers=self._workers(),
+            only=tuple(dict.fromkeys(self.claim)),
+        )
+        if self.list:
+            for paper in papers:
+                Console().print(list_of_claims(paper, self.scale))
+            return
+        if self.dry_run:
+            Console().print(experiments_table(plan))
+            return
         room = report_room()
-        settings = asdict(self)
-        for name in ("out", "claim"):
-            del settings[name]
-        config = EdgeConfig(**settings)
-        named = {key: value for key, value in settings.items() if key != "workers"}
-        out = self.out or folder(self.claim, named)
         with bars() as shown:
-            bar = shown.add_task("runs", total=None, detail="")
+            bar = shown.add_task("measurements", total=None, detail="")
 
-            def on_run(done: int, of: int, message: str) -> None:
+            def on_measurement(done: int, of: int, message: str) -> None:
                 shown.update(bar, completed=done, total=of, detail=message)
                 if message and not screen.is_terminal:
-                    say(f"{done} of {of} runs  {message}")
+                    say(f"{done} of {of} measurements  {message}")
 
-            summary = edge_of_stability(config, out, on_run)
-        path = page(room, summary, out)
-        Console().print(edge_table(summary))
-        print(f"report: {path.resolve().as_uri()}")
+            summaries = reproduce(plan, on_measurement, StudyProgress(shown))
+        for summary in summaries:
+            Console().print(claims_table(summary))
+        for summary in summaries:
+            path = page(room, summary, plan.report_of(summary["paper"]["name"]))
+            print(f"report: {path.resolve().as_uri()}")
+
+    def _check_claims(self, papers: tuple[Paper, ...]) -> None:
+        made = {claim.name for paper in papers for claim in paper.claims}
+        for name in self.claim:
+            if claim_of(name).name not in made:
+                raise InputError(
+                    f"got the claim {name!r}, which none of {', '.join(self.papers)} makes; leave "
+                    "the papers out"
+                )
+
+    def _folder_of_data(self) -> Path | None:
+        given = self.data or Path(os.environ.get("STEEPEST_DATA") or "")
+        if self.data is None and given == Path():
+            return None
+        if not given.is_dir():
+            raise InputError(
+                f"got {given} as the folder of data, which is no folder; give one with --data, or "
+                "in the variable STEEPEST_DATA"
+            )
+        return given
+
+    def _workers(self) -> int:
+        if self.workers is not None and self.workers < 1:
+            raise InputError(f"got workers={self.workers}, expected at least 1")
+        return self.workers or os.cpu_count() or 1

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -22,6 +23,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from steepest.lab.papers.claim import Paper, ScaleName
+from steepest.lab.papers.reproduction import ReproductionPlan
 from steepest.lab.studies.stored import loss_unit, unit_of
 from steepest.lab.sweep import Run
 from steepest.printing import rough_duration
@@ -192,6 +195,60 @@ def edge_table(summary: dict[str, Any]) -> Table:
         verdicts = ", ".join(dict.fromkeys(run["verdict"] for run in entry["runs"]))
         table.add_row(entry["label"], f"{entry['lr']:g}", ratios, verdicts)
     return table
+
+
+def claims_table(summary: dict[str, Any]) -> Table:
+    """A row for each claim of a paper: its figure, ours with its interval, and the verdict."""
+    table = Table(title=summary["title"], box=SIMPLE_HEAD)
+    table.add_column("claim", no_wrap=True)
+    for title in ("allowed", "paper", "here", "verdict"):
+        table.add_column(title)
+    table.caption = "± is half a 95% interval of the mean over seeds"
+    for claim in summary["claims"]:
+        interval, values = claim["interval"], [v for v in claim["values"] if v is not None]
+        here = f"{fmean(values):.4g}" if values else "-"
+        if interval:
+            here += f"±{interval['high'] - interval['value']:.2g}"
+        paper = claim["paper"] or "-"
+        table.add_row(claim["name"], claim["limits"], paper, here, claim["verdict"])
+    return table
+
+
+def list_of_claims(paper: Paper, scale: ScaleName) -> Table:
+    """A row for each claim of a paper, with the time and memory of its experiment at a scale."""
+    table = Table(title=f"{paper.title} arXiv {paper.arxiv}", box=SIMPLE_HEAD)
+    table.add_column("claim", no_wrap=True)
+    for title in ("sentence", "experiment", "minutes", "GB"):
+        table.add_column(title)
+    table.caption = f"at the scale {scale}; claims of one experiment share its time"
+    for claim in paper.claims:
+        setting = claim.experiment.scales.get(scale)
+        cost = (f"{setting.minutes:g}", f"{setting.gigabytes:g}") if setting else ("-", "-")
+        table.add_row(claim.name, claim.sentence, claim.experiment.name, *cost)
+    return table
+
+
+def experiments_table(plan: ReproductionPlan) -> Group:
+    """A row for each experiment of a plan: its size, its cost, and what hinders it."""
+    table = Table(title=f"experiments at the scale {plan.scale}", box=SIMPLE_HEAD)
+    for title in ("experiment", "seeds", "sizes", "data", "minutes", "GB", "state"):
+        table.add_column(title)
+    minutes = 0.0
+    for experiment in plan.experiments:
+        setting = experiment.scales.get(plan.scale)
+        obstacle = plan.obstacle(experiment)
+        if setting is None:
+            table.add_row(experiment.name, "-", "-", "-", "-", "-", obstacle)
+            continue
+        done = plan.measured(experiment)
+        minutes += setting.minutes * (1 - done / setting.seeds) if not obstacle else 0
+        sizes = ", ".join(f"{name} {value}" for name, value in setting.sizes.items())
+        table.add_row(
+            experiment.name, str(setting.seeds), sizes, setting.data or "none",
+            f"{setting.minutes:g}", f"{setting.gigabytes:g}", obstacle or f"{done} done",
+        )  # fmt: skip
+    hours = rough_duration(60 * minutes / plan.workers)
+    return Group(table, f"about {hours} are left with {plan.workers} at a time, in {plan.out}")
 
 
 def _number(value: float | None, form: str, unit: float = 1.0) -> str:

@@ -25,6 +25,7 @@ from steepest.lab.report.comparison_page import comparison_page
 from steepest.lab.report.diagnosis_page import diagnosis_page
 from steepest.lab.report.edge_page import edge_page
 from steepest.lab.report.export import TABLE_SUFFIXES, export
+from steepest.lab.report.reproduction_page import reproduction_page
 from steepest.lab.report.run_page import run_page
 from steepest.lab.report.study_page import study_page
 from steepest.lab.report.transfer_page import transfer_page
@@ -39,6 +40,7 @@ PAGES = {
     "transfer": transfer_page,
     "run": run_page,
     "comparison": comparison_page,
+    "reproduction": reproduction_page,
 }
 """What makes the content of a page and its pictures, for each kind of summary."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from steepest.lab.errors import InputError
+from steepest.lab.studies.claim_schemas import ReproductionSummary
 from steepest.lab.studies.fields import problems
 from steepest.lab.studies.run_schemas import ComparedRun, RunSummary
 from steepest.lab.studies.stored import (
@@ -348,6 +349,7 @@ SCHEMAS: dict[str, type] = {
     "transfer": TransferSummary,
     "run": RunSummary,
     "comparison": ComparisonSummary,
+    "reproduction": ReproductionSummary,
 }
 """The schema of each kind; a summary without a kind is a study."""
 
