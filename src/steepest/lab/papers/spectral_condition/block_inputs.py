@@ -208,7 +208,7 @@ CLAIMS = (
     ),
     Claim(
         name="behind-relu-in-a-block",
-        sentence="Before training the input of the second MLP matrix stays below 2 π in each block.",
+        sentence="Before training, inputs of the second MLP matrix stay below 2 π in each block.",
         place="Proposition 2.14, Corollary 2.15",
         source="first-hand",
         experiment=BLOCKS,
