@@ -37,6 +37,11 @@ def reproduction_page(
         "headline": verdict_counts(summary["claims"]),
         "parts": parts,
         "paper": summary["paper"],
+        "open": [
+            claim_row(claim)
+            for claim in summary["claims"]
+            if claim["verdict"] != "reproduced" and not claim["control"]
+        ],
         "left_out": list(summary["left_out"].items()),
     }
     return content, pictures
