@@ -7,6 +7,7 @@ records that of the second MLP matrix before it, so both are measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from statistics import fmean, median
 from typing import Any
 
@@ -42,7 +43,7 @@ def condition_on_text(
         batch: sequences in a step.
         steps: how many, at a rate that falls linearly to a tenth.
         every: steps between two measurements.
-        judged: batches for `steepest.diagnose`; 0 leaves it out.
+        judged: batches of a quarter of the sequences for `steepest.diagnose`; 0 leaves it out.
     """
     text: Any = data_of(TrainConfig(data=data))
     network = GPT(GPTConfig(**model), text.vocabulary)
@@ -52,9 +53,10 @@ def condition_on_text(
     at, rows = [], []
     for step in range(steps + 1):
         optimizer.zero_grad()
-        with LayerConditions(network) as conditions:
+        measuring = LayerConditions(network) if step % every == 0 else nullcontext()
+        with measuring as conditions:
             loss_of(network, sampler.batch(step)).backward()
-            if step % every == 0:
+            if conditions is not None:
                 at.append(step)
                 rows.append({row.matrix: row for row in conditions.measure()})
         optimizer.step()
@@ -69,7 +71,8 @@ def condition_on_text(
     }
     numbers: Numbers = {"steps": at, "matrices": series, "judged": []}
     if judged:
-        batches = [sampler.batch(steps + 1 + i) for i in range(judged)]
+        fewer = Sampler(text.train_tokens, batch // 4, network.config.context, seed)
+        batches = [fewer.batch(steps + 1 + i) for i in range(judged)]
         found = diagnose(network, loss_of, batches, warmup_steps=0)
         for row in found:
             gain = next((p.log_ratio for p in row.predictions if p.geometry == "spectral"), None)
