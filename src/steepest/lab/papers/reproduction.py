@@ -73,8 +73,7 @@ class ReproductionPlan:
     def obstacle(self, experiment: AnyExperiment) -> str:
         """Why an experiment cannot be measured; empty if it can."""
         if self.scale not in experiment.scales:
-            scales = ", ".join(experiment.scales)
-            return f"nothing is measured for it at this scale, only at {scales}"
+            return f"only at the scales {', '.join(experiment.scales)}"
         setting = experiment.scales[self.scale]
         if setting.on_gpu and not torch.cuda.is_available():
             return "it needs a GPU"
