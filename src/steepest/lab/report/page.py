@@ -50,8 +50,7 @@ COMMAND_OF = {"diagnosis": ("diagnose", "model"), "transfer": ("transfer", "buil
 SUMMARIES = ("summary.json", "diagnosis.json")
 """Files that a finished folder has one of."""
 
-_OTHER_TABLES = {".tsv", ".xlsx", ".xls", ".json", ".jsonl", ".feather", ".pq"}
-"""What some would ask for, and would not expect a page under."""
+_PAGE_SUFFIXES = {"", ".html", ".htm"}
 
 _OPEN, _CLOSE = '<script type="application/json" id="steepest-summary">', "</script>"
 
@@ -107,14 +106,15 @@ def write(summary: dict[str, Any], path: Path) -> Path:
 def write_to(summary: dict[str, Any], path: Path) -> Path:
     """Write what the name of a path asks for, and return the path: a page, or a table.
 
-    A name that ends with `.csv` or `.parquet` gets the table, every other one the page.
+    A name that ends with `.csv` or `.parquet` gets the table, one with `.html` or without an end
+    the page.
 
     Raises:
-        InputError: for a name that ends with that of another kind of table.
+        InputError: for a name with another end.
     """
     if path.suffix.lower() in TABLE_SUFFIXES:
         return export(summary, path)
-    if path.suffix.lower() in _OTHER_TABLES:
+    if path.suffix.lower() not in _PAGE_SUFFIXES:
         raise InputError(
             f"got {path}, expected a name that ends with {' or '.join(TABLE_SUFFIXES)} for a "
             "table, or with .html for a page"
