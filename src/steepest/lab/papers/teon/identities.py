@@ -92,7 +92,7 @@ def polar_polynomials(seed: int, points: int) -> Numbers:
     return {"errors": errors, "off": off}
 
 
-KNOWN_STACKS = Experiment(
+TEON_IDENTITIES = Experiment(
     name="teon-identities",
     title="TEON's direction and norms for stacks of a known form",
     kind="identity",
@@ -108,7 +108,7 @@ KNOWN_STACKS = Experiment(
         ),
     },
 )
-POLYNOMIALS = Experiment(
+TEON_POLYNOMIALS = Experiment(
     name="teon-polynomials",
     title="Errors of singular values behind five polynomials",
     kind="identity",
@@ -128,7 +128,7 @@ def _identity(
         sentence=sentence,
         place=place,
         source="second-hand" if place.startswith(("Algorithm", "Section", "Prop")) else "ours",
-        experiment=KNOWN_STACKS,
+        experiment=TEON_IDENTITIES,
         quantity="largest error in float64",
         value=lambda numbers: max(numbers[part] for part in parts),
         high=_ROUNDING,
@@ -148,8 +148,8 @@ CLAIMS = (
     ),
     _identity(
         "teon-aligned-right",
-        "For layers of rank one with equal right and orthogonal left singular vectors, mode 1 is "
-        "Muon's step and mode 2 a shorter one by sqrt(K).",
+        "For layers of rank one with equal right and orthogonal left vectors, mode 1 is Muon's "
+        "step; mode 2 is shorter by sqrt(K).",
         "Proposition 4.6",
         ("aligned right vectors", "aligned, in mode 2"),
         "D1.11",
@@ -165,8 +165,8 @@ CLAIMS = (
     ),
     _identity(
         "teon-step-length",
-        "A stack of square layers takes a step 1 / sqrt(K) as long as Muon's; one of tall layers an "
-        "equally long one.",
+        "A stack of square layers takes a step 1 / sqrt(K) as long as Muon's; one of tall layers "
+        "an equally long one.",
         "derived here from Algorithm 1",
         ("square length", "tall length"),
         "D1.11",
@@ -195,11 +195,11 @@ CLAIMS = (
     ),
     Claim(
         name="teon-polar-errors",
-        sentence="Five steps leave singular values from 0.01 to 1 an error of 0.318 (Jordan), 0.032 "
-        "(You) and 0.130 (Polar Express).",
+        sentence="Five steps leave singular values from 0.01 to 1 an error of 0.318 (Jordan), "
+        "0.032 (You) and 0.130 (Polar Express).",
         place="ablation of polar methods",
         source="second-hand",
-        experiment=POLYNOMIALS,
+        experiment=TEON_POLYNOMIALS,
         quantity="largest distance from these three errors",
         value=lambda numbers: float(numbers["off"]),
         high=0.001,
@@ -213,7 +213,7 @@ CLAIMS = (
         "Muon.",
         place="control",
         source="ours",
-        experiment=KNOWN_STACKS,
+        experiment=TEON_IDENTITIES,
         quantity="length of TEON's step over that of Muon's",
         value=lambda numbers: float(numbers["length"]),
         low=0.95,
