@@ -13,11 +13,11 @@ from steepest.lab.papers.claim import Claim, Comparison, Numbers, Setting
 
 _VARIANTS = "steepest.lab.papers.teon.variants"
 _MUON, _SHORT_MUON = "muon:lr=0.04", f"{_VARIANTS}:ShortStepMuon:lr=0.04"
-_STACKED, _LONG_STACKED = "teon:lr=0.02", "teon:length=muon,lr=0.02"
-_MODE_2 = "teon:lr=0.02,mode=2"
-_FOUR, _TWELVE = "teon:lr=0.02,stack=4", "teon:lr=0.02,stack=12"
-_OUTPUTS = f"{_VARIANTS}:OutputStackingTEON:lr=0.02"
-_ALL = f"{_VARIANTS}:AllStackingTEON:lr=0.02"
+_STACKED, _LONG_STACKED = "teon:lr=0.04", "teon:length=muon,lr=0.04"
+_MODE_2 = "teon:lr=0.04,mode=2"
+_FOUR, _TWELVE = "teon:lr=0.04,stack=4", "teon:lr=0.04,stack=12"
+_OUTPUTS = f"{_VARIANTS}:OutputStackingTEON:lr=0.04"
+_ALL = f"{_VARIANTS}:AllStackingTEON:lr=0.04"
 _FACTORIAL = (_MUON, _SHORT_MUON, _STACKED, _LONG_STACKED)
 
 TEON_GPU_SIZES = {
@@ -37,19 +37,12 @@ TEON_NARROW = Comparison(
     title="TEON, Muon and variants on text, width 64",
     kind="real data",
     scales={
-        "quick": Setting(
-            sizes={
-                "optimizers": _FACTORIAL,
-                "width": 16, "depth": 2, "context": 16, "batch": 4, "steps": 5,
-            },
-            seeds=2, data="stdlib", minutes=1,
-        ),
         "cpu": Setting(
             sizes={
                 "optimizers": (*_FACTORIAL, _MODE_2, _FOUR, _OUTPUTS, _ALL),
-                "width": 64, "depth": 4, "context": 64, "batch": 8, "steps": 200,
+                "width": 64, "depth": 4, "context": 64, "batch": 8, "steps": 150,
             },
-            seeds=5, data="wikitext2", minutes=12,
+            seeds=5, data="wikitext2", minutes=13,
         ),
         "gpu": Setting(
             sizes={
@@ -75,7 +68,7 @@ TEON_WIDE = Comparison(
         "cpu": Setting(
             sizes={
                 "optimizers": _FACTORIAL,
-                "width": 128, "depth": 4, "context": 64, "batch": 8, "steps": 200,
+                "width": 128, "depth": 4, "context": 64, "batch": 8, "steps": 150,
             },
             seeds=5, data="wikitext2", minutes=9,
         ),

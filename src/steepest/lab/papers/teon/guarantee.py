@@ -162,7 +162,7 @@ TEON_SMOOTHNESS = Experiment(
                 "every": 100, "products": 10,
                 "width": 64, "depth": 4, "context": 64, "batch": 8, "steps": 300,
             },
-            seeds=4, data="wikitext2", minutes=4, gigabytes=1,
+            seeds=4, data="wikitext2", minutes=2.5, gigabytes=1,
         ),
         "gpu": Setting(
             sizes={
@@ -201,7 +201,7 @@ CLAIMS = (
         checks=("theorem-4.5",),
     ),
     Claim(
-        name="muon-rate",
+        name="teon-muon-rate",
         sentence="The same bound holds for Muon with its own norm and smoothness.",
         place="Theorem 4.5",
         source="second-hand",

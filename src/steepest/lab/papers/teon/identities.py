@@ -101,10 +101,10 @@ TEON_IDENTITIES = Experiment(
         "quick": Setting(sizes={"sizes": (8, 16), "layers": (2, 4)}, seeds=4, minutes=0.03),
         "cpu": Setting(sizes={"sizes": (8, 16, 64), "layers": (2, 3, 4)}, seeds=5, minutes=0.1),
         "gpu": Setting(
-            sizes={"sizes": (64, 256), "layers": (2, 4, 12)}, seeds=5, minutes=0.5, on_gpu=True
+            sizes={"sizes": (64, 128), "layers": (2, 4, 12)}, seeds=5, minutes=1, on_gpu=True
         ),
         "paper": Setting(
-            sizes={"sizes": (768,), "layers": (2, 4, 12)}, seeds=3, minutes=5, on_gpu=True
+            sizes={"sizes": (64, 128), "layers": (2, 4, 12)}, seeds=5, minutes=1, on_gpu=True
         ),
     },
 )

@@ -7,7 +7,7 @@ from steepest.lab.papers.teon.against_muon import TEON_GPU_SIZES, TEON_PAPER_SIZ
 
 _POLAR_METHODS = ("svd", "jordan", "you", "polar-express")
 _MUONS = {method: f"muon:lr=0.04,method={method}" for method in _POLAR_METHODS}
-_TEONS = {method: f"teon:lr=0.02,method={method}" for method in _POLAR_METHODS}
+_TEONS = {method: f"teon:lr=0.04,method={method}" for method in _POLAR_METHODS}
 _OPTIMIZERS = (*_MUONS.values(), *_TEONS.values())
 
 TEON_POLAR_METHODS = Comparison(
@@ -18,9 +18,9 @@ TEON_POLAR_METHODS = Comparison(
         "cpu": Setting(
             sizes={
                 "optimizers": _OPTIMIZERS,
-                "width": 64, "depth": 4, "context": 64, "batch": 8, "steps": 120,
+                "width": 64, "depth": 4, "context": 64, "batch": 8, "steps": 100,
             },
-            seeds=4, data="wikitext2", minutes=9,
+            seeds=4, data="wikitext2", minutes=8,
         ),
         "gpu": Setting(
             sizes={"optimizers": _OPTIMIZERS, **TEON_GPU_SIZES, "width": 256},
