@@ -147,7 +147,7 @@ def find_all(paths: Sequence[Path]) -> tuple[dict[str, Any], Path | None]:
 
 
 def find(path: Path) -> tuple[dict[str, Any], Path]:
-    """Return the summary in a folder or in a page, and where the page belongs.
+    """Return the summary in a folder, a page or a JSON file, and where its page belongs.
 
     Raises:
         InputError: for a path that holds none, or one with a missing or wrong field.
@@ -168,6 +168,10 @@ def find(path: Path) -> tuple[dict[str, Any], Path]:
         remedy = "Run once more the command that made it; no finished run is lost"
         summary = read_json(path / names[0], remedy)
         return checked_summary(summary, path / names[0]), path / "report.html"
+    if path.suffix == ".json":
+        return checked_summary(read_json(path, "Give another copy of it"), path), path.with_suffix(
+            ".html"
+        )
     try:
         return read(path), path
     except ValueError as error:
