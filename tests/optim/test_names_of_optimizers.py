@@ -19,6 +19,8 @@ OWN = {
     *("family", "reference", "record", "adamw", "kronecker"),
 }
 EXCEPTIONS = {
+    "lab/papers/teon/against_muon.py": "a schedule has the name of the paper that it is from",
+    "lab/papers/teon/variants.py": "variants of the optimizer that the paper is about",
     "lab/studies/edge_of_stability.py": "a study of these optimizers, as its paper lists them",
     "lab/studies/study_config.py": "what a study compares by default",
     "lab/train/config.py": "what is trained with by default",
