@@ -13,7 +13,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -232,7 +232,7 @@ def _compared(
     """Make a study, or go on with it; return the losses of every fresh seed."""
     setting = comparison.scales[plan.scale]
     data = None if setting.data is None else find_data(setting.data, plan.data)
-    config = study_config(comparison, setting, data)
+    config = replace(study_config(comparison, setting, data), workers=plan.workers)
     summary = study(config, plan.place(comparison), listener)
     return losses_of(summary, setting.seeds)
 
