@@ -1,13 +1,15 @@
-"""Clarifying Shampoo: adapting spectral descent to stochasticity and the trajectory (2602.09314)"""
+"""Clarifying Shampoo: adapting spectral descent to noise and trajectory (arXiv 2602.09314)"""
 
 from steepest.lab.papers.claim import Paper
 from steepest.lab.papers.clarifying_shampoo import (
+    along_a_run,
     bag_averages,
     batch_size,
     epsilon_and_grafting,
     instantaneous_kl,
     localization,
     noisy_least_squares,
+    readings,
     single_updates,
     token_efficiency,
 )
@@ -22,7 +24,9 @@ PAPER = Paper(
         *single_updates.CLAIMS,
         *bag_averages.CLAIMS,
         *instantaneous_kl.CLAIMS,
+        *readings.CLAIMS,
         *noisy_least_squares.CLAIMS,
+        *along_a_run.CLAIMS,
         *token_efficiency.CLAIMS,
         *batch_size.CLAIMS,
         *localization.CLAIMS,
@@ -53,7 +57,6 @@ PAPER = Paper(
     },
     left_out={
         "D1.15": "it is about products in bfloat16, where the tests of the library hold it",
-        "D2.d": "to come with the next experiment here",
         "D3.e": "the paper counts tokens, and time is measured in the folder of benchmarks",
     },
 )

@@ -133,7 +133,7 @@ def _over_time(bag: Tensor) -> float:
 
 def _thinned(figure: Numbers) -> Numbers:
     """The part of a curve that is above rounding, at most the first hundred points."""
-    (name, line), = figure["lines"].items()
+    ((name, line),) = figure["lines"].items()
     kept = [i for i, value in enumerate(line) if value > 1e-12][:100]
     return {**figure, "x": [figure["x"][i] for i in kept], "lines": {name: [line[i] for i in kept]}}
 
@@ -156,7 +156,7 @@ _FARTHEST = "distance from semi-orthogonal on average, the larger of both sides"
 CLAIMS = (
     Claim(
         name="averages-over-time",
-        sentence="Σ w U Uᵀ of one-sided Shampoo is the identity over time, as Adam's Σ w g²/v is 1.",
+        sentence="Over time Σ w U Uᵀ of one-sided Shampoo is 1, as Adam's Σ w g²/v is.",
         place="Section 2",
         source="ours",
         experiment=BAG_AVERAGES,

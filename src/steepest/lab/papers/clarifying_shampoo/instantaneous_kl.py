@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from steepest import KLShampoo, Muon, Shampoo, SpectralDescent
-from steepest.lab.papers.claim import Claim, Experiment, Numbers, Setting, curve
+from steepest.lab.papers.claim import Claim, Experiment, Numbers, ScaleName, Setting, curve
 from steepest.lab.papers.clarifying_shampoo.noisy_least_squares import noisy_problem
 from steepest.lab.papers.clarifying_shampoo.updates import (
     BARE,
@@ -105,6 +105,8 @@ def shared_trajectory(seed: int, out: int, in_: int, steps: int) -> Numbers:
     return {"apart": apart}
 
 
+_SEEDS: dict[ScaleName, int] = {"quick": 2, "cpu": 5, "gpu": 5, "paper": 5}
+
 INSTANTANEOUS_KL = Experiment(
     name="instantaneous-kl",
     title="KL-Shampoo with one gradient repeated",
@@ -115,7 +117,7 @@ INSTANTANEOUS_KL = Experiment(
             sizes={"n": 8, "wide": 12, "steps": 100, "betas": (0.25, 0.75, 0.9)},
             seeds=seeds, minutes=0.02 * seeds,
         )
-        for name, seeds in (("quick", 2), ("cpu", 5), ("gpu", 5), ("paper", 5))
+        for name, seeds in _SEEDS.items()
     },
 )  # fmt: skip
 
@@ -128,7 +130,7 @@ SHARED_TRAJECTORY = Experiment(
         name: Setting(
             sizes={"out": 8, "in_": 12, "steps": 50}, seeds=seeds, minutes=0.01 * seeds
         )
-        for name, seeds in (("quick", 2), ("cpu", 5), ("gpu", 5), ("paper", 5))
+        for name, seeds in _SEEDS.items()
     },
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ from steepest.lab.papers.claim import Claim, Experiment, Numbers, Setting, curve
 from steepest.lab.papers.clarifying_shampoo.updates import DOUBLE, update_of, zero_weight
 from steepest.linalg import polar
 
-_ROOTS = {"interval": 5, "length": "muon", "scale": "none"}
+_ROOTS: dict[str, Any] = {"interval": 5, "length": "muon", "scale": "none"}
 _OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Any]] = {
     "Signum": lambda params: Signum(params, 1.0),
     "Adam": lambda params: torch.optim.Adam(params, 1.0, betas=(0.9, 0.95)),
@@ -64,9 +64,7 @@ def noisy_problem(out: int, in_: int) -> NoisyLeastSquares:
     return NoisyLeastSquares(A, B, torch.randn(out, in_, dtype=DOUBLE) / math.sqrt(in_), P, Q)
 
 
-def loss_by_noise(
-    seed: int, out: int, in_: int, steps: int, noises: tuple[float, ...]
-) -> Numbers:
+def loss_by_noise(seed: int, out: int, in_: int, steps: int, noises: tuple[float, ...]) -> Numbers:
     """Logarithms of the final loss over that at the start, each optimizer at its best rate."""
     problem = noisy_problem(out, in_)
     losses = {

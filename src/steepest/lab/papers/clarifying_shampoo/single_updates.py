@@ -17,7 +17,6 @@ from steepest.lab.papers.clarifying_shampoo.updates import (
     NO_MEMORY,
     gaussian_gradient,
     relative_error,
-    sine,
     update_of,
     zero_weight,
 )
@@ -25,7 +24,7 @@ from steepest.linalg import nuclear_norm, polar
 
 Shapes = tuple[tuple[int, int], ...]
 _EPS = (1e-9, 1e-6, 1e-3, 1.0, 1e3, 1e6, 1e9)
-_DECAYED = {"eps": 1e-4, "momentum": 0.9, "beta2": 0.9}
+_DECAYED: dict[str, Any] = {"eps": 1e-4, "momentum": 0.9, "beta2": 0.9}
 
 
 def one_update(seed: int, shapes: Shapes) -> Numbers:
@@ -114,12 +113,13 @@ def _kronecker_error(shape: tuple[int, int]) -> float:
     W, p = zero_weight(*shape), 1 / 2
     optimizer = Shampoo([W], 1.0, exponent=p, **{**BARE, **_DECAYED, "relative_eps": False})
     L, R, M = (torch.zeros(n, k, dtype=DOUBLE) for n, k in _sides(*shape))
-    for t in range(1, 5):
+    steps = 4
+    for _ in range(steps):
         G = gaussian_gradient(*shape)
         D = update_of(optimizer, W, G)
         L, R, M = 0.9 * L + 0.1 * G @ G.mT, 0.9 * R + 0.1 * G.mT @ G, 0.9 * M + 0.1 * G
-    L, R = (A / (1 - 0.9**t) + 1e-4 * torch.eye(len(A), dtype=DOUBLE) for A in (L, R))
-    whole = _power(torch.kron(R, L), -p) @ (M / (1 - 0.9**t)).mT.flatten()
+    L, R = (A / (1 - 0.9**steps) + 1e-4 * torch.eye(len(A), dtype=DOUBLE) for A in (L, R))
+    whole = _power(torch.kron(R, L), -p) @ (M / (1 - 0.9**steps)).mT.flatten()
     return relative_error(whole.reshape(shape[1], shape[0]).mT, D)
 
 
@@ -138,20 +138,22 @@ def _full_adam_error(n: int) -> float:
     settings = {**BARE, **_DECAYED, "relative_eps": False, "sides": "right"}
     optimizer = Shampoo([w], 1.0, **settings)
     m, V = torch.zeros(n, dtype=DOUBLE), torch.zeros(n, n, dtype=DOUBLE)
-    for t in range(1, n + 3):
+    steps = n + 2
+    for _ in range(steps):
         g = torch.randn(n, dtype=DOUBLE)
         D = update_of(optimizer, w, g[None])
         m, V = beta * m + (1 - beta) * g, beta * V + (1 - beta) * torch.outer(g, g)
-    V = V / (1 - beta**t) + 1e-4 * torch.eye(n, dtype=DOUBLE)
-    return relative_error(_power(V, -1 / 2) @ m / (1 - beta**t), D[0])
+    V = V / (1 - beta**steps) + 1e-4 * torch.eye(n, dtype=DOUBLE)
+    return relative_error(_power(V, -1 / 2) @ m / (1 - beta**steps), D[0])
 
 
 def _grafting_error(shape: tuple[int, int]) -> float:
     """Length against Adam's, and the sine of the angle to the update without grafting."""
     betas, errors = (0.9, 0.95), []
-    settings = {"momentum": betas[0], "beta2": 0.9, "eps": 1e-4, "interval": 1}
+    settings: dict[str, Any] = {"momentum": betas[0], "beta2": 0.9, "eps": 1e-4, "interval": 1}
     gradients = [gaussian_gradient(*shape) for _ in range(5)]
-    for kind in (Shampoo, KLShampoo):
+    kinds: tuple[Callable[..., Any], ...] = (Shampoo, KLShampoo)
+    for kind in kinds:
         W, V, A = (zero_weight(*shape) for _ in range(3))
         grafted = kind([W], 1.0, length="adam", graft_beta2=betas[1], **settings)
         own = kind([V], 1.0, length="own", **settings)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 DOUBLE = torch.float64
-BARE = {"length": "own", "eps": 0.0, "interval": 1}
+BARE: dict[str, Any] = {"length": "own", "eps": 0.0, "interval": 1}
 """Settings of the Shampoo family that leave the formulas and nothing else."""
-NO_MEMORY = {**BARE, "momentum": 0.0, "beta2": 0.0}
+NO_MEMORY: dict[str, Any] = {**BARE, "momentum": 0.0, "beta2": 0.0}
 """The same for one gradient alone."""
 
 
