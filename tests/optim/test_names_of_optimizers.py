@@ -30,6 +30,15 @@ EXCEPTIONS = {
     "optim/loading.py": "values of `length`",
     "lab/studies/schemas.py": "what version 0.1 wrote",
     "transfer/consistency.py": "the tangent kernel is that of SGD",
+    "lab/papers/clarifying_shampoo/along_a_run.py": "a paper about these optimizers",
+    "lab/papers/clarifying_shampoo/bag_averages.py": "a paper about these optimizers",
+    "lab/papers/clarifying_shampoo/batch_size.py": "a paper about these optimizers",
+    "lab/papers/clarifying_shampoo/instantaneous_kl.py": "a paper about these optimizers",
+    "lab/papers/clarifying_shampoo/localization.py": "a paper about these optimizers",
+    "lab/papers/clarifying_shampoo/noisy_least_squares.py": "a paper about these optimizers",
+    "lab/papers/clarifying_shampoo/readings.py": "a paper about these optimizers",
+    "lab/papers/clarifying_shampoo/single_updates.py": "a paper about these optimizers",
+    "lab/papers/clarifying_shampoo/token_efficiency.py": "a paper about these optimizers",
 }
 
 

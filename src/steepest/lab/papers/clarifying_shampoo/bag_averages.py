@@ -14,7 +14,7 @@ from steepest.lab.papers.clarifying_shampoo.updates import (
     DOUBLE,
     gaussian_gradient,
     semi_orthogonality,
-    update_of,
+    update_from,
     zero_weight,
 )
 from steepest.linalg import polar
@@ -118,8 +118,8 @@ def _over_time(bag: Tensor) -> float:
     shampoo = Shampoo([W], 1.0, exponent=1 / 2, **settings)
     adam = torch.optim.Adam([V], 1.0, betas=(0.0, _BETA), eps=0.0)
     for G in bag:
-        update_of(shampoo, W, G)
-        update_of(adam, V, G)
+        update_from(shampoo, W, G)
+        update_from(adam, V, G)
     steps = len(bag)
     ages = torch.arange(steps - 1, -1, -1, dtype=DOUBLE)
     weights = ((1 - _BETA) * _BETA**ages / (1 - _BETA**steps))[:, None, None]

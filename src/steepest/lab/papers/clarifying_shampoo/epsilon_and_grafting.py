@@ -7,9 +7,9 @@ from steepest.lab.papers.clarifying_shampoo.token_efficiency import MUON, ahead,
 
 _GRAFTED = {eps: f"shampoo:eps={eps}" for eps in ("1e-06", "0.01", "10")}
 _UNGRAFTED = {eps: f"shampoo:eps={eps},length=own,lr={lr}" for eps, lr in
-              (("1e-06", "1e-4"), ("0.01", "1e-3"), ("1", "1e-2"))}  # fmt: skip
+              (("1e-06", "0.004"), ("0.01", "0.004"), ("1", "0.03"))}  # fmt: skip
 
-EPSILON = Comparison(
+EPSILON_AND_LENGTH = Comparison(
     name="epsilon",
     title="Shampoo 1/2 by ε, with the length of Adam's update and without",
     kind="real data",
@@ -35,7 +35,7 @@ CLAIMS = (
         sentence="The choice of ε turns the order of Shampoo 1/2 and Muon.",
         place="Appendix",
         source="second-hand",
-        experiment=EPSILON,
+        experiment=EPSILON_AND_LENGTH,
         quantity="lead on Muon with ε = 0.01, or lag with ε = 10, the lesser (nats)",
         value=_turn,
         low=0.0,
@@ -46,7 +46,7 @@ CLAIMS = (
         sentence="Without grafting, a tiny ε makes Shampoo 1/2 worse than Muon.",
         place="Third-party runs",
         source="second-hand",
-        experiment=EPSILON,
+        experiment=EPSILON_AND_LENGTH,
         quantity="loss without grafting at ε = 1e-6 less that of Muon (nats per token)",
         value=ahead(MUON, _UNGRAFTED["1e-06"]),
         low=0.0,
@@ -58,7 +58,7 @@ CLAIMS = (
         sentence="With ε tuned, Shampoo 1/2 without grafting is as good as with it.",
         place="Third-party notes",
         source="second-hand",
-        experiment=EPSILON,
+        experiment=EPSILON_AND_LENGTH,
         quantity="best loss over ε without grafting less the best with it (nats per token)",
         value=lambda numbers: _best(_UNGRAFTED, numbers) - _best(_GRAFTED, numbers),
         high=0.02,

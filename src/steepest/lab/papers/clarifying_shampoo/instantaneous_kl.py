@@ -14,7 +14,7 @@ from steepest.lab.papers.clarifying_shampoo.updates import (
     NO_MEMORY,
     gaussian_gradient,
     relative_error,
-    update_of,
+    update_from,
     zero_weight,
 )
 from steepest.linalg import polar
@@ -48,7 +48,7 @@ def kl_errors(G: Tensor, beta2: float, steps: int) -> list[float]:
     """Distances of KL-Shampoo's directions to the polar factor of G (out, in), step by step."""
     W, target = zero_weight(*G.shape), polar(G, "svd")
     optimizer = KLShampoo([W], 1.0, momentum=0.0, beta2=beta2, bias_correction=False, **BARE)
-    updates = (update_of(optimizer, W, G) for _ in range(steps))
+    updates = (update_from(optimizer, W, G) for _ in range(steps))
     return [relative_error(D / D.norm(), target / target.norm()) for D in updates]
 
 
@@ -62,14 +62,14 @@ def period_error(G: Tensor) -> float:
     """Without memory: the change of directions over two steps, over that over one step."""
     W = zero_weight(*G.shape)
     optimizer = KLShampoo([W], 1.0, **NO_MEMORY)
-    a, b, c = [(D := update_of(optimizer, W, G)) / D.norm() for _ in range(12)][-3:]
+    a, b, c = [(D := update_from(optimizer, W, G)) / D.norm() for _ in range(12)][-3:]
     return float((c - a).norm() / (c - b).norm())
 
 
 def sequential_error(G: Tensor) -> float:
     """Distance to the polar factor after one step without memory that takes R before L."""
     W, target = zero_weight(*G.shape), polar(G, "svd")
-    D = update_of(KLShampoo([W], 1.0, sequential=True, **NO_MEMORY), W, G)
+    D = update_from(KLShampoo([W], 1.0, sequential=True, **NO_MEMORY), W, G)
     return relative_error(D / D.norm(), target / target.norm())
 
 
@@ -100,7 +100,7 @@ def shared_trajectory(seed: int, out: int, in_: int, steps: int) -> Numbers:
     for _ in range(steps):
         noise = problem.noise(0.1)
         for W, optimizer in zip(weights, optimizers, strict=True):
-            update_of(optimizer, W, problem.gradient(W.detach()) + noise)
+            update_from(optimizer, W, problem.gradient(W.detach()) + noise)
         apart = max(apart, *(relative_error(W.detach(), weights[0].detach()) for W in weights[1:]))
     return {"apart": apart}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steepest import KLShampoo, Muon, Shampoo, Signum
 from steepest.lab.papers.claim import Claim, Experiment, Numbers, Setting, curve
-from steepest.lab.papers.clarifying_shampoo.updates import DOUBLE, update_of, zero_weight
+from steepest.lab.papers.clarifying_shampoo.updates import DOUBLE, update_from, zero_weight
 from steepest.linalg import polar
 
 _ROOTS: dict[str, Any] = {"interval": 5, "length": "muon", "scale": "none"}
@@ -115,7 +115,7 @@ def _final_loss(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * (1 - step / steps)
-        update_of(optimizer, W, problem.gradient(W.detach()) + problem.noise(noise))
+        update_from(optimizer, W, problem.gradient(W.detach()) + problem.noise(noise))
     W_0 = torch.zeros_like(W)
     return math.log(max(problem.loss(W.detach()), 1e-300) / problem.loss(W_0))
 

@@ -17,7 +17,7 @@ from steepest.lab.papers.claim import Claim, Experiment, Numbers, Setting, curve
 from steepest.lab.papers.clarifying_shampoo.updates import (
     DOUBLE,
     gaussian_gradient,
-    update_of,
+    update_from,
     zero_weight,
 )
 from steepest.linalg import nuclear_rank
@@ -44,7 +44,7 @@ def updates_by_noise(
         for name, build in _KINDS.items():
             W = zero_weight(out, in_)
             optimizer = build(W)
-            D = [update_of(optimizer, W, G) for G in gradients][-1]
+            D = [update_from(optimizer, W, G) for G in gradients][-1]
             aligned[name].append(_cosine(D, S))
             ranks[name].append(float(nuclear_rank(D)) / min(out, in_))
     figure = curve(

@@ -17,7 +17,7 @@ from steepest.lab.papers.clarifying_shampoo.updates import (
     NO_MEMORY,
     gaussian_gradient,
     relative_error,
-    update_of,
+    update_from,
     zero_weight,
 )
 from steepest.linalg import nuclear_norm, polar
@@ -58,7 +58,7 @@ def _without_memory(shape: tuple[int, int]) -> Numbers:
 
     def update(**settings: Any) -> Tensor:
         W = zero_weight(*shape)
-        return update_of(Shampoo([W], 1.0, **NO_MEMORY, **settings), W, G)
+        return update_from(Shampoo([W], 1.0, **NO_MEMORY, **settings), W, G)
 
     one_sided = (relative_error(update(sides=side), polar(G, "svd")) for side in ("left", "right"))
     return {
@@ -75,7 +75,7 @@ def _decomposition_error(shape: tuple[int, int]) -> float:
         W = zero_weight(*shape)
         optimizer = Shampoo([W], 1.0, exponent=exponent, **{**BARE, **_DECAYED})
         for _ in range(6):
-            D = update_of(optimizer, W, gaussian_gradient(*shape))
+            D = update_from(optimizer, W, gaussian_gradient(*shape))
         left, muon, right = optimizer.adaptation(W)
         M = optimizer.state[W]["momentum_buffer"]
         errors += [relative_error(left @ muon @ right, D), relative_error(muon, polar(M, "svd"))]
@@ -89,7 +89,7 @@ def _adam_error(shape: tuple[int, int]) -> float:
     m = v = torch.zeros(shape, dtype=DOUBLE)
     for t in range(1, 7):
         G = gaussian_gradient(*shape)
-        D = update_of(optimizer, W, G)
+        D = update_from(optimizer, W, G)
         m, v = beta * m + (1 - beta) * G, beta * v + (1 - beta) * G**2
         scale = (m.abs() / (1 - beta**t)) / (v / (1 - beta**t)).sqrt()
     shrinks = float(scale.max()) <= 1 + 1e-12
@@ -102,7 +102,7 @@ def _distance_at_large_eps(shape: tuple[int, int]) -> float:
     for eps in _EPS:
         W = zero_weight(*shape)
         settings = {**NO_MEMORY, "eps": eps, "relative_eps": False}
-        D = update_of(Shampoo([W], 1.0, exponent=1 / 4, **settings), W, G)
+        D = update_from(Shampoo([W], 1.0, exponent=1 / 4, **settings), W, G)
         distances.append(relative_error(D / D.norm(), G / G.norm()))
     falls = distances == sorted(distances, reverse=True)
     return distances[-1] if falls else math.inf
@@ -116,7 +116,7 @@ def _kronecker_error(shape: tuple[int, int]) -> float:
     steps = 4
     for _ in range(steps):
         G = gaussian_gradient(*shape)
-        D = update_of(optimizer, W, G)
+        D = update_from(optimizer, W, G)
         L, R, M = 0.9 * L + 0.1 * G @ G.mT, 0.9 * R + 0.1 * G.mT @ G, 0.9 * M + 0.1 * G
     L, R = (A / (1 - 0.9**steps) + 1e-4 * torch.eye(len(A), dtype=DOUBLE) for A in (L, R))
     whole = _power(torch.kron(R, L), -p) @ (M / (1 - 0.9**steps)).mT.flatten()
@@ -141,7 +141,7 @@ def _full_adam_error(n: int) -> float:
     steps = n + 2
     for _ in range(steps):
         g = torch.randn(n, dtype=DOUBLE)
-        D = update_of(optimizer, w, g[None])
+        D = update_from(optimizer, w, g[None])
         m, V = beta * m + (1 - beta) * g, beta * V + (1 - beta) * torch.outer(g, g)
     V = V / (1 - beta**steps) + 1e-4 * torch.eye(n, dtype=DOUBLE)
     return relative_error(_power(V, -1 / 2) @ m / (1 - beta**steps), D[0])
@@ -159,7 +159,7 @@ def _grafting_error(shape: tuple[int, int]) -> float:
         own = kind([V], 1.0, length="own", **settings)
         adam = torch.optim.Adam([A], 1.0, betas=betas, eps=1e-8)
         for G in gradients:
-            steps = update_of(grafted, W, G), update_of(own, V, G), update_of(adam, A, G)
+            steps = update_from(grafted, W, G), update_from(own, V, G), update_from(adam, A, G)
         errors += [float(abs(steps[0].norm() / steps[2].norm() - 1))]
         errors += [relative_error(steps[0] / steps[0].norm(), steps[1] / steps[1].norm())]
     return max(errors)
@@ -172,8 +172,8 @@ def _muon_parity(shape: tuple[int, int]) -> float:
     torchs = torch.optim.Muon([V], 0.1, weight_decay=0.0)
     for _ in range(10):
         G = torch.randn(shape)
-        update_of(own, W, G)
-        update_of(torchs, V, G)
+        update_from(own, W, G)
+        update_from(torchs, V, G)
     return relative_error(W.detach(), V.detach())
 
 
@@ -184,8 +184,8 @@ def _soap_parity(shape: tuple[int, int]) -> float:
     adam = torch.optim.Adam([V], 0.1, betas=(0.9, 0.95), eps=0.0)
     for _ in range(10):
         G = gaussian_gradient(*shape)
-        update_of(soap, W, G)
-        update_of(adam, V, G)
+        update_from(soap, W, G)
+        update_from(adam, V, G)
     return relative_error(W.detach(), V.detach())
 
 
@@ -193,7 +193,7 @@ def _dual_length_error(shape: tuple[int, int]) -> float:
     """Spectral descent with the dual length against ‖G‖_* polar(G), the step of PolarGrad."""
     W, G = zero_weight(*shape), gaussian_gradient(*shape)
     optimizer = SpectralDescent([W], 1.0, length="dual", scale="none", method="svd")
-    return relative_error(update_of(optimizer, W, G), nuclear_norm(G) * polar(G, "svd"))
+    return relative_error(update_from(optimizer, W, G), nuclear_norm(G) * polar(G, "svd"))
 
 
 def _turned_errors(shape: tuple[int, int]) -> tuple[list[float], list[float]]:
@@ -207,7 +207,7 @@ def _turned_errors(shape: tuple[int, int]) -> tuple[list[float], list[float]]:
             W = zero_weight(*shape)
             optimizer = build([W])
             for G in gradients:
-                D = update_of(optimizer, W, turn(G))
+                D = update_from(optimizer, W, turn(G))
             last.append(D)
         return relative_error(last[1], Q @ last[0] @ P)
 

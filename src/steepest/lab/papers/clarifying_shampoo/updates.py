@@ -29,7 +29,7 @@ def gaussian_gradient(out: int, in_: int) -> Tensor:
     return (U * (S + 0.1 * S[0])) @ Vh
 
 
-def update_of(optimizer: Optimizer, W: nn.Parameter, G: Tensor) -> Tensor:
+def update_from(optimizer: Optimizer, W: nn.Parameter, G: Tensor) -> Tensor:
     """Take a step with the gradient G (out, in); return D of W <- W - D."""
     before = W.detach().clone()
     W.grad = G.clone()
