@@ -85,8 +85,11 @@ class ReproductionPlan:
         return tuple(c for c in paper.claims if not self.only or c.name in self.only)
 
     def report_of(self, paper: str) -> Path:
-        """The folder of a paper's report; that of some claims has their names."""
-        return self.out / "reports" / "+".join((paper, *self.only))
+        """The folder of a paper's report; that of some claims is another one than of all."""
+        if not self.only:
+            return self.out / "reports" / paper
+        name = self.only[0] if len(self.only) == 1 else f"some-{_hash(self.only)}"
+        return self.out / "reports" / f"{paper}+{name}"
 
     def measured(self, experiment: AnyExperiment) -> int:
         """How many measurements of an experiment are there."""
@@ -96,8 +99,12 @@ class ReproductionPlan:
         """The folder of an experiment at this scale."""
         setting = experiment.scales[self.scale]
         identity = [VERSION, dict(setting.sizes), setting.data]
-        text = json.dumps(identity, sort_keys=True, default=str)
-        return self.out / f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return self.out / f"{experiment.name}-{_hash(identity)}"
+
+
+def _hash(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)

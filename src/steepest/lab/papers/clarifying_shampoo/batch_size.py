@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
-from steepest.lab.papers.claim import Claim, Comparison, Numbers
+from steepest.lab.papers.claim import Claim, Comparison, Numbers, Setting
 from steepest.lab.papers.clarifying_shampoo.token_efficiency import (
     LIKE_MUON,
     MUON,
@@ -17,33 +18,35 @@ _HALF = f"shampoo:{LIKE_MUON}"
 _PAIRS = (MUON, _HALF, "adamw", "signum")
 
 
-def _with_batches(factor: float, steps: int, minutes: float) -> Any:
-    """The settings of the comparison with a batch larger by a factor, and fewer steps."""
-    scales = on_text(_PAIRS, minutes, steps)
-    resized = {
-        name: {
-            "batch": int(setting.sizes["batch"] * factor),
-            "steps": steps if name == "cpu" else int(setting.sizes["steps"] / factor),
-        }
-        for name, setting in scales.items()
-    }
-    return {
-        name: replace(setting, sizes={**setting.sizes, **resized[name]})
-        for name, setting in scales.items()
-    }
+def _with_batches(batch: int, steps: int, share: float, minutes: float) -> Any:
+    """Return the settings with other batches, and with steps for as many tokens.
+
+    Args:
+        batch, steps: of the cpu scale.
+        share: of the usual batch, at the other scales.
+        minutes: of the cpu scale.
+    """
+
+    def resized(name: str, setting: Setting) -> Setting:
+        usual = setting.sizes
+        other = {"batch": int(usual["batch"] * share), "steps": int(usual["steps"] / share)}
+        sizes = {"batch": batch, "steps": steps} if name == "cpu" else other
+        return replace(setting, sizes={**usual, **sizes})
+
+    return {name: resized(name, setting) for name, setting in on_text(_PAIRS, minutes).items()}
 
 
 SMALL_BATCH = Comparison(
     name="small-batch",
-    title="Two adapted optimizers and two that are not, in batches a quarter as large",
+    title="Two adapted optimizers and two that are not, in small batches",
     kind="real data",
-    scales=_with_batches(1 / 4, steps=600, minutes=4),
+    scales=_with_batches(2, steps=800, share=1 / 4, minutes=6.5),
 )
 LARGE_BATCH = Comparison(
     name="large-batch",
-    title="The same in batches four times as large",
+    title="The same in large batches, on as many tokens",
     kind="real data",
-    scales=_with_batches(4, steps=100, minutes=4),
+    scales=_with_batches(16, steps=100, share=1, minutes=3),
 )
 
 
@@ -75,6 +78,6 @@ CLAIMS = (
         "large-batches-leave-little-to-adapt",
         "In large batches, which have little noise, Shampoo gains at most 0.02 nats on Muon.",
         LARGE_BATCH, quantity="gain of Shampoo 1/2 on Muon (nats per token)",
-        value=ahead(_HALF, MUON), low=-float("inf"), high=0.02, source="ours",
+        value=ahead(_HALF, MUON), low=-math.inf, high=0.02, source="ours",
     ),
 )  # fmt: skip

@@ -13,7 +13,7 @@ EPSILON_AND_LENGTH = Comparison(
     name="epsilon",
     title="Shampoo 1/2 by ε, with the length of Adam's update and without",
     kind="real data",
-    scales=on_text((MUON, *_GRAFTED.values(), *_UNGRAFTED.values()), minutes=8),
+    scales=on_text((MUON, *_GRAFTED.values(), *_UNGRAFTED.values()), minutes=6, steps=200),
 )
 
 

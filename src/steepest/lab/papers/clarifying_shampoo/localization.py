@@ -86,7 +86,9 @@ LOCALIZATION = Comparison(
     name="localization",
     title="Shampoo 1/2 on some of the parameters, AdamW on the others",
     kind="real data",
-    scales=on_text((_NOWHERE, _MATRICES, _VECTORS_TOO, _EMBEDDINGS_TOO, _ALL), minutes=5),
+    scales=on_text(
+        (_NOWHERE, _MATRICES, _VECTORS_TOO, _EMBEDDINGS_TOO, _ALL), minutes=5, steps=200
+    ),
 )
 
 
