@@ -40,7 +40,7 @@ SMALL_BATCH = Comparison(
     name="small-batch",
     title="Two adapted optimizers and two that are not, in small batches",
     kind="real data",
-    scales=_with_batches(2, steps=800, share=1 / 4, minutes=6.5),
+    scales=_with_batches(2, steps=800, share=1 / 4, minutes=6),
 )
 LARGE_BATCH = Comparison(
     name="large-batch",

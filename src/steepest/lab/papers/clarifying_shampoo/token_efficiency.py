@@ -7,8 +7,8 @@ from typing import Any
 
 from steepest.lab.papers.claim import Claim, Comparison, Numbers, Setting
 
-LIKE_MUON = "length=muon,scale=spectral"
-"""Options by which a matrix of the Shampoo family moves exactly as far as one of Muon."""
+LIKE_MUON = "length=muon,lr=0.04,scale=spectral"
+"""Options of the Shampoo family by which a matrix moves as far as one of Muon, at its rates."""
 
 MUON = "muon:nesterov=false"
 _QUARTER = f"shampoo-quarter:{LIKE_MUON}"
