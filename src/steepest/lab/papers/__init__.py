@@ -9,9 +9,10 @@ from __future__ import annotations
 from steepest.lab.arguments import did_you_mean
 from steepest.lab.errors import InputError
 from steepest.lab.papers.claim import Claim, Paper
+from steepest.lab.papers.muon_convergence import PAPER as MUON_CONVERGENCE
 from steepest.lab.papers.spectral_condition import PAPER as SPECTRAL_CONDITION
 
-PAPERS: dict[str, Paper] = {paper.name: paper for paper in (SPECTRAL_CONDITION,)}
+PAPERS: dict[str, Paper] = {paper.name: paper for paper in (SPECTRAL_CONDITION, MUON_CONVERGENCE)}
 """Every paper by the name that it has on the command line."""
 
 
