@@ -1,4 +1,4 @@
-"""Quadratics whose Hessian has a low effective rank: where Muon wins, and where it does not (Fig. 3).
+"""Quadratics whose Hessian has a low effective rank: where Muon wins, and where not (Fig. 3).
 
 f(W) = tr((W - W*) Q (W - W*)ᵀ) / 2 from W = 0, with W* uniform in (-50, 50). GD takes the step
 1 / L; Muon the constant one that just covers the distance, or ‖G‖_* / L_* as in Theorem 4.11.
@@ -152,7 +152,7 @@ CLAIMS = (
     ),
     Claim(
         name="adaptive-rate-wins",
-        sentence="In that counter-case the adaptive rate ‖G‖_* / L_* takes Muon far below GD again.",
+        sentence="In that counter-case the adaptive rate ‖G‖_* / L_* takes Muon far below GD.",
         place="Theorem 4.11",
         source="ours",
         experiment=RACE,

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steepest.linalg import polar
-
 _FLOAT = torch.float64
 
 
@@ -168,8 +166,7 @@ def muon_trajectory(
     M = None
     for _ in range(steps):
         G = problem.gradient(W)
-        U = polar(G, "svd")
-        norm = (U * G).sum((-2, -1))
+        U, norm = _polar_and_norm(G)
         losses.append(problem.loss(W))
         norms.append(norm)
         curvatures.append(problem.curvature(W, U))
@@ -177,8 +174,14 @@ def muon_trajectory(
         if momentum is not None or noise:
             G = G + noise / math.sqrt(W.shape[-2] * W.shape[-1]) * torch.randn_like(G)
             M = G if M is None or momentum is None else torch.lerp(G, M, momentum[..., None, None])
-            U = polar(M, "svd")
+            U, _ = _polar_and_norm(M)
         W = W - (rate if isinstance(rate, Tensor) else rate(norm))[..., None, None] * U
     losses.append(problem.loss(W))
     distances.append(torch.linalg.matrix_norm(W - problem.optimum, 2))
     return Trajectory(*map(torch.stack, (losses, norms, curvatures, distances)))
+
+
+def _polar_and_norm(G: Tensor) -> tuple[Tensor, Tensor]:
+    """U Vᵀ and ‖G‖_* from one decomposition: for matrices as small as these checks take longer."""
+    U, S, Vh = torch.linalg.svd(G, full_matrices=False)
+    return U @ Vh, S.sum(-1)
