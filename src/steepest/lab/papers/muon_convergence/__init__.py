@@ -3,6 +3,7 @@
 from steepest.lab.papers.claim import Paper
 from steepest.lab.papers.muon_convergence import (
     along_training,
+    block_structure,
     full_batch,
     ill_conditioned,
     minibatches,
@@ -23,6 +24,7 @@ PAPER = Paper(
         *star_convex.CLAIMS,
         *ill_conditioned.CLAIMS,
         *along_training.CLAIMS,
+        *block_structure.CLAIMS,
         *full_batch.CLAIMS,
         *minibatches.CLAIMS,
         *on_text.CLAIMS,

@@ -5,14 +5,13 @@ All matrices are trained; J and L are those of one of them, as in the paper of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
 import torch
 
 from steepest import SpectralDescent
-from steepest.curvature import Hessian, blockwise_diagonal, muon_conditions
+from steepest.curvature import Hessian, muon_conditions
 from steepest.lab.papers.claim import Claim, Experiment, Numbers, Setting, curve
 from steepest.lab.papers.muon_convergence.few_images import (
     bias_free_mlp,
@@ -52,8 +51,6 @@ def curvature_along_training(
             else SpectralDescent(list(model.parameters()), rate, scale="none", method="svd")
         )
         rows: dict[str, list[float]] = {key: [] for key in ("step", "J", "L", "nuclear", "norm")}
-        H = Hessian(model, cross_entropy_of, source.batch)
-        numbers[f"{name}, blocks"] = _shares(H)
         for step in range(last + 1):
             if step % every[name] == 0:
                 H = Hessian(model, cross_entropy_of, source.batch, ["3.weight"])
@@ -76,18 +73,6 @@ def curvature_along_training(
                   across="step", up="ratio")
         )  # fmt: skip
     return numbers
-
-
-def _shares(H: Hessian) -> dict[str, float]:
-    """How much of ‖H‖_F² is in diagonal blocks: of matrices, and of rows of the measured one."""
-    shares = blockwise_diagonal(H)
-    rows = shares.across_rows["3.weight"]
-    return {
-        "matrices": float(shares.across_matrices),
-        "even matrices": shares.across_matrices.even,
-        "rows": float(rows),
-        "even rows": rows.even,
-    }
 
 
 def _quotients(rows: dict[str, list[float]], above: str, below: str) -> list[float]:
@@ -165,7 +150,7 @@ CIFAR = Experiment(
             },
             seeds=3,
             data="cifar10",
-            minutes=6,
+            minutes=3,
             gigabytes=1,
         ),
         "paper": Setting(
@@ -202,10 +187,6 @@ def _start(numbers: Numbers) -> float:
 def _second_half(numbers: Numbers) -> float:
     ratios = _quotients(numbers["Muon"], "J", "L")
     return fmean(ratios[len(ratios) // 2 :])
-
-
-def _block_share(name: str) -> Callable[[Numbers], float]:
-    return lambda numbers: float(numbers["Muon, blocks"][name])
 
 
 _SHARE = "share of measurements with J > 0 where J / L is at most the nuclear rank"
@@ -247,28 +228,6 @@ CLAIMS = (
         low=1.0,
         paper="about 1.9",
         checks=("B7",),
-    ),
-    Claim(
-        name="hessian-blocks-of-matrices",
-        sentence="The Hessian is nearly block diagonal over the matrices of a network.",
-        place="abstract of version 1",
-        source="first-hand",
-        experiment=MNIST,
-        quantity="share of the squared Hessian in the blocks of the matrices, at the start",
-        value=_block_share("matrices"),
-        low=0.5,
-        paper="approximately",
-    ),
-    Claim(
-        name="hessian-blocks-of-rows",
-        sentence="The Hessian of a matrix is nearly block diagonal over its rows.",
-        place="abstract of version 1; assumption 4.5",
-        source="first-hand",
-        experiment=MNIST,
-        quantity="share of the squared Hessian of a matrix in the blocks of its rows, at the start",
-        value=_block_share("rows"),
-        low=0.5,
-        paper="approximately",
     ),
     Claim(
         name="condition-four-on-cifar",
