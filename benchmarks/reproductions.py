@@ -13,7 +13,7 @@ from typing import Any
 
 import tyro
 
-from steepest.files import read_json
+from steepest.files import read_json, sealed
 from steepest.lab.papers import PAPERS
 from steepest.lab.papers.tables import (
     between_marks,
@@ -38,7 +38,7 @@ class Settings:
 def stored() -> list[dict[str, Any]]:
     """Return the summaries that are kept, in the order of the papers."""
     files = [PAGES / f"{name}.json" for name in PAPERS]
-    return [json.loads(file.read_text()) for file in files if file.exists()]
+    return [read_json(file) for file in files if file.exists()]
 
 
 def pages() -> dict[Path, str]:
@@ -61,7 +61,7 @@ def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     for name in PAPERS if settings.out else ():
         summary = rounded(read_json(settings.out / "reports" / name / "summary.json"))
-        text = json.dumps(summary, separators=(",", ":"))
+        text = json.dumps(sealed(summary), separators=(",", ":"))
         (PAGES / f"{name}.json").write_text(text.replace('{"name":', '\n{"name":') + "\n")
     for page, text in pages().items():
         page.write_text(text)

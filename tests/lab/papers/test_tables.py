@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from steepest.files import read_json
 from steepest.lab.errors import InputError
 from steepest.lab.papers import PAPERS
 from steepest.lab.papers.tables import between_marks, claims_page, verdicts_page
@@ -28,7 +28,7 @@ def test_pages_are_what_the_stored_numbers_make(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("path", STORED, ids=[path.stem for path in STORED])
 def test_stored_summaries_are_whole_and_have_todays_claims(path: Path) -> None:
-    summary = checked_summary(json.loads(path.read_text()), path)
+    summary = checked_summary(read_json(path), path)
     claims = {claim["name"]: claim for claim in summary["claims"]}
     today = {claim.name: claim for claim in PAPERS[path.stem].claims}
     assert claims.keys() == today.keys()

@@ -13,7 +13,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,7 @@ class ReproductionPlan:
     def obstacle(self, experiment: AnyExperiment) -> str:
         """Why an experiment cannot be measured; empty if it can."""
         if self.scale not in experiment.scales:
-            scales = ", ".join(experiment.scales)
-            return f"nothing is measured for it at this scale, only at {scales}"
+            return f"only at the scales {', '.join(experiment.scales)}"
         setting = experiment.scales[self.scale]
         if setting.on_gpu and not torch.cuda.is_available():
             return "it needs a GPU"
@@ -233,7 +232,7 @@ def _compared(
     """Make a study, or go on with it; return the losses of every fresh seed."""
     setting = comparison.scales[plan.scale]
     data = None if setting.data is None else find_data(setting.data, plan.data)
-    config = study_config(comparison, setting, data)
+    config = replace(study_config(comparison, setting, data), workers=plan.workers)
     summary = study(config, plan.place(comparison), listener)
     return losses_of(summary, setting.seeds)
 

@@ -92,7 +92,7 @@ def between_marks(text: str, mark: str, content: str) -> str:
 
 
 def rounded(value: Any, digits: int = 6) -> Any:
-    """Return plain content with numbers of so many digits, which keeps stored files small.
+    """Return plain content with rounded numbers, which keeps stored files small.
 
     >>> rounded({"loss": [0.123456789, None, 12]})
     {'loss': [0.123457, None, 12]}

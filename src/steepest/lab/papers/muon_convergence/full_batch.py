@@ -110,10 +110,10 @@ FULL_BATCH = Experiment(
             minutes=0.1,
         ),
         "cpu": Setting(
-            sizes={"images": 100, "hidden": (256, 128, 64), "steps": 15, "svd": False},
+            sizes={"images": 100, "hidden": (512, 256, 64), "steps": 15, "svd": False},
             seeds=5,
             data="cifar10",
-            minutes=12,
+            minutes=8,
             gigabytes=1,
         ),
         "gpu": Setting(

@@ -1,8 +1,8 @@
 """The condition of one block among others, as algebra (eq. 4.16).
 
-The loss may curve along a block in both norms at once: with C_F ‖A‖_op² = L and C_op in all blocks.
-Guarantees of the spectral step and of the Euclidean one are ‖G‖_*² / (s L + C_op) and
-‖G‖_F² / (L + C_op / st(G)), over two, where s = st(A).
+The loss may curve along a block in both norms at once: by L = C_F ‖A‖_op² and by C_op. With
+s = st(A), the spectral step has the guarantee ‖G‖_*² / (s L + C_op) over two. The Euclidean step
+has ‖G‖_F² / (L + C_op / st(G)) over two.
 """
 
 from __future__ import annotations

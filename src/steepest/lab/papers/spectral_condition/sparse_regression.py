@@ -1,9 +1,9 @@
 """Sparse regression with mixed blocks: a network of four matrices learns y = x1 x2 x3.
 
-As in Fig. 1 and 4: no biases, ReLU², full batch. SpecGD steps the two inner matrices spectrally, by
-‖G‖_* n / ‖A‖_F² times the polar factor, and the first and the last one as GD does, by n / ‖A‖_op²
-times the gradient; A is what the matrix multiplies in this step. The multipliers of the two are
-those that the paper's code has tuned.
+As in Fig. 1 and 4: no biases, ReLU², full batch. A is what a matrix multiplies in this step. GD
+steps by n / ‖A‖_op² times the gradient. SpecGD does so in the first and the last matrix. In the two
+inner ones it steps by ‖G‖_* n / ‖A‖_F² times the polar factor. The multipliers of the two are those
+that the paper's code has tuned.
 """
 
 from __future__ import annotations
