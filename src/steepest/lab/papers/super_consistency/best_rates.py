@@ -38,9 +38,7 @@ def rate_curves(name: str, transfer: RateTransfer) -> dict[str, Any]:
     """Return the figure of the best rate over sizes."""
     sizes = [float(next(iter(row.size.values()))) for row in transfer.rows]
     rates = {f"{transfer.rule}, {transfer.optimizer}": [2.0**row.octaves for row in transfer.rows]}
-    return curve(
-        name, sizes, rates, across="size", up="best rate", log=True, log_across=True
-    )
+    return curve(name, sizes, rates, across="size", up="best rate", log=True, log_across=True)
 
 
 def width_rates(seed: int, widths: tuple[int, ...], steps: int) -> Numbers:
@@ -100,7 +98,7 @@ RATES = Experiment(
     kind="training",
     measure=width_rates,
     scales={
-        "cpu": Setting(sizes={"widths": (32, 128, 512), "steps": 60}, seeds=5, minutes=4),
+        "cpu": Setting(sizes={"widths": (32, 128, 512), "steps": 60}, seeds=5, minutes=1.5),
         "gpu": Setting(
             sizes={"widths": (32, 128, 512, 2048), "steps": 120}, seeds=5, minutes=6, on_gpu=True
         ),
@@ -121,9 +119,7 @@ ADAM_RATES = Experiment(
         "gpu": Setting(
             sizes={"widths": (32, 128, 512, 2048), "steps": 120}, seeds=5, minutes=3, on_gpu=True
         ),
-        "paper": Setting(
-            sizes={"widths": (32, 128, 512, 2048), "steps": 120}, seeds=5, minutes=60
-        ),
+        "paper": Setting(sizes={"widths": (32, 128, 512, 2048), "steps": 120}, seeds=5, minutes=60),
     },
 )
 MUON_RATES = Experiment(
@@ -133,7 +129,7 @@ MUON_RATES = Experiment(
     measure=muon_rates,
     scales={
         "cpu": Setting(
-            sizes={"widths": (32, 128, 384), "steps": 50, "batch": 128}, seeds=4, minutes=3
+            sizes={"widths": (32, 128, 384), "steps": 50, "batch": 128}, seeds=4, minutes=1.2
         ),
         "gpu": Setting(
             sizes={"widths": (32, 128, 512, 2048), "steps": 100, "batch": 128},

@@ -30,7 +30,9 @@ _SIDE = 32  # of CIFAR-10's images
 _CLASSES = 10
 
 
-def photo_batches(data: str, side: int, examples: int, batch: int, seed: int) -> Callable[[int], Batch]:
+def photo_batches(
+    data: str, side: int, examples: int, batch: int, seed: int
+) -> Callable[[int], Batch]:
     """Return batches of images that are averaged down to a side.
 
     Batch 0, of which curvature is taken, has `examples` images, all others `batch`.
@@ -49,7 +51,12 @@ def photo_batches(data: str, side: int, examples: int, batch: int, seed: int) ->
 
 
 def conv_net(
-    width: int = 8, depth: int = 3, *, side: int, layers: int = 1, residual: bool = False,
+    width: int = 8,
+    depth: int = 3,
+    *,
+    side: int,
+    layers: int = 1,
+    residual: bool = False,
     large_readout: bool = False,
 ) -> ConvNet:
     """A ConvNet, its readout's entries of size 1 / fan_in or its root."""
@@ -62,8 +69,16 @@ def conv_net(
 
 
 def conv_widths(
-    seed: int, data: str, widths: tuple[int, ...], side: int, steps: int, rate_steps: int,
-    batch: int, examples: int, lr: float, ntp_lr: float,
+    seed: int,
+    data: str,
+    widths: tuple[int, ...],
+    side: int,
+    steps: int,
+    rate_steps: int,
+    batch: int,
+    examples: int,
+    lr: float,
+    ntp_lr: float,
 ) -> Numbers:
     """Sharpness over widths with muP and in the NTK parametrization; the drift of the best rate."""
     batches = photo_batches(data, side, examples, batch, seed)
@@ -92,8 +107,15 @@ def conv_widths(
 
 
 def conv_depths(
-    seed: int, data: str, depths: tuple[int, ...], width: int, side: int, steps: int, batch: int,
-    examples: int, lr: float,
+    seed: int,
+    data: str,
+    depths: tuple[int, ...],
+    width: int,
+    side: int,
+    steps: int,
+    batch: int,
+    examples: int,
+    lr: float,
 ) -> Numbers:
     """Drifts of the best rate of residual ConvNets, with one layer in a block and with two."""
     batches = photo_batches(data, side, examples, batch, seed)
@@ -115,8 +137,14 @@ def conv_depths(
 
 
 def conv_kernels(
-    seed: int, data: str, widths: tuple[int, ...], side: int, steps: int, batch: int,
-    examples: int, lr: float,
+    seed: int,
+    data: str,
+    widths: tuple[int, ...],
+    side: int,
+    steps: int,
+    batch: int,
+    examples: int,
+    lr: float,
 ) -> Numbers:
     """Largest eigenvalue of the tangent kernel along training at every width, under muP."""
     batches = photo_batches(data, side, examples, batch, seed)
@@ -127,7 +155,7 @@ def conv_kernels(
     return {"tops": tops, "spread": late_spread(tops)}
 
 
-_SMALL = {"side": 16, "batch": 32, "examples": 256, "lr": 0.125}
+_SMALL = {"side": 8, "batch": 32, "examples": 256, "lr": 0.125}
 _LARGE = {"side": 32, "batch": 128, "examples": 1024, "lr": 0.125}
 
 CONV_WIDTHS = Experiment(
@@ -138,11 +166,11 @@ CONV_WIDTHS = Experiment(
     scales={
         "cpu": Setting(
             sizes={
-                "widths": (8, 16, 32), "steps": 200, "rate_steps": 120, "ntp_lr": 0.125, **_SMALL
+                "widths": (8, 16, 32), "steps": 120, "rate_steps": 100, "ntp_lr": 0.125, **_SMALL
             },
             seeds=3,
             data="cifar10",
-            minutes=4,
+            minutes=1.5,
         ),
         "gpu": Setting(
             sizes={
@@ -174,7 +202,7 @@ CONV_DEPTHS = Experiment(
     measure=conv_depths,
     scales={
         "cpu": Setting(
-            sizes={"depths": (3, 6, 12), "width": 8, "steps": 120, **_SMALL},
+            sizes={"depths": (3, 6, 12), "width": 8, "steps": 100, **_SMALL},
             seeds=3,
             data="cifar10",
             minutes=4,
@@ -204,7 +232,7 @@ CONV_KERNELS = Experiment(
     measure=conv_kernels,
     scales={
         "cpu": Setting(
-            sizes={"widths": (8, 16, 32), "steps": 240, **_SMALL},
+            sizes={"widths": (8, 16, 32), "steps": 120, **_SMALL},
             seeds=3,
             data="cifar10",
             minutes=2,

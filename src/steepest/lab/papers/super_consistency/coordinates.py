@@ -44,9 +44,14 @@ def coordinate_slopes(seed: int, widths: tuple[int, ...]) -> Numbers:
         changes = {layer: list(check[key, _STEPS].changes) for layer, key in _LAYERS.items()}
         figures.append(
             curve(
-                f"Change of outputs in {_STEPS} steps, {name}", list(map(float, widths)), changes,
-                across="width", up="RMS of the change", log=True, log_across=True,
-            )  # fmt: skip
+                f"Change of outputs in {_STEPS} steps, {name}",
+                list(map(float, widths)),
+                changes,
+                across="width",
+                up="RMS of the change",
+                log=True,
+                log_across=True,
+            )
         )
     return {**slopes, "curves": figures}
 

@@ -18,6 +18,7 @@ from steepest.lab.papers.super_consistency.digits_networks import (
     residual_mlp,
 )
 from steepest.lab.papers.super_consistency.width_sharpness import (
+    RUNS_OF_SIZE,
     sharpness_curves,
     sharpness_numbers,
 )
@@ -33,7 +34,7 @@ def depth_sharpness(seed: int, depths: tuple[int, ...], steps: int) -> Numbers:
     follow = partial(
         super_consistency, sizes=[{"depth": depth} for depth in depths],
         batches=lambda i: digits, loss=loss_of, lr=_RATE, optimizer=torch.optim.SGD, steps=steps,
-        seeds=1,
+        seeds=RUNS_OF_SIZE,
     )  # fmt: skip
     one, two = (reseeded(partial(residual_mlp, layers=k), seed) for k in (1, 2))
     scaled = follow(one, rule="depth-mup", branches=_BRANCHES)
@@ -89,7 +90,7 @@ DEPTH_RATES = Experiment(
     kind="training",
     measure=depth_rates,
     scales={
-        "cpu": Setting(sizes={"depths": (2, 8, 32), "steps": 60}, seeds=4, minutes=3),
+        "cpu": Setting(sizes={"depths": (2, 8, 32), "steps": 60}, seeds=4, minutes=1.2),
         "gpu": Setting(
             sizes={"depths": (2, 8, 32, 128), "steps": 120}, seeds=5, minutes=10, on_gpu=True
         ),

@@ -36,6 +36,7 @@ class NormalLinear(nn.Linear):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return y `(B, outputs)` of x `(B, inputs)`."""
         return self.scale * super().forward(x)
 
 
@@ -62,8 +63,9 @@ def plain_mlp(width: int, large_readout: bool = False) -> nn.Sequential:
         nn.Linear(width, width, bias=False), nn.ReLU(), nn.Linear(width, 10, bias=False),
     )  # fmt: skip
     readout = width**-0.5 if large_readout else 0.5 / width
-    for layer, std in zip(model[::2], (1 / 8, (2 / width) ** 0.5, readout), strict=True):
-        nn.init.normal_(layer.weight, std=std)
+    stds = 1 / 8, (2 / width) ** 0.5, readout
+    for weight, std in zip(model.parameters(), stds, strict=True):
+        nn.init.normal_(weight, std=std)
     return model
 
 
@@ -78,6 +80,7 @@ class TanhBlock(nn.Module):
         self.last = NormalLinear(width, width, (width * BASE_DEPTH) ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the sum `(B, width)` for x `(B, width)`."""
         h = x.tanh()
         for layer in self.inner:
             h = layer(h).tanh()

@@ -22,7 +22,9 @@ def edge_ratios(seed: int, width: int, steps: int, every: int) -> Numbers:
         {name: line[-count:] for name, line in ratios.items()},
         across="step", up="ratio; 1 is the edge",
     )  # fmt: skip
-    numbers = {name: float("nan") if r["diverged"] else r["ratio"] for name, r in runs.items()}
+    numbers: Numbers = {
+        str(name): float("nan") if r["diverged"] else r["ratio"] for name, r in runs.items()
+    }
     return {**numbers, "curves": [figure]}
 
 

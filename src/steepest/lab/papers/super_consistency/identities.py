@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -34,8 +36,8 @@ def scale_error(
 ) -> float:
     """How much logits differ after ten steps where a multiplier moved into the weights.
 
-    Multipliers times 3 and weights over 3 are the same function. So are the next ones if the rate is
-    over 3 to the power, 2 for gradient descent and 1 for Adam, whose epsilon is times 3.
+    Multipliers times 3 and weights over 3 are the same function. So are the next ones, if the rate
+    is over 3 to the power: 2 for gradient descent, 1 for Adam, whose epsilon is times 3.
     """
     plain, moved = normal_mlp(width).double(), normal_mlp(width).double()
     moved.load_state_dict(plain.state_dict())
@@ -45,7 +47,7 @@ def scale_error(
             layer.weight.data /= _CONSTANT
     logits = []
     for model, constant in ((plain, 1.0), (moved, _CONSTANT)):
-        settings = {"lr": lr / constant**power}
+        settings: dict[str, Any] = {"lr": lr / constant**power}
         if optimizer is torch.optim.Adam:
             settings["eps"] = 1e-8 * constant
         _train(model, optimizer(model.parameters(), **settings), batch)
@@ -56,7 +58,7 @@ def scale_error(
 def _train(model: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
     for _ in range(10):
         optimizer.zero_grad()
-        loss_of(model, batch).backward()  # type: ignore[no-untyped-call]
+        loss_of(model, batch).backward()
         optimizer.step()
 
 

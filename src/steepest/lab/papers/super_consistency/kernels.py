@@ -11,7 +11,6 @@ from functools import partial
 from statistics import fmean
 
 import torch
-from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from steepest.curvature import NTK, sharpness
@@ -58,7 +57,7 @@ def kernel_tops(
         if step % (steps // SNAPSHOTS_OF_RUN) == 0:
             tops.append(top_of_kernel(made, some))
         optimizer.zero_grad()
-        loss_of(made.model, batches(step)).backward()  # type: ignore[no-untyped-call]
+        loss_of(made.model, batches(step)).backward()
         optimizer.step()
         schedule.step()
     return tops
@@ -113,7 +112,6 @@ MOVEMENT = Experiment(
     kind="training",
     measure=kernel_movement,
     scales={
-        "quick": Setting(sizes={"widths": (64, 256)}, seeds=2, minutes=0.1),
         "cpu": Setting(sizes={"widths": (64, 128, 256, 512, 1024)}, seeds=4, minutes=3),
         "gpu": Setting(
             sizes={"widths": (64, 256, 1024, 4096)}, seeds=5, minutes=2, gigabytes=8, on_gpu=True

@@ -58,8 +58,15 @@ class VisionTransformer(nn.Module):
 
 
 def vit_depths(
-    seed: int, data: str, depths: tuple[int, ...], width: int, side: int, steps: int, batch: int,
-    examples: int, lr: float,
+    seed: int,
+    data: str,
+    depths: tuple[int, ...],
+    width: int,
+    side: int,
+    steps: int,
+    batch: int,
+    examples: int,
+    lr: float,
 ) -> Numbers:
     """Sharpness and the drift of the best rate of Adam over depths under depth-muP."""
     batches = photo_batches(data, side, examples, batch, seed)
@@ -126,8 +133,8 @@ VITS = Experiment(
     scales={
         "cpu": Setting(
             sizes={
-                "depths": (2, 4, 8), "width": 32, "side": 16, "steps": 120, "batch": 32,
-                "examples": 128, "lr": 0.002,
+                "depths": (2, 4, 8), "width": 32, "side": 8, "steps": 80, "batch": 32,
+                "examples": 64, "lr": 0.002,
             },
             seeds=3,
             data="cifar10",
@@ -164,7 +171,7 @@ LANGUAGE = Experiment(
     measure=gpt_widths,
     scales={
         "cpu": Setting(
-            sizes={"widths": (16, 32, 64), "context": 32, "steps": 100, "batch": 16},
+            sizes={"widths": (16, 32, 64), "context": 32, "steps": 60, "batch": 16},
             seeds=3,
             data="wikitext2",
             minutes=5,

@@ -38,6 +38,7 @@ class TwoLayerLinear(nn.Module):
         self.width, self.gamma = width, gamma
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return f `(P,)` of x `(P, D)`."""
         outputs: Tensor = x @ self.V.T @ self.E
         return outputs / (self.gamma * math.sqrt(self.width * _INPUTS))
 
@@ -80,7 +81,7 @@ def two_layer_run(width: int, gamma: float, batch: Batch, steps: int, every: int
             top = sharpness(Hessian(model, half_square, batch), start=top)
             total.append(gamma**2 * top.value)
         optimizer.zero_grad()
-        half_square(model, batch).backward()  # type: ignore[no-untyped-call]
+        half_square(model, batch).backward()
         optimizer.step()
     return TwoLayerRun(total, gamma**2 * coupling, gamma**2 * formula)
 

@@ -2,12 +2,14 @@
 
 Gradient descent on digits with the cross entropy. Sharpness is λ_max of the Hessian, rescaled by
 the rates of the rule, over 2 / lr, so that 1 is the edge of stability at every width. At the end
-means the mean of the last three of twelve snapshots.
+means the mean of the last three of twelve snapshots. A measurement is the mean of two runs of every
+size, as in the pilot.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from steepest.lab.papers.super_consistency.digits_networks import (
 )
 from steepest.transfer import SuperConsistency, super_consistency
 
+RUNS_OF_SIZE = 2
 MUP_RATE, NTP_RATE = 16.0, 0.5
 """0.5 N under muP and 0.5 in the NTK parametrization, at the base of width 32."""
 
@@ -33,8 +36,8 @@ def sharpness_numbers(followed: SuperConsistency) -> Numbers:
     """Return what claims need of sharpness over sizes."""
     return {
         "ratios": [list(row.ratios) for row in followed.rows],
-        "ending": [row.ending[0] for row in followed.rows],
-        "growth": [row.ending[0] / row.ratios[0] for row in followed.rows],
+        "ending": [fmean(row.ending) for row in followed.rows],
+        "growth": [fmean(row.ending) / row.ratios[0] for row in followed.rows],
         "spread": followed.spread,
         "worst_spread": max(
             max(ratios) / min(ratios)
@@ -60,7 +63,7 @@ def width_sharpness(seed: int, widths: tuple[int, ...], steps: int) -> Numbers:
     digits = digit_images()
     follow = partial(
         super_consistency, sizes=widths_of(widths), batches=lambda i: digits, loss=loss_of,
-        optimizer=torch.optim.SGD, steps=steps, seeds=1,
+        optimizer=torch.optim.SGD, steps=steps, seeds=RUNS_OF_SIZE,
     )  # fmt: skip
     ntp_mlp = partial(normal_mlp, readout=LARGE_READOUT)
     mup = follow(reseeded(normal_mlp, seed), lr=MUP_RATE)
@@ -82,7 +85,7 @@ def batch_sharpness(seed: int, widths: tuple[int, ...], steps: int, batch: int) 
     batches = drawn_batches(digit_images(), batch, seed)
     followed = super_consistency(
         reseeded(normal_mlp, seed), widths_of(widths), batches, loss_of, lr=MUP_RATE,
-        optimizer=torch.optim.SGD, steps=steps, seeds=1,
+        optimizer=torch.optim.SGD, steps=steps, seeds=RUNS_OF_SIZE,
     )  # fmt: skip
     return sharpness_numbers(followed)
 
@@ -94,15 +97,11 @@ WIDTHS = Experiment(
     measure=width_sharpness,
     scales={
         "quick": Setting(sizes={"widths": (32, 128), "steps": 60}, seeds=2, minutes=0.1),
-        "cpu": Setting(
-            sizes={"widths": (32, 64, 128, 256, 512), "steps": 120}, seeds=4, minutes=3
-        ),
+        "cpu": Setting(sizes={"widths": (32, 64, 128, 256, 512), "steps": 120}, seeds=4, minutes=4),
         "gpu": Setting(
             sizes={"widths": (64, 256, 1024, 4096), "steps": 400}, seeds=5, minutes=4, on_gpu=True
         ),
-        "paper": Setting(
-            sizes={"widths": (32, 128, 512, 2048), "steps": 400}, seeds=5, minutes=60
-        ),
+        "paper": Setting(sizes={"widths": (32, 128, 512, 2048), "steps": 400}, seeds=5, minutes=60),
     },
 )
 BATCHES = Experiment(
