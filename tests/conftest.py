@@ -1,4 +1,4 @@
-"""Every test starts from the same state: one thread, seed 0, default modes, no modules of others."""
+"""Every test starts from the same state: one thread, seed 0, default modes, no foreign modules."""
 
 from __future__ import annotations
 

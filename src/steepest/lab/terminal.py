@@ -201,16 +201,16 @@ def claims_table(summary: dict[str, Any]) -> Table:
     """A row for each claim of a paper: its figure, ours with its interval, and the verdict."""
     table = Table(title=summary["title"], box=SIMPLE_HEAD)
     table.add_column("claim", no_wrap=True)
-    for title in ("allowed", "paper", "here", "verdict"):
-        table.add_column(title)
+    table.add_column("paper")
+    table.add_column("here", no_wrap=True)
+    table.add_column("verdict")
     table.caption = "± is half a 95% interval of the mean over seeds"
     for claim in summary["claims"]:
         interval, values = claim["interval"], [v for v in claim["values"] if v is not None]
         here = f"{fmean(values):.4g}" if values else "-"
         if interval:
             here += f"±{interval['high'] - interval['value']:.2g}"
-        paper = claim["paper"] or "-"
-        table.add_row(claim["name"], claim["limits"], paper, here, claim["verdict"])
+        table.add_row(claim["name"], claim["paper"] or "-", here, claim["verdict"])
     return table
 
 
@@ -231,24 +231,37 @@ def list_of_claims(paper: Paper, scale: ScaleName) -> Table:
 def experiments_table(plan: ReproductionPlan) -> Group:
     """A row for each experiment of a plan: its size, its cost, and what hinders it."""
     table = Table(title=f"experiments at the scale {plan.scale}", box=SIMPLE_HEAD)
-    for title in ("experiment", "seeds", "sizes", "data", "minutes", "GB", "state"):
+    table.add_column("experiment", no_wrap=True)
+    for title in ("seeds", "sizes", "minutes", "GB", "state"):
         table.add_column(title)
     minutes = 0.0
     for experiment in plan.experiments:
         setting = experiment.scales.get(plan.scale)
         obstacle = plan.obstacle(experiment)
         if setting is None:
-            table.add_row(experiment.name, "-", "-", "-", "-", "-", obstacle)
+            table.add_row(experiment.name, "-", "-", "-", "-", obstacle)
             continue
         done = plan.measured(experiment)
         minutes += setting.minutes * (1 - done / setting.seeds) if not obstacle else 0
-        sizes = ", ".join(f"{name} {value}" for name, value in setting.sizes.items())
+        sizes = ", ".join(
+            [*(f"{name} {_said(value)}" for name, value in setting.sizes.items())]
+            + ([f"data {setting.data}"] if setting.data else [])
+        )
         table.add_row(
-            experiment.name, str(setting.seeds), sizes, setting.data or "none",
+            experiment.name, str(setting.seeds), sizes,
             f"{setting.minutes:g}", f"{setting.gigabytes:g}", obstacle or f"{done} done",
         )  # fmt: skip
     hours = rough_duration(60 * minutes / plan.workers)
     return Group(table, f"about {hours} are left with {plan.workers} at a time, in {plan.out}")
+
+
+def _said(value: Any) -> str:
+    """A size as a reader writes it, without brackets and quotes."""
+    if isinstance(value, dict):
+        return " ".join(f"{name} {_said(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(_said, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _number(value: float | None, form: str, unit: float = 1.0) -> str:

@@ -14,8 +14,11 @@ from steepest.lab.errors import InputError
 SUFFIXES = (".bin", ".npy")
 LARGEST = 2**20
 """Token numbers are below this; a file that says otherwise is of something else."""
-HEADERS = {20240520: "<u2", 20240801: "<u4"}
-"""Magic numbers of headers of 256 integers, the third of which is the number of tokens."""
+HEADERS = {20240520: (1, "<u2"), 20240801: (7, "<u4")}
+"""Of headers of 256 integers the first one, with the second one, a version, and the type of tokens.
+
+The third integer is the number of tokens. Both headers are those of llm.c.
+"""
 
 
 class JoinedTokens:
@@ -96,7 +99,13 @@ def _from_bin(path: Path) -> NDArray[Any]:
     size = path.stat().st_size
     header = np.fromfile(path, dtype="<i4", count=3)
     if len(header) == 3 and int(header[0]) in HEADERS:
-        dtype, promised = np.dtype(HEADERS[int(header[0])]), int(header[2])
+        version, kind = HEADERS[int(header[0])]
+        if int(header[1]) != version:
+            raise InputError(
+                f"{path} has a header of version {int(header[1])}, expected {version}; write it "
+                "again, or give the tokens as .npy"
+            )
+        dtype, promised = np.dtype(kind), int(header[2])
         if size != 1024 + dtype.itemsize * promised:
             raise InputError(f"{path} is torn: its header promises {promised} tokens")
         if size == 1024:

@@ -11,8 +11,11 @@ from steepest.lab.errors import InputError
 from steepest.lab.papers.claim import Claim, Paper
 from steepest.lab.papers.spectral_condition import PAPER as SPECTRAL_CONDITION
 from steepest.lab.papers.super_consistency import PAPER as SUPER_CONSISTENCY
+from steepest.lab.papers.teon import PAPER as TEON_PAPER
 
-PAPERS: dict[str, Paper] = {paper.name: paper for paper in (SPECTRAL_CONDITION, SUPER_CONSISTENCY)}
+PAPERS: dict[str, Paper] = {
+    paper.name: paper for paper in (SPECTRAL_CONDITION, TEON_PAPER, SUPER_CONSISTENCY)
+}
 """Every paper by the name that it has on the command line."""
 
 

@@ -6,7 +6,7 @@ The criterion stands beside the claim, and so is fixed before anything is measur
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -170,8 +170,8 @@ class Paper:
 
 def curve(
     name: str,
-    x: list[float],
-    lines: Mapping[str, list[float]],
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
     *,
     across: str,
     up: str,
@@ -190,4 +190,5 @@ def curve(
         log_across: whether the horizontal axis is.
     """
     axes = {"across": across, "up": up, "log": log, "log_across": log_across}
-    return {"name": name, "x": x, "lines": dict(lines), **axes}
+    points = {line: list(values) for line, values in lines.items()}
+    return {"name": name, "x": list(x), "lines": points, **axes}

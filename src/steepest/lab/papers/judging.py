@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Literal, get_args
 
 from steepest.lab.papers.claim import Claim
 from steepest.statistics import Interval, mean_interval, student
@@ -15,6 +15,7 @@ _CONFIDENCE = 0.95
 _MOST_ADVISED = 200  # more are no advice
 
 ClaimVerdict = Literal["reproduced", "not reproduced", "inconclusive", "not testable here"]
+VERDICTS: tuple[str, ...] = get_args(ClaimVerdict)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,7 @@ class ReproductionPlan:
     def obstacle(self, experiment: AnyExperiment) -> str:
         """Why an experiment cannot be measured; empty if it can."""
         if self.scale not in experiment.scales:
-            scales = ", ".join(experiment.scales)
-            return f"nothing is measured for it at this scale, only at {scales}"
+            return f"only at the scales {', '.join(experiment.scales)}"
         setting = experiment.scales[self.scale]
         if setting.on_gpu and not torch.cuda.is_available():
             return "it needs a GPU"
@@ -85,8 +84,11 @@ class ReproductionPlan:
         return tuple(c for c in paper.claims if not self.only or c.name in self.only)
 
     def report_of(self, paper: str) -> Path:
-        """The folder of a paper's report; that of some claims has their names."""
-        return self.out / "reports" / "+".join((paper, *self.only))
+        """The folder of a paper's report; that of some claims is another one than of all."""
+        if not self.only:
+            return self.out / "reports" / paper
+        name = self.only[0] if len(self.only) == 1 else f"some-{_hash(self.only)}"
+        return self.out / "reports" / f"{paper}+{name}"
 
     def measured(self, experiment: AnyExperiment) -> int:
         """How many measurements of an experiment are there."""
@@ -96,8 +98,12 @@ class ReproductionPlan:
         """The folder of an experiment at this scale."""
         setting = experiment.scales[self.scale]
         identity = [VERSION, dict(setting.sizes), setting.data]
-        text = json.dumps(identity, sort_keys=True, default=str)
-        return self.out / f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return self.out / f"{experiment.name}-{_hash(identity)}"
+
+
+def _hash(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -226,7 +232,7 @@ def _compared(
     """Make a study, or go on with it; return the losses of every fresh seed."""
     setting = comparison.scales[plan.scale]
     data = None if setting.data is None else find_data(setting.data, plan.data)
-    config = study_config(comparison, setting, data)
+    config = replace(study_config(comparison, setting, data), workers=plan.workers)
     summary = study(config, plan.place(comparison), listener)
     return losses_of(summary, setting.seeds)
 

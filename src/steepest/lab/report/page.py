@@ -50,8 +50,7 @@ COMMAND_OF = {"diagnosis": ("diagnose", "model"), "transfer": ("transfer", "buil
 SUMMARIES = ("summary.json", "diagnosis.json")
 """Files that a finished folder has one of."""
 
-_OTHER_TABLES = {".tsv", ".xlsx", ".xls", ".json", ".jsonl", ".feather", ".pq"}
-"""What some would ask for, and would not expect a page under."""
+_PAGE_SUFFIXES = {"", ".html", ".htm"}
 
 _OPEN, _CLOSE = '<script type="application/json" id="steepest-summary">', "</script>"
 
@@ -107,14 +106,15 @@ def write(summary: dict[str, Any], path: Path) -> Path:
 def write_to(summary: dict[str, Any], path: Path) -> Path:
     """Write what the name of a path asks for, and return the path: a page, or a table.
 
-    A name that ends with `.csv` or `.parquet` gets the table, every other one the page.
+    A name that ends with `.csv` or `.parquet` gets the table, one with `.html` or without an end
+    the page.
 
     Raises:
-        InputError: for a name that ends with that of another kind of table.
+        InputError: for a name with another end.
     """
     if path.suffix.lower() in TABLE_SUFFIXES:
         return export(summary, path)
-    if path.suffix.lower() in _OTHER_TABLES:
+    if path.suffix.lower() not in _PAGE_SUFFIXES:
         raise InputError(
             f"got {path}, expected a name that ends with {' or '.join(TABLE_SUFFIXES)} for a "
             "table, or with .html for a page"
@@ -147,7 +147,7 @@ def find_all(paths: Sequence[Path]) -> tuple[dict[str, Any], Path | None]:
 
 
 def find(path: Path) -> tuple[dict[str, Any], Path]:
-    """Return the summary in a folder or in a page, and where the page belongs.
+    """Return the summary in a folder, a page or a JSON file, and where its page belongs.
 
     Raises:
         InputError: for a path that holds none, or one with a missing or wrong field.
@@ -168,6 +168,10 @@ def find(path: Path) -> tuple[dict[str, Any], Path]:
         remedy = "Run once more the command that made it; no finished run is lost"
         summary = read_json(path / names[0], remedy)
         return checked_summary(summary, path / names[0]), path / "report.html"
+    if path.suffix == ".json":
+        return checked_summary(read_json(path, "Give another copy of it"), path), path.with_suffix(
+            ".html"
+        )
     try:
         return read(path), path
     except ValueError as error:

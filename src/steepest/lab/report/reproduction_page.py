@@ -8,10 +8,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from steepest.lab.papers.judging import VERDICTS
 from steepest.lab.report.figures import PALETTE, Picture, finish, line_of, plain
 from steepest.lab.report.wording import NOT_MEASURED, finite, number, plural
-
-ORDER = ("reproduced", "not reproduced", "inconclusive", "not testable here")
 
 
 def reproduction_page(
@@ -38,6 +37,11 @@ def reproduction_page(
         "headline": verdict_counts(summary["claims"]),
         "parts": parts,
         "paper": summary["paper"],
+        "open": [
+            claim_row(claim)
+            for claim in summary["claims"]
+            if claim["verdict"] != "reproduced" and not claim["control"]
+        ],
         "left_out": list(summary["left_out"].items()),
     }
     return content, pictures
@@ -51,7 +55,7 @@ def verdict_counts(claims: Sequence[dict[str, Any]]) -> str:
     '3 claims: 2 reproduced, 1 inconclusive.'
     """
     verdicts = [claim["verdict"] for claim in claims if not claim["control"]]
-    counts = [f"{verdicts.count(word)} {word}" for word in ORDER if word in verdicts]
+    counts = [f"{verdicts.count(word)} {word}" for word in VERDICTS if word in verdicts]
     said = f"{plural(len(verdicts), 'claim')}: {', '.join(counts)}."
     if controls := [claim["verdict"] for claim in claims if claim["control"]]:
         refused = controls.count("not reproduced")

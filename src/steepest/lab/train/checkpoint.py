@@ -4,6 +4,7 @@ into place."""
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_map_only
 
 from steepest.curvature import SharpnessTracker
 from steepest.files import read_json, remove_leftovers, sync, unfinished, write_json
@@ -89,8 +91,15 @@ def save(
             shutil.rmtree(folder / f"step-{old:08d}")
 
 
-def load_latest(folder: Path, state: RunState) -> tuple[int, dict[str, Any], list[str]]:
+def load_latest(
+    folder: Path, state: RunState, last: int | None = None
+) -> tuple[int, dict[str, Any], list[str]]:
     """Load the newest checkpoint that is whole, and say which ones are not.
+
+    Args:
+        folder: of the checkpoints.
+        state: what is loaded into.
+        last: leave out checkpoints after this step.
 
     Returns:
         The step (0 if there is no checkpoint), the `progress` saved with it, and a sentence for
@@ -100,7 +109,8 @@ def load_latest(folder: Path, state: RunState) -> tuple[int, dict[str, Any], lis
         InputError: if there are checkpoints but none is whole.
     """
     damaged: list[str] = []
-    places = [folder / f"step-{step:08d}" for step in steps_of(folder)]
+    steps = [step for step in steps_of(folder) if last is None or step <= last]
+    places = [folder / f"step-{step:08d}" for step in steps]
     for place in reversed(places):
         try:
             step = _check(place)
@@ -120,6 +130,11 @@ def load_latest(folder: Path, state: RunState) -> tuple[int, dict[str, Any], lis
         progress = json.loads((place / "progress.json").read_text())
         state.batches.load_state_dict(progress.pop("position", {}))
         return step, progress, damaged
+    if places and last is not None:
+        raise InputError(
+            f"every checkpoint in {folder} up to step {last} is damaged: {'; '.join(damaged)}. The "
+            "finished run is as it was; choose another --out"
+        )
     if places:
         raise InputError(
             f"every checkpoint in {folder} is damaged: {'; '.join(damaged)}. Delete that folder to "
@@ -129,8 +144,36 @@ def load_latest(folder: Path, state: RunState) -> tuple[int, dict[str, Any], lis
 
 
 def steps_of(folder: Path) -> list[int]:
-    """Return the steps of the checkpoints in a folder, the last one last."""
-    return sorted(int(place.name.removeprefix("step-")) for place in folder.glob("step-*"))
+    """Return the steps of the checkpoints in a folder, the last one last; copies do not count."""
+    names = (re.fullmatch(r"step-(\d{8,})", place.name) for place in folder.glob("step-*"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def check_loadable(optimizer: Optimizer, name: str) -> None:
+    """Check that what an optimizer keeps can be saved, and read again without running code.
+
+    Args:
+        optimizer: after a step.
+        name: what the run calls it.
+
+    Raises:
+        InputError: if it cannot.
+    """
+    try:
+        content = tree_map_only(torch.Tensor, lambda _: None, optimizer.state_dict())
+        torch.save(content, file := io.BytesIO())
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            reason = f"it holds a {found[1]}"
+        elif isinstance(error, KeyError):
+            reason = "a key of it is a tensor that is no parameter"
+        raise InputError(
+            f"the memory of {name} cannot be saved and read again: {reason}. Keep tensors, "
+            "numbers, texts, and lists or dictionaries of them, by parameter, in optimizer.state"
+        ) from error
 
 
 def _os_error(error: BaseException) -> OSError | None:

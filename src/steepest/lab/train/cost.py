@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from steepest.lab.memory import check_fits
 
@@ -20,7 +21,8 @@ RECENT = 200  # steps that the median is taken over
 
 def state_bytes(optimizer: Optimizer) -> int:
     """Bytes of all tensors that the optimizer keeps between steps."""
-    tensors = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
+    kept = tree_leaves([*optimizer.state.values()])
+    tensors = [leaf for leaf in kept if isinstance(leaf, Tensor)]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 

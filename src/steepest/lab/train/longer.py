@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,46 @@ from steepest.lab.train.setup import RunSetup
 FREE = ("steps", "tokens", "warmup")
 """Settings that may differ from those of the folder, if the rates before do not."""
 
-GoOn = Callable[[RunSetup], str]
+
+@dataclass(frozen=True)
+class LongerRun:
+    """What a longer run begins with. The folder is as it was until `begin`.
+
+    Attributes:
+        said: what is done, in a sentence.
+        last: the newest checkpoint that it may go on from is at or before this step.
+        out: the folder.
+        settings: of the longer run.
+    """
+
+    said: str
+    last: int
+    out: Path
+    settings: dict[str, Any]
+
+    def begin(self) -> None:
+        """Make the folder that of the longer run: without its result and later checkpoints."""
+        write_json(self.out / "config.json", self.settings)
+        (self.out / "result.json").unlink(missing_ok=True)
+        for step in steps_of(self.out / "checkpoints"):
+            if step > self.last:
+                shutil.rmtree(self.out / "checkpoints" / f"step-{step:08d}")
+
+
+GoOn = Callable[[RunSetup], LongerRun]
 
 
 def checked_to_go_on(config: TrainConfig, settings: dict[str, Any], out: Path) -> GoOn | None:
-    """Return what makes the folder one of a longer run, if other steps were asked for before.
+    """Return what checks that a longer run may go on, if other steps were asked for before.
 
-    The returned function takes the set-up of the run, and says what is done.
+    The returned function takes the set-up of the run, and changes nothing.
     """
     before = stored_settings(out, settings)
     if all(before.get(name) == settings[name] for name in FREE):
         return None
     known = {field.name for field in fields(TrainConfig) if field.init}
 
-    def go_on(setup: RunSetup) -> str:
+    def go_on(setup: RunSetup) -> LongerRun:
         unit, per_pass = setup.data.unit, setup.per_pass
         kept = {name: value for name, value in before.items() if name in known}
         kept["model_options"] = tuple(kept.get("model_options") or ())
@@ -64,13 +90,10 @@ def checked_to_go_on(config: TrainConfig, settings: dict[str, Any], out: Path) -
                 f"{out} has no checkpoint at or before step {begin}, from which a longer run could "
                 "go on; choose another --out"
             )
-        for step in set(places) - set(usable):
-            shutil.rmtree(out / "checkpoints" / f"step-{step:08d}")
-        (out / "result.json").unlink(missing_ok=True)
-        write_json(out / "config.json", settings)
+        said = f"{more} steps in place of {steps}: going on from step {max(usable, default=0)}"
         if more == steps:
-            return f"{steps} steps, as before"
-        return f"{more} steps in place of {steps}: going on from step {max(usable, default=0)}"
+            said = f"{steps} steps, as before"
+        return LongerRun(said, begin, out, settings)
 
     return go_on
 

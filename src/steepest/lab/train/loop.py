@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import keystr, tree_leaves, tree_leaves_with_path
 
 from steepest.curvature import SharpnessTracker
 from steepest.diagnosis import LayerConditions
@@ -73,15 +73,20 @@ def train(
     with sentences_for_os_errors(out), folder as check_folder, deferred() as signals:
         go_on = checked_to_go_on(config, settings, out)
         if (out / "result.json").exists() and not go_on:
-            say(f"{out} is finished already; nothing to do")
-            return read_json(out / "result.json")
+            result = read_json(out / "result.json")
+            if result["status"] == "finished":
+                say(f"{out} is finished already; nothing to do")
+            return result
         with sentences_for_errors():
             setup = set_up(config, data)
-        if go_on:
-            say(go_on(setup))
-        write_settings(out, "train", config)
+        longer = go_on(setup) if go_on else None
+        if longer:
+            say(longer.said)
         with sentences_for_errors():
-            training = Training(setup, out, say, began)
+            training = Training(setup, out, say, began, longer.last if longer else None)
+        if longer:
+            longer.begin()
+        write_settings(out, "train", config)
         try:
             return training.to_its_end(on_step, check_folder, signals)
         except Diverged as error:
@@ -93,7 +98,15 @@ def train(
 class Training:
     """A run under way: what it trains, where it writes, and what it has measured."""
 
-    def __init__(self, setup: RunSetup, out: Path, say: Callable[[str], None], began: float):
+    def __init__(
+        self,
+        setup: RunSetup,
+        out: Path,
+        say: Callable[[str], None],
+        began: float,
+        last: int | None = None,
+    ):
+        """Make the optimizer, and load the newest checkpoint, not later than the step `last`."""
         config, model = setup.config, setup.model
         self.setup, self.config, self.out, self.say, self.began = setup, config, out, say, began
         self.optimizer = optimizer_of(setup)
@@ -115,7 +128,9 @@ class Training:
         self.state = checkpoint.RunState(
             model, self.optimizer, setup.batches, self.tracker, self.average
         )
-        self.start, progress, damaged = checkpoint.load_latest(out / "checkpoints", self.state)
+        self.start, progress, damaged = checkpoint.load_latest(
+            out / "checkpoints", self.state, last
+        )
         for sentence in damaged:
             say(f"{sentence}; going on from step {self.start}")
         if self.start:
@@ -139,8 +154,9 @@ class Training:
                         loss, rows = self.update(step)
                     profile.step()
                     done = step + 1
-                    if self.logged(done) or done == self.start + 1:
-                        # a run that goes on has a loss to show at once
+                    if done == self.start + 1:
+                        checkpoint.check_loadable(self.optimizer, config.optimizer)
+                    if self.logged(done) or self.shown(done):
                         self.loss_now = loss.item()
                         _check_finite(self.loss_now, done, out)
                     if self.logged(done):
@@ -199,6 +215,10 @@ class Training:
     def logged(self, done: int) -> bool:
         """Whether the loss of this step is written down."""
         return done in (1, self.config.steps) or done % self.config.log_every == 0
+
+    def shown(self, done: int) -> bool:
+        """Whether the loss of this step is read to be shown: the first one, and every tenth."""
+        return done == self.start + 1 or done % max(1, self.config.steps // 10) == 0
 
     def measure(self, done: int, rows: list[Any], metrics: Metrics) -> dict[str, Any]:
         """Measure and write down what is due; return what is known of the step."""
@@ -300,9 +320,11 @@ def _check_state(state: checkpoint.RunState, step: int, out: Path) -> None:
     """Raise `Diverged` unless all that a checkpoint would hold is finite."""
     names: dict[Tensor, str] = {p: name for name, p in state.model.named_parameters()}
     tensors: dict[str, Any] = {f"weights in {name}": p for p, name in names.items()}
-    for parameter, memory in state.optimizer.state.items():
-        for key, value in memory.items():
-            tensors[f"memory of the optimizer ({key} of {names[parameter]})"] = value
+    for key, memory in state.optimizer.state.items():
+        owner = names.get(key, "other") if isinstance(key, Tensor) else str(key)
+        for path, value in tree_leaves_with_path(memory):
+            label = keystr(path).strip("[]'") or "all"
+            tensors[f"memory of the optimizer ({label} of {owner})"] = value
     for i, value in enumerate(tree_leaves(state.tracker.state_dict() if state.tracker else {})):
         tensors[f"eigenvectors of the sharpness ({i})"] = value
     for label, value in tensors.items():
@@ -312,7 +334,8 @@ def _check_state(state: checkpoint.RunState, step: int, out: Path) -> None:
 
 def _check_finite(value: float, step: int, out: Path, name: str = "loss") -> None:
     if not math.isfinite(value):
+        before = "; the checkpoints are from before" if (out / "checkpoints").exists() else ""
         raise Diverged(
-            f"{out.name}: NaN or infinite {name} at step {step}; the checkpoints are from before. "
-            "Try a smaller --lr, a longer --warmup or --clip 1.0"
+            f"{out.name}: NaN or infinite {name} at step {step}{before}. Try a smaller --lr, a "
+            "longer --warmup or --clip 1.0"
         )

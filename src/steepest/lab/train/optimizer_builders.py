@@ -7,6 +7,7 @@ of the name, what all optimizers of a run share (`momentum` where there is a mem
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -109,4 +110,15 @@ def by_function(
         raise InputError(
             f"got a {type(optimizer).__name__} from {path}, expected a torch.optim.Optimizer"
         )
+    if needed := needed_by_step(type(optimizer)):
+        raise InputError(
+            f"got a {type(optimizer).__name__} from {path}, whose step needs {', '.join(needed)}; "
+            "expected one that is called as step()"
+        )
     return optimizer
+
+
+def needed_by_step(kind: type[Optimizer]) -> list[str]:
+    """Return the names of what the step of an optimizer cannot do without."""
+    taken = list(inspect.signature(kind.step).parameters.values())[1:]
+    return [p.name for p in taken if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]

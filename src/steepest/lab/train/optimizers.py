@@ -26,6 +26,7 @@ from steepest.lab.train.optimizer_builders import (
     adamw_for_all,
     beside_adamw,
     by_function,
+    needed_by_step,
     of_family,
 )
 from steepest.lab.train.optimizer_options import (
@@ -277,9 +278,7 @@ def _check_class(path: str, kind: type[Optimizer]) -> None:
         raise InputError(
             f"got {path!r}, which takes no lr; expected a class that is made with parameters and lr"
         )
-    step = list(inspect.signature(kind.step).parameters.values())[1:]
-    needed = [p.name for p in step if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    if needed:
+    if needed := needed_by_step(kind):
         raise InputError(
             f"got {path!r}, whose step needs {', '.join(needed)}; expected one that is called as "
             "step()"

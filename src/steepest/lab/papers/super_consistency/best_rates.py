@@ -92,7 +92,7 @@ def muon_rates(seed: int, widths: tuple[int, ...], steps: int, batch: int) -> Nu
     }
 
 
-RATES = Experiment(
+WIDTH_RATES = Experiment(
     name="width-rates",
     title="Best rates of gradient descent over widths, on digits",
     kind="training",
@@ -153,7 +153,7 @@ CLAIMS = (
         sentence="Under muP the best rate of gradient descent is the same at all widths.",
         place="Fig. 1",
         source="first-hand",
-        experiment=RATES,
+        experiment=WIDTH_RATES,
         quantity=_DRIFT,
         value=lambda numbers: float(numbers["mup"]),
         low=-1.0,
@@ -166,7 +166,7 @@ CLAIMS = (
         sentence="Under muP a wider network ends at a lower loss, each at its best rate.",
         place="Fig. 1",
         source="second-hand",
-        experiment=RATES,
+        experiment=WIDTH_RATES,
         quantity="loss of the largest width over that of the smallest",
         value=lambda numbers: float(numbers["wider_is_better"]),
         high=1.0,
@@ -178,7 +178,7 @@ CLAIMS = (
         "width.",
         place="Fig. 1",
         source="second-hand",
-        experiment=RATES,
+        experiment=WIDTH_RATES,
         quantity=_DRIFT,
         value=lambda numbers: float(numbers["ntp"]),
         low=2.0,
@@ -189,7 +189,7 @@ CLAIMS = (
         sentence="Under muP the best rate is the same at all widths with the squared error, too.",
         place="Section 3",
         source="ours",
-        experiment=RATES,
+        experiment=WIDTH_RATES,
         quantity=_DRIFT,
         value=lambda numbers: float(numbers["mup_squared"]),
         low=-1.0,
@@ -202,7 +202,7 @@ CLAIMS = (
         "width.",
         place="Section 2",
         source="ours",
-        experiment=RATES,
+        experiment=WIDTH_RATES,
         quantity=_DRIFT,
         value=lambda numbers: float(numbers["sp_squared"]),
         high=-2.0,

@@ -17,7 +17,7 @@ from steepest.lab.losses import loss_of
 from steepest.lab.models.convnet import ConvNet, ConvNetConfig
 from steepest.lab.papers.claim import Claim, Experiment, Numbers, Setting
 from steepest.lab.papers.super_consistency.best_rates import drift_of, rate_curves
-from steepest.lab.papers.super_consistency.digits_networks import Batch, reseeded, widths_of
+from steepest.lab.papers.super_consistency.digits_networks import LabelledBatch, reseeded, widths_of
 from steepest.lab.papers.super_consistency.kernels import kernel_tops, late_spread
 from steepest.lab.papers.super_consistency.width_sharpness import (
     sharpness_curves,
@@ -32,17 +32,17 @@ _CLASSES = 10
 
 def photo_batches(
     data: str, side: int, examples: int, batch: int, seed: int
-) -> Callable[[int], Batch]:
+) -> Callable[[int], LabelledBatch]:
     """Return batches of images that are averaged down to a side.
 
-    Batch 0, of which curvature is taken, has `examples` images, all others `batch`.
+    LabelledBatch 0, of which curvature is taken, has `examples` images, all others `batch`.
     """
     images = load(data, augment=False)
     first, then = (
         images.training(batch=size, context=None, seed=seed) for size in (examples, batch)
     )
 
-    def at(i: int) -> Batch:
+    def at(i: int) -> LabelledBatch:
         inputs, classes = then.batch(i) if i else first.batch(0)
         device = torch.get_default_device()
         return F.avg_pool2d(inputs, _SIDE // side).to(device), classes.to(device)

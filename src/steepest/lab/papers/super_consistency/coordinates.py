@@ -56,7 +56,7 @@ def coordinate_slopes(seed: int, widths: tuple[int, ...]) -> Numbers:
     return {**slopes, "curves": figures}
 
 
-COORDINATES = Experiment(
+WIDTH_COORDINATES = Experiment(
     name="coordinates",
     title="Coordinate checks over widths, on digits",
     kind="training",
@@ -77,7 +77,7 @@ CLAIMS = (
         sentence="Under muP the outputs of every layer move as far at every width.",
         place="Section 2; coordinate checks of the official code",
         source="first-hand",
-        experiment=COORDINATES,
+        experiment=WIDTH_COORDINATES,
         quantity=f"{_SLOPE}, the steepest of three layers",
         value=lambda numbers: max(map(abs, numbers["mup"].values())),
         high=0.1,
@@ -89,7 +89,7 @@ CLAIMS = (
         sentence="In the NTK parametrization hidden layers freeze as the width grows.",
         place="Section 2",
         source="second-hand",
-        experiment=COORDINATES,
+        experiment=WIDTH_COORDINATES,
         quantity=f"{_SLOPE}, the flatter of two hidden layers",
         value=lambda numbers: max(numbers["ntp"]["first layer"], numbers["ntp"]["second layer"]),
         high=-0.4,
@@ -101,7 +101,7 @@ CLAIMS = (
         sentence="With standard parametrization the change of the logits grows with the width.",
         place="Section 2",
         source="second-hand",
-        experiment=COORDINATES,
+        experiment=WIDTH_COORDINATES,
         quantity=f"{_SLOPE}, of the logits",
         value=lambda numbers: float(numbers["sp"]["logits"]),
         low=0.25,
@@ -113,7 +113,7 @@ CLAIMS = (
         "width.",
         place="control",
         source="ours",
-        experiment=COORDINATES,
+        experiment=WIDTH_COORDINATES,
         quantity=f"{_SLOPE}, of the logits",
         value=lambda numbers: float(numbers["sp"]["logits"]),
         low=-0.1,

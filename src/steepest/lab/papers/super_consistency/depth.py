@@ -69,7 +69,7 @@ def depth_rates(seed: int, depths: tuple[int, ...], steps: int) -> Numbers:
     }
 
 
-DEPTHS = Experiment(
+DEPTH_SHARPNESS = Experiment(
     name="depth-sharpness",
     title="Sharpness along training over depths, on digits",
     kind="training",
@@ -109,7 +109,7 @@ CLAIMS = (
         sentence="Under depth-muP with one layer in a block all depths have the same sharpness.",
         place="Section 3, depth",
         source="first-hand",
-        experiment=DEPTHS,
+        experiment=DEPTH_SHARPNESS,
         quantity=_SPREAD,
         value=lambda numbers: float(numbers["scaled"]["worst_spread"]),
         high=1.4,
@@ -121,7 +121,7 @@ CLAIMS = (
         sentence="Where branches are not scaled, sharpness depends on the depth.",
         place="Section 3, depth",
         source="ours",
-        experiment=DEPTHS,
+        experiment=DEPTH_SHARPNESS,
         quantity=_SPREAD,
         value=lambda numbers: float(numbers["unscaled"]["worst_spread"]),
         low=4.0,
@@ -132,7 +132,7 @@ CLAIMS = (
         sentence="With two layers in a block sharpness depends on the depth, depth-muP or not.",
         place="Section 3, k = 2",
         source="first-hand",
-        experiment=DEPTHS,
+        experiment=DEPTH_SHARPNESS,
         quantity=_SPREAD,
         value=lambda numbers: float(numbers["two_layers"]["worst_spread"]),
         low=1.4,

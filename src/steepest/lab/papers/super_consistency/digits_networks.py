@@ -24,7 +24,7 @@ SMALL_READOUT = 1 / BASE_WIDTH
 LARGE_READOUT = BASE_WIDTH**-0.5
 """Multiplier of the readout of the NTK parametrization: 1 / √N."""
 
-Batch = tuple[Tensor, Tensor]
+LabelledBatch = tuple[Tensor, Tensor]
 
 
 class NormalLinear(nn.Linear):
@@ -97,17 +97,17 @@ def residual_mlp(depth: int, width: int = 64, layers: int = 1) -> nn.Sequential:
     )
 
 
-def digit_images(examples: int = 512) -> Batch:
+def digit_images(examples: int = 512) -> LabelledBatch:
     """Return images `(examples, 64)` with entries from -1 to 1, and their classes."""
     X, y = load_digits(return_X_y=True)
     return torch.tensor(X[:examples], dtype=torch.float32) / 8 - 1, torch.tensor(y[:examples])
 
 
-def drawn_batches(batch: Batch, size: int, seed: int) -> Callable[[int], Batch]:
+def drawn_batches(batch: LabelledBatch, size: int, seed: int) -> Callable[[int], LabelledBatch]:
     """Return batches: at 0 all that is there, for curvature; from then on so many, at random."""
     images, classes = batch
 
-    def at(i: int) -> Batch:
+    def at(i: int) -> LabelledBatch:
         if i == 0:
             return batch
         generator = torch.Generator().manual_seed(1000 * seed + i)
@@ -117,7 +117,7 @@ def drawn_batches(batch: Batch, size: int, seed: int) -> Callable[[int], Batch]:
     return at
 
 
-def half_squared_error(model: nn.Module, batch: Batch) -> Tensor:
+def half_squared_error(model: nn.Module, batch: LabelledBatch) -> Tensor:
     """Half the squared distance to the one-hot class, mean over images."""
     return 0.5 * (model(batch[0]) - F.one_hot(batch[1], 10)).square().sum(1).mean()
 

@@ -28,7 +28,7 @@ def edge_ratios(seed: int, width: int, steps: int, every: int) -> Numbers:
     return {**numbers, "curves": [figure]}
 
 
-EDGES = Experiment(
+EDGE_RATIOS = Experiment(
     name="edge-ratios",
     title="Where sharpness settles, on digits",
     kind="training",
@@ -51,7 +51,7 @@ CLAIMS = (
         sentence="Gradient descent ends at the edge of stability: its sharpness is 2 / lr.",
         place="Section 2; Cohen et al., Fig. 1 (arXiv 2103.00065)",
         source="first-hand",
-        experiment=EDGES,
+        experiment=EDGE_RATIOS,
         quantity=_RATIO,
         value=lambda numbers: float(numbers["gd"]),
         low=_LOW,
@@ -64,7 +64,7 @@ CLAIMS = (
         sentence="Adam ends at the edge of stability of its own geometry.",
         place="Cohen et al., Section 3 (arXiv 2207.14484)",
         source="first-hand",
-        experiment=EDGES,
+        experiment=EDGE_RATIOS,
         quantity=_RATIO,
         value=lambda numbers: float(numbers["adam"]),
         low=_LOW,

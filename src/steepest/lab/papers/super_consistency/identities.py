@@ -12,7 +12,7 @@ from steepest.curvature import NTK, GaussNewton, ntk_spectrum, sharpness
 from steepest.lab.losses import loss_of
 from steepest.lab.papers.claim import Claim, Experiment, Numbers, Setting
 from steepest.lab.papers.super_consistency.digits_networks import (
-    Batch,
+    LabelledBatch,
     NormalLinear,
     digit_images,
     half_squared_error,
@@ -22,7 +22,7 @@ from steepest.lab.papers.super_consistency.digits_networks import (
 _CONSTANT = 3.0
 
 
-def kernel_error(batch: Batch, width: int) -> float:
+def kernel_error(batch: LabelledBatch, width: int) -> float:
     """Relative difference of λ_max of the Gauss-Newton matrix and of the kernel over examples."""
     model = normal_mlp(width).double()
     G = sharpness(GaussNewton(model, half_squared_error, batch), tolerance=1e-10).value
@@ -32,7 +32,7 @@ def kernel_error(batch: Batch, width: int) -> float:
 
 
 def scale_error(
-    batch: Batch, width: int, optimizer: type[Optimizer], lr: float, power: int
+    batch: LabelledBatch, width: int, optimizer: type[Optimizer], lr: float, power: int
 ) -> float:
     """How much logits differ after ten steps where a multiplier moved into the weights.
 
@@ -55,7 +55,7 @@ def scale_error(
     return float((logits[0] - logits[1]).norm() / logits[0].norm())
 
 
-def _train(model: nn.Module, optimizer: Optimizer, batch: Batch) -> None:
+def _train(model: nn.Module, optimizer: Optimizer, batch: LabelledBatch) -> None:
     for _ in range(10):
         optimizer.zero_grad()
         loss_of(model, batch).backward()
@@ -75,7 +75,7 @@ def exact_relations(seed: int, width: int, examples: int) -> Numbers:
     }
 
 
-EXACT = Experiment(
+EXACT_RELATIONS = Experiment(
     name="exact-relations",
     title="Gauss-Newton matrix and tangent kernel; rates under a change of scale",
     kind="identity",
@@ -95,7 +95,7 @@ CLAIMS = (
         "kernel over the number of examples.",
         place="abstract, Section 4",
         source="first-hand",
-        experiment=EXACT,
+        experiment=EXACT_RELATIONS,
         quantity="relative difference of the largest ones",
         value=lambda numbers: float(numbers["kernel"]),
         high=1e-6,
@@ -109,7 +109,7 @@ CLAIMS = (
         "gradient descent, as it is for Adam.",
         place="Table 1; Tensor Programs V, Lemma J.1",
         source="second-hand",
-        experiment=EXACT,
+        experiment=EXACT_RELATIONS,
         quantity="relative difference of the logits after ten steps",
         value=lambda numbers: float(numbers["scale"]),
         high=1e-6,

@@ -19,7 +19,7 @@ from steepest.lab.papers.claim import Claim, Experiment, Numbers, Setting, curve
 from steepest.lab.papers.super_consistency.digits_networks import (
     BASE_WIDTH,
     LARGE_READOUT,
-    Batch,
+    LabelledBatch,
     digit_images,
     normal_mlp,
     reseeded,
@@ -35,7 +35,7 @@ _KERNEL_EXAMPLES = 128
 SNAPSHOTS_OF_RUN = 12
 
 
-def top_of_kernel(made: Parametrized, batch: Batch) -> float:
+def top_of_kernel(made: Parametrized, batch: LabelledBatch) -> float:
     """Return λ_max of the kernel of all outputs, every parameter weighted by its rate."""
     names: dict[float, list[str]] = {}
     for row in made.rows:
@@ -45,7 +45,7 @@ def top_of_kernel(made: Parametrized, batch: Batch) -> float:
 
 
 def kernel_tops(
-    made: Parametrized, lr: float, batches: Callable[[int], Batch], steps: int
+    made: Parametrized, lr: float, batches: Callable[[int], LabelledBatch], steps: int
 ) -> list[float]:
     """λ_max of the kernel of some examples at the start of a run, and twelve times in it."""
     optimizer = made.optimizer(lr)
@@ -106,7 +106,7 @@ def kernel_eigenvalues(seed: int, widths: tuple[int, ...], steps: int) -> Number
     return {"tops": tops, "spread": late_spread(tops), "curves": [figure]}
 
 
-MOVEMENT = Experiment(
+KERNEL_MOVEMENT = Experiment(
     name="kernel-movement",
     title="Movement of the tangent kernel over widths, on digits",
     kind="training",
@@ -119,7 +119,7 @@ MOVEMENT = Experiment(
         "paper": Setting(sizes={"widths": (64, 256, 1024, 2048)}, seeds=5, minutes=20),
     },
 )
-EIGENVALUES = Experiment(
+KERNEL_EIGENVALUES = Experiment(
     name="kernel-eigenvalues",
     title="Largest eigenvalue of the tangent kernel along training over widths, on digits",
     kind="training",
@@ -141,7 +141,7 @@ CLAIMS = (
         sentence="Under muP the tangent kernel moves as far at every width.",
         place="Section 4",
         source="second-hand",
-        experiment=MOVEMENT,
+        experiment=KERNEL_MOVEMENT,
         quantity=_SLOPE,
         value=lambda numbers: float(numbers["mup"]),
         low=-0.2,
@@ -154,7 +154,7 @@ CLAIMS = (
         sentence="In the NTK parametrization the kernel moves less the wider the network is.",
         place="Section 4",
         source="second-hand",
-        experiment=MOVEMENT,
+        experiment=KERNEL_MOVEMENT,
         quantity=_SLOPE,
         value=lambda numbers: float(numbers["ntp"]),
         high=-0.4,
@@ -167,7 +167,7 @@ CLAIMS = (
         "sharpness does not.",
         place="Fig. 2; notebook plot_results_2",
         source="first-hand",
-        experiment=EIGENVALUES,
+        experiment=KERNEL_EIGENVALUES,
         quantity="largest over smallest eigenvalue of all widths, mean of the last three snapshots",
         value=lambda numbers: float(numbers["spread"]),
         low=2.0,

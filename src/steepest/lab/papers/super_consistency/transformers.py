@@ -14,7 +14,7 @@ from steepest.lab.models import GPT, GPTConfig
 from steepest.lab.papers.claim import Claim, Experiment, Numbers, Setting
 from steepest.lab.papers.super_consistency.best_rates import drift_of, rate_curves
 from steepest.lab.papers.super_consistency.convnets import photo_batches
-from steepest.lab.papers.super_consistency.digits_networks import Batch, reseeded, widths_of
+from steepest.lab.papers.super_consistency.digits_networks import LabelledBatch, reseeded, widths_of
 from steepest.lab.papers.super_consistency.width_sharpness import (
     sharpness_curves,
     sharpness_numbers,
@@ -103,7 +103,7 @@ def gpt_widths(
     """Drifts of the best rates of Adam and Muon over widths under muP."""
     sampler = load(data).training(batch=batch, context=context, seed=seed)
 
-    def batches(i: int) -> Batch:
+    def batches(i: int) -> LabelledBatch:
         device = torch.get_default_device()
         inputs, targets = sampler.batch(i)
         return inputs.to(device), targets.to(device)
@@ -125,7 +125,7 @@ def gpt_widths(
     }
 
 
-VITS = Experiment(
+VIT_DEPTHS = Experiment(
     name="vit-depths",
     title="ViT over depths, on CIFAR-10",
     kind="real data",
@@ -164,7 +164,7 @@ VITS = Experiment(
         ),
     },
 )  # fmt: skip
-LANGUAGE = Experiment(
+GPT_WIDTHS = Experiment(
     name="gpt-widths",
     title="A small GPT over widths, on WikiText-2",
     kind="real data",
@@ -202,7 +202,7 @@ CLAIMS = (
         "several layers.",
         place="Section 3, ViT; notebook vit",
         source="first-hand",
-        experiment=VITS,
+        experiment=VIT_DEPTHS,
         quantity="largest over smallest sharpness of all depths at the end, in Adam's geometry",
         value=lambda numbers: float(numbers["sharpness"]["spread"]),
         low=1.25,
@@ -214,7 +214,7 @@ CLAIMS = (
         sentence="The best rate of a ViT with Adam stays within a step of the grid over depths.",
         place="Section 3, ViT; notebook vit",
         source="first-hand",
-        experiment=VITS,
+        experiment=VIT_DEPTHS,
         quantity="drift of the best rate over depths, octaves",
         value=lambda numbers: float(numbers["drift"]),
         low=-1.0,
@@ -227,7 +227,7 @@ CLAIMS = (
         sentence="Under muP the best rate of Adam on a language model is the same at all widths.",
         place="abstract, WikiText",
         source="first-hand",
-        experiment=LANGUAGE,
+        experiment=GPT_WIDTHS,
         quantity="drift of the best rate over widths, octaves",
         value=lambda numbers: float(numbers["adam"]),
         low=-1.0,
@@ -239,7 +239,7 @@ CLAIMS = (
         sentence="Under muP the best rate of Muon on a language model moves by at most a half.",
         place="Qiu et al., Section 3 (arXiv 2512.05620)",
         source="first-hand",
-        experiment=LANGUAGE,
+        experiment=GPT_WIDTHS,
         quantity="drift of the best rate over widths, octaves",
         value=lambda numbers: float(numbers["muon"]),
         low=-math.log2(1.5),

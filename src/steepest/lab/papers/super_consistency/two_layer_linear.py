@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from steepest.curvature import Hessian, sharpness
 from steepest.lab.papers.claim import Claim, Experiment, Numbers, Setting, curve
-from steepest.lab.papers.super_consistency.digits_networks import Batch, spread_of
+from steepest.lab.papers.super_consistency.digits_networks import LabelledBatch, spread_of
 from steepest.statistics import log_slope
 
 _INPUTS, _EXAMPLES, _RATE = 20, 40, 0.5
@@ -42,14 +42,14 @@ class TwoLayerLinear(nn.Module):
         outputs: Tensor = x @ self.V.T @ self.E
         return outputs / (self.gamma * math.sqrt(self.width * _INPUTS))
 
-    def coupling(self, batch: Batch) -> float:
+    def coupling(self, batch: LabelledBatch) -> float:
         """λ_max of R in closed form."""
         X, y = batch
         q = (self(X) - y).detach() @ X / len(X)
         return float(q.norm()) / (self.gamma * math.sqrt(self.width * _INPUTS))
 
 
-def half_square(model: nn.Module, batch: Batch) -> Tensor:
+def half_square(model: nn.Module, batch: LabelledBatch) -> Tensor:
     """The loss ½ (f - y)², the mean over examples."""
     return 0.5 * (model(batch[0]) - batch[1]).square().mean()
 
@@ -69,7 +69,9 @@ class TwoLayerRun:
     formula: float
 
 
-def two_layer_run(width: int, gamma: float, batch: Batch, steps: int, every: int) -> TwoLayerRun:
+def two_layer_run(
+    width: int, gamma: float, batch: LabelledBatch, steps: int, every: int
+) -> TwoLayerRun:
     """Train one network from random weights."""
     model = TwoLayerLinear(width, gamma)
     optimizer = torch.optim.SGD(model.parameters(), lr=_RATE * gamma**2)
