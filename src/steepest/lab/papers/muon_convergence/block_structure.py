@@ -1,7 +1,7 @@
 """How blockwise diagonal the Hessian is, as the abstract of version 1 has it; version 2 does not.
 
-Shares are of ‖H‖_F², the sum of squares over all pairs of weights. They are measured at the start of
-a run of Muon without momentum, half-way and at the end.
+Shares are of ‖H‖_F², the sum of squares over all pairs of weights. They are measured at the start,
+half-way and at the end of a run of Muon without momentum.
 """
 
 from __future__ import annotations

@@ -142,6 +142,11 @@ class Trajectory:
         return self.losses[0]
 
 
+def adaptive_rate(smoothness: float) -> Callable[[Tensor], Tensor]:
+    """Return the rate ‖G‖_* / L of Theorem 4.11, a function of ‖G‖_*; L is the smoothness."""
+    return lambda norm: norm / smoothness
+
+
 def muon_trajectory(
     problem: KnownConstants,
     W: Tensor,
