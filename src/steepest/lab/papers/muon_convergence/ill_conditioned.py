@@ -17,6 +17,7 @@ from steepest.lab.papers.claim import Claim, Experiment, Numbers, Setting, curve
 from steepest.lab.papers.muon_convergence.known_constants import (
     CONVEX,
     KnownConstants,
+    adaptive_rate,
     muon_trajectory,
 )
 from steepest.linalg import stable_rank
@@ -58,8 +59,7 @@ def quadratic_race(seed: int, steps: int) -> Numbers:
         rate = torch.linalg.matrix_norm(problem.optimum, 2) / steps
         gd, distances = _gd(problem, W, steps)
         constant = muon_trajectory(problem, W, steps, rate)
-        L = problem.spectral_smoothness
-        adaptive = muon_trajectory(problem, W, steps, lambda norm, L=L: norm / L)
+        adaptive = muon_trajectory(problem, W, steps, adaptive_rate(problem.spectral_smoothness))
         losses = {
             "GD": gd, "Muon": constant.losses.tolist(), "Muon, adaptive": adaptive.losses.tolist(),
         }  # fmt: skip

@@ -15,6 +15,7 @@ from steepest.lab.papers.muon_convergence.known_constants import (
     CONVEX,
     KnownConstants,
     Trajectory,
+    adaptive_rate,
     gaussian_weight,
     muon_trajectory,
     random_problem,
@@ -73,8 +74,8 @@ def star_convex_losses(seed: int, shapes: tuple[tuple[int, int], ...], steps: in
             start = torch.linalg.matrix_norm(W - problem.optimum, 2)
             rates = start * torch.tensor(_RATES, dtype=W.dtype)
             constant = muon_trajectory(problem, W.expand(len(rates), *shape), steps, rates)
-            adaptive = muon_trajectory(problem, W, steps, lambda norm, L=spectral: norm / L)
-            slower = muon_trajectory(problem, W, steps, lambda norm, L=frobenius: norm / L)
+            adaptive = muon_trajectory(problem, W, steps, adaptive_rate(spectral))
+            slower = muon_trajectory(problem, W, steps, adaptive_rate(frobenius))
             for name, run, bound in (
                 ("constant", constant, _constant_rate(constant, rates, spectral)),
                 ("r L", constant, _constant_rate(constant, rates, frobenius)),
