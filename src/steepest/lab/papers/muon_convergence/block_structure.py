@@ -1,7 +1,7 @@
 """How blockwise diagonal the Hessian is, as the abstract of version 1 has it; version 2 does not.
 
-Shares are of ‖H‖_F², the sum of squares over all pairs of weights. They are measured at the start,
-half-way and at the end of a run of Muon without momentum.
+Shares are of ‖H‖_F², the sum of squares over all pairs of weights. They are measured at the
+start of a run of Muon without momentum, half-way and at the end.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def hessian_blocks_along(
     return {"matrices": matrices, "rows": rows, "even": even, "curves": [figure]}
 
 
-BLOCKS = Experiment(
+HESSIAN_BLOCKS = Experiment(
     name="hessian-blocks",
     title="The share of diagonal blocks in the Hessian on 60 digits of MNIST",
     kind="real data",
@@ -94,7 +94,7 @@ CLAIMS = (
         sentence="The Hessian is nearly block diagonal over the matrices of a network.",
         place="abstract of version 1",
         source="first-hand",
-        experiment=BLOCKS,
+        experiment=HESSIAN_BLOCKS,
         quantity="share of the squared Hessian in the blocks of the matrices, mean of the run",
         value=_mean("matrices"),
         low=0.5,
@@ -105,7 +105,7 @@ CLAIMS = (
         sentence="The Hessian of a matrix is nearly block diagonal over its rows.",
         place="abstract of version 1; assumption 4.5",
         source="first-hand",
-        experiment=BLOCKS,
+        experiment=HESSIAN_BLOCKS,
         quantity="share of the squared Hessian of a matrix in the blocks of its rows, mean of all",
         value=_mean("rows"),
         low=0.5,

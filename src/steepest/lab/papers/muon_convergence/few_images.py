@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from steepest.lab.data import load
 
-Batch = tuple[Tensor, Tensor]
+ImageBatch = tuple[Tensor, Tensor]
 
 
 class FewImages(NamedTuple):
@@ -19,7 +19,7 @@ class FewImages(NamedTuple):
     Pixels have mean 0 and standard deviation 1.
     """
 
-    batch: Batch
+    batch: ImageBatch
     classes: int
 
 
@@ -44,7 +44,7 @@ def bias_free_mlp(images: FewImages, hidden: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def cross_entropy_of(model: nn.Module, batch: Batch) -> Tensor:
+def cross_entropy_of(model: nn.Module, batch: ImageBatch) -> Tensor:
     """Return the mean cross entropy."""
     images, classes = batch
     return nn.functional.cross_entropy(model(images), classes)

@@ -59,8 +59,7 @@ def quadratic_race(seed: int, steps: int) -> Numbers:
         rate = torch.linalg.matrix_norm(problem.optimum, 2) / steps
         gd, distances = _gd(problem, W, steps)
         constant = muon_trajectory(problem, W, steps, rate)
-        shrinking = adaptive_rate(problem.spectral_smoothness)
-        adaptive = muon_trajectory(problem, W, steps, shrinking)
+        adaptive = muon_trajectory(problem, W, steps, adaptive_rate(problem.spectral_smoothness))
         losses = {
             "GD": gd, "Muon": constant.losses.tolist(), "Muon, adaptive": adaptive.losses.tolist(),
         }  # fmt: skip

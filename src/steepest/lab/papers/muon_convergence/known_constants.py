@@ -120,6 +120,11 @@ def gaussian_weight(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=_FLOAT)
 
 
+def adaptive_rate(smoothness: float) -> Callable[[Tensor], Tensor]:
+    """Return the rate ‖G‖_* / smoothness of Theorem 4.11, as a function of ‖G‖_*."""
+    return lambda norm: norm / smoothness
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """What is seen along runs; the gradients are those without noise.
@@ -140,11 +145,6 @@ class Trajectory:
     def gap(self) -> Tensor:
         """Δ = f(W_0) - f*."""
         return self.losses[0]
-
-
-def adaptive_rate(smoothness: float) -> Callable[[Tensor], Tensor]:
-    """Return the rate ‖G‖_* / L of Theorem 4.11, a function of ‖G‖_*; L is the smoothness."""
-    return lambda norm: norm / smoothness
 
 
 def muon_trajectory(
