@@ -2,7 +2,7 @@
 
 A drift is by how many octaves the best rate of a width differs from that of the smallest, where it
 does most. Rates are by factors of 2, on a grid that grows until the best lies inside; between them
-a parabola. As in the pilot, a drift of at most one octave is transfer.
+a parabola. As for `steepest.transfer`, a drift of at most one octave is transfer.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ WIDTH_RATES = Experiment(
     kind="training",
     measure=width_rates,
     scales={
-        "cpu": Setting(sizes={"widths": (32, 128, 512), "steps": 60}, seeds=5, minutes=1.5),
+        "cpu": Setting(sizes={"widths": (32, 128, 512), "steps": 60}, seeds=5, minutes=1.2),
         "gpu": Setting(
             sizes={"widths": (32, 128, 512, 2048), "steps": 120}, seeds=5, minutes=6, on_gpu=True
         ),
@@ -115,7 +115,7 @@ ADAM_RATES = Experiment(
     kind="training",
     measure=adam_rates,
     scales={
-        "cpu": Setting(sizes={"widths": (32, 128, 512), "steps": 60}, seeds=5, minutes=1.5),
+        "cpu": Setting(sizes={"widths": (32, 128, 512), "steps": 60}, seeds=5, minutes=0.5),
         "gpu": Setting(
             sizes={"widths": (32, 128, 512, 2048), "steps": 120}, seeds=5, minutes=3, on_gpu=True
         ),
@@ -129,7 +129,7 @@ MUON_RATES = Experiment(
     measure=muon_rates,
     scales={
         "cpu": Setting(
-            sizes={"widths": (32, 128, 384), "steps": 50, "batch": 128}, seeds=4, minutes=1.2
+            sizes={"widths": (32, 128, 384), "steps": 50, "batch": 128}, seeds=4, minutes=1.1
         ),
         "gpu": Setting(
             sizes={"widths": (32, 128, 512, 2048), "steps": 100, "batch": 128},
@@ -187,7 +187,7 @@ CLAIMS = (
     Claim(
         name="mup-rate-transfers-squared-error",
         sentence="Under muP the best rate is the same at all widths with the squared error, too.",
-        place="Section 3",
+        place="Fig. 1, with another loss",
         source="ours",
         experiment=WIDTH_RATES,
         quantity=_DRIFT,
@@ -200,7 +200,7 @@ CLAIMS = (
         name="standard-rate-falls",
         sentence="With standard parametrization and squared error the best rate falls with the "
         "width.",
-        place="Section 2",
+        place="control of other studies",
         source="ours",
         experiment=WIDTH_RATES,
         quantity=_DRIFT,
@@ -211,7 +211,7 @@ CLAIMS = (
     Claim(
         name="adam-rate-transfers",
         sentence="Under muP the best rate of Adam is the same at all widths, with cross entropy.",
-        place="Section 3",
+        place="table of parametrizations, Adam",
         source="second-hand",
         experiment=ADAM_RATES,
         quantity=_DRIFT,

@@ -170,7 +170,7 @@ CONV_WIDTHS = Experiment(
             },
             seeds=3,
             data="cifar10",
-            minutes=1.5,
+            minutes=1.4,
         ),
         "gpu": Setting(
             sizes={
@@ -205,7 +205,7 @@ CONV_DEPTHS = Experiment(
             sizes={"depths": (3, 6, 12), "width": 8, "steps": 100, **_SMALL},
             seeds=3,
             data="cifar10",
-            minutes=4,
+            minutes=1,
         ),
         "gpu": Setting(
             sizes={"depths": (3, 12, 48), "width": 64, "steps": 1000, **_LARGE},
@@ -235,7 +235,7 @@ CONV_KERNELS = Experiment(
             sizes={"widths": (8, 16, 32), "steps": 120, **_SMALL},
             seeds=3,
             data="cifar10",
-            minutes=2,
+            minutes=0.4,
         ),
         "gpu": Setting(
             sizes={"widths": (16, 64, 256), "steps": 4000, **_LARGE},
@@ -263,7 +263,7 @@ CLAIMS = (
         name="convnet-sharpness-consistent",
         sentence="Under muP ConvNets of all widths have the same sharpness late in training on "
         "CIFAR-10.",
-        place="Fig. 2; notebook plot_results_2",
+        place="notebook plot_results_2",
         source="first-hand",
         experiment=CONV_WIDTHS,
         quantity=_SPREAD,
@@ -300,7 +300,7 @@ CLAIMS = (
         name="convnet-depth-rate-transfers",
         sentence="With branches over √L and one layer in a block ConvNets of all depths have the "
         "same best rate.",
-        place="Section 3, depth; notebook visualize",
+        place="notebook visualize, one layer in a block",
         source="first-hand",
         experiment=CONV_DEPTHS,
         quantity="drift of the best rate over depths, octaves",
@@ -313,7 +313,7 @@ CLAIMS = (
     Claim(
         name="convnet-two-layer-rate-moves",
         sentence="With two layers in a block the best rate of ConvNets grows with the depth.",
-        place="Section 3, k = 2; notebook visualize",
+        place="notebook visualize, two layers in a block",
         source="first-hand",
         experiment=CONV_DEPTHS,
         quantity="drift of the best rate over depths, octaves",
@@ -326,7 +326,7 @@ CLAIMS = (
         name="convnet-kernel-differs",
         sentence="Under muP the largest eigenvalue of a ConvNet's tangent kernel depends on the "
         "width.",
-        place="Fig. 2; notebook plot_results_2",
+        place="notebook plot_results_2",
         source="first-hand",
         experiment=CONV_KERNELS,
         quantity="largest over smallest eigenvalue of all widths, mean of the last three snapshots",

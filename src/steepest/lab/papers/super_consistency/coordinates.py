@@ -75,7 +75,7 @@ CLAIMS = (
     Claim(
         name="mup-layers-move",
         sentence="Under muP the outputs of every layer move as far at every width.",
-        place="Section 2; coordinate checks of the official code",
+        place="coordinate checks of the official code",
         source="first-hand",
         experiment=WIDTH_COORDINATES,
         quantity=f"{_SLOPE}, the steepest of three layers",
@@ -87,7 +87,7 @@ CLAIMS = (
     Claim(
         name="ntp-features-freeze",
         sentence="In the NTK parametrization hidden layers freeze as the width grows.",
-        place="Section 2",
+        place="what muP was made for (arXiv 2203.03466)",
         source="second-hand",
         experiment=WIDTH_COORDINATES,
         quantity=f"{_SLOPE}, the flatter of two hidden layers",
@@ -99,7 +99,7 @@ CLAIMS = (
     Claim(
         name="standard-logits-grow",
         sentence="With standard parametrization the change of the logits grows with the width.",
-        place="Section 2",
+        place="what muP was made for (arXiv 2203.03466)",
         source="second-hand",
         experiment=WIDTH_COORDINATES,
         quantity=f"{_SLOPE}, of the logits",

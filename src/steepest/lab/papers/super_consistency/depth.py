@@ -75,7 +75,7 @@ DEPTH_SHARPNESS = Experiment(
     kind="training",
     measure=depth_sharpness,
     scales={
-        "cpu": Setting(sizes={"depths": (2, 8, 32), "steps": 120}, seeds=4, minutes=3),
+        "cpu": Setting(sizes={"depths": (2, 8, 32), "steps": 120}, seeds=4, minutes=3.2),
         "gpu": Setting(
             sizes={"depths": (2, 8, 32, 128), "steps": 240}, seeds=5, minutes=10, on_gpu=True
         ),
@@ -107,7 +107,7 @@ CLAIMS = (
     Claim(
         name="depth-mup-sharpness-consistent",
         sentence="Under depth-muP with one layer in a block all depths have the same sharpness.",
-        place="Section 3, depth",
+        place="notebook visualize, one layer in a block",
         source="first-hand",
         experiment=DEPTH_SHARPNESS,
         quantity=_SPREAD,
@@ -119,7 +119,7 @@ CLAIMS = (
     Claim(
         name="unscaled-depth-sharpness-differs",
         sentence="Where branches are not scaled, sharpness depends on the depth.",
-        place="Section 3, depth",
+        place="beside depth-muP",
         source="ours",
         experiment=DEPTH_SHARPNESS,
         quantity=_SPREAD,
@@ -130,7 +130,7 @@ CLAIMS = (
     Claim(
         name="two-layer-blocks-differ",
         sentence="With two layers in a block sharpness depends on the depth, depth-muP or not.",
-        place="Section 3, k = 2",
+        place="notebook visualize, two layers in a block",
         source="first-hand",
         experiment=DEPTH_SHARPNESS,
         quantity=_SPREAD,
@@ -143,7 +143,7 @@ CLAIMS = (
         name="depth-mup-rate-transfers",
         sentence="Under depth-muP with one layer in a block the best rate is the same at all "
         "depths.",
-        place="Section 3, depth",
+        place="notebook visualize, one layer in a block",
         source="first-hand",
         experiment=DEPTH_RATES,
         quantity=_DRIFT,
@@ -156,7 +156,7 @@ CLAIMS = (
     Claim(
         name="two-layer-blocks-rate-moves",
         sentence="With two layers in a block the best rate grows with the depth.",
-        place="Section 3, k = 2",
+        place="notebook visualize, two layers in a block",
         source="first-hand",
         experiment=DEPTH_RATES,
         quantity=_DRIFT,

@@ -116,7 +116,7 @@ CLAIMS = (
     Claim(
         name="first-rate-limit",
         sentence="Under muP the best rate of the first step goes to a limit with a closed form.",
-        place="Hayou, Theorem 1 (arXiv 2511.01734)",
+        place="Hayou (arXiv 2511.01734)",
         source="second-hand",
         experiment=FIRST_STEP,
         quantity="relative distance from the limit at the largest width, the median over draws",
@@ -128,7 +128,7 @@ CLAIMS = (
         name="standard-first-rate-falls",
         sentence="With a readout of standard size the best rate of the first step falls as one "
         "over the width.",
-        place="Hayou, Section 4 (arXiv 2511.01734)",
+        place="Hayou (arXiv 2511.01734)",
         source="second-hand",
         experiment=FIRST_STEP,
         quantity="rate times width, largest over smallest of all widths",

@@ -93,7 +93,7 @@ CLAIMS = (
         name="gauss-newton-is-kernel",
         sentence="For squared error the Gauss-Newton matrix has the eigenvalues of the tangent "
         "kernel over the number of examples.",
-        place="abstract, Section 4",
+        place="abstract",
         source="first-hand",
         experiment=EXACT_RELATIONS,
         quantity="relative difference of the largest ones",
@@ -107,7 +107,7 @@ CLAIMS = (
         name="scale-symmetry",
         sentence="A multiplier can move into the weights, if the rate follows: squared for "
         "gradient descent, as it is for Adam.",
-        place="Table 1; Tensor Programs V, Lemma J.1",
+        place="abc-symmetry of Tensor Programs V (arXiv 2203.03466)",
         source="second-hand",
         experiment=EXACT_RELATIONS,
         quantity="relative difference of the logits after ten steps",

@@ -112,7 +112,7 @@ KERNEL_MOVEMENT = Experiment(
     kind="training",
     measure=kernel_movement,
     scales={
-        "cpu": Setting(sizes={"widths": (64, 128, 256, 512, 1024)}, seeds=4, minutes=3),
+        "cpu": Setting(sizes={"widths": (64, 128, 256, 512, 1024)}, seeds=4, minutes=1.1),
         "gpu": Setting(
             sizes={"widths": (64, 256, 1024, 4096)}, seeds=5, minutes=2, gigabytes=8, on_gpu=True
         ),
@@ -125,7 +125,7 @@ KERNEL_EIGENVALUES = Experiment(
     kind="training",
     measure=kernel_eigenvalues,
     scales={
-        "cpu": Setting(sizes={"widths": (32, 128, 512), "steps": 120}, seeds=4, minutes=1),
+        "cpu": Setting(sizes={"widths": (32, 128, 512), "steps": 120}, seeds=4, minutes=0.3),
         "gpu": Setting(
             sizes={"widths": (32, 256, 2048), "steps": 1200}, seeds=5, minutes=3, on_gpu=True
         ),
@@ -139,7 +139,7 @@ CLAIMS = (
     Claim(
         name="mup-kernel-moves",
         sentence="Under muP the tangent kernel moves as far at every width.",
-        place="Section 4",
+        place="abstract, feature learning",
         source="second-hand",
         experiment=KERNEL_MOVEMENT,
         quantity=_SLOPE,
@@ -152,7 +152,7 @@ CLAIMS = (
     Claim(
         name="ntp-kernel-stays",
         sentence="In the NTK parametrization the kernel moves less the wider the network is.",
-        place="Section 4",
+        place="abstract, feature learning",
         source="second-hand",
         experiment=KERNEL_MOVEMENT,
         quantity=_SLOPE,
@@ -165,7 +165,7 @@ CLAIMS = (
         name="kernel-eigenvalue-differs",
         sentence="Under muP the largest eigenvalue of the tangent kernel depends on the width, as "
         "sharpness does not.",
-        place="Fig. 2; notebook plot_results_2",
+        place="notebook plot_results_2",
         source="first-hand",
         experiment=KERNEL_EIGENVALUES,
         quantity="largest over smallest eigenvalue of all widths, mean of the last three snapshots",

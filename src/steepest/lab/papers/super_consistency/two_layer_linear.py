@@ -167,7 +167,7 @@ CLAIMS = (
     Claim(
         name="coupling-formula",
         sentence="The part of the Hessian that couples two linear layers has a closed form.",
-        place="Section 4",
+        place="two linear layers, derived here",
         source="ours",
         experiment=TWO_LAYERS,
         quantity="relative error of its largest eigenvalue, the largest over widths",
@@ -179,7 +179,7 @@ CLAIMS = (
     Claim(
         name="coupling-stays-under-mup",
         sentence="Under muP the part that couples the layers is as large at every width.",
-        place="Section 4",
+        place="two linear layers, derived here",
         source="ours",
         experiment=TWO_LAYERS,
         quantity=_SLOPE,
@@ -192,7 +192,7 @@ CLAIMS = (
     Claim(
         name="coupling-fades-under-ntp",
         sentence="In the NTK parametrization that part falls as one over the root of the width.",
-        place="Section 4",
+        place="two linear layers, derived here",
         source="ours",
         experiment=TWO_LAYERS,
         quantity=_SLOPE,
@@ -206,7 +206,7 @@ CLAIMS = (
         name="two-layers-consistent",
         sentence="Under muP two linear layers have the same sharpness at all widths late in "
         "training.",
-        place="Section 4",
+        place="two linear layers, derived here",
         source="ours",
         experiment=TWO_LAYERS,
         quantity="largest over smallest sharpness of all widths, at its worst from step 40 on",
@@ -217,7 +217,7 @@ CLAIMS = (
     Claim(
         name="two-layers-sharpen",
         sentence="Under muP the sharpness of two linear layers grows in training.",
-        place="Section 4",
+        place="two linear layers, derived here",
         source="ours",
         experiment=TWO_LAYERS,
         quantity=_GROWTH,
@@ -228,7 +228,7 @@ CLAIMS = (
     Claim(
         name="two-layers-lazy",
         sentence="In the NTK parametrization wide linear layers do not sharpen.",
-        place="Section 4",
+        place="two linear layers, derived here",
         source="ours",
         experiment=TWO_LAYERS,
         quantity=_GROWTH,

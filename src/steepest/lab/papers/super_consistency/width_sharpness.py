@@ -3,7 +3,7 @@
 Gradient descent on digits with the cross entropy. Sharpness is λ_max of the Hessian, rescaled by
 the rates of the rule, over 2 / lr, so that 1 is the edge of stability at every width. At the end
 means the mean of the last three of twelve snapshots. A measurement is the mean of two runs of every
-size, as in the pilot.
+size.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ WIDTH_SHARPNESS = Experiment(
     measure=width_sharpness,
     scales={
         "quick": Setting(sizes={"widths": (32, 128), "steps": 60}, seeds=2, minutes=0.1),
-        "cpu": Setting(sizes={"widths": (32, 64, 128, 256, 512), "steps": 120}, seeds=4, minutes=4),
+        "cpu": Setting(
+            sizes={"widths": (32, 64, 128, 256, 512), "steps": 120}, seeds=4, minutes=2.5
+        ),
         "gpu": Setting(
             sizes={"widths": (64, 256, 1024, 4096), "steps": 400}, seeds=5, minutes=4, on_gpu=True
         ),
@@ -111,7 +113,7 @@ BATCH_SHARPNESS = Experiment(
     measure=batch_sharpness,
     scales={
         "cpu": Setting(
-            sizes={"widths": (32, 128, 512), "steps": 240, "batch": 64}, seeds=4, minutes=1.5
+            sizes={"widths": (32, 128, 512), "steps": 240, "batch": 64}, seeds=4, minutes=0.7
         ),
         "gpu": Setting(
             sizes={"widths": (64, 256, 1024, 4096), "steps": 800, "batch": 64},
@@ -131,7 +133,7 @@ CLAIMS = (
     Claim(
         name="mup-sharpness-consistent",
         sentence="Under muP networks of all widths have the same sharpness late in training.",
-        place="Figs. 1 and 2, Section 3",
+        place="Fig. 1; notebook plot_results_2",
         source="first-hand",
         experiment=WIDTH_SHARPNESS,
         quantity=_SPREAD,
@@ -143,7 +145,7 @@ CLAIMS = (
     Claim(
         name="mup-reaches-edge",
         sentence="Under muP sharpness grows to the edge of stability at every width.",
-        place="Figs. 1 and 2",
+        place="Fig. 1; notebook plot_results_2",
         source="first-hand",
         experiment=WIDTH_SHARPNESS,
         quantity="sharpness at the end over its threshold, mean over widths",
@@ -156,7 +158,7 @@ CLAIMS = (
     Claim(
         name="losses-not-consistent",
         sentence="Under muP losses of different widths differ by more than sharpness does.",
-        place="Fig. 2",
+        place="notebook plot_results_2",
         source="first-hand",
         experiment=WIDTH_SHARPNESS,
         quantity="largest over smallest loss of all widths at the end, over that of the sharpness",
@@ -190,7 +192,7 @@ CLAIMS = (
     Claim(
         name="random-features-do-not-sharpen",
         sentence="Where the readout alone is trained there is no progressive sharpening.",
-        place="Section 4, random features",
+        place="captions of the figures on random features",
         source="second-hand",
         experiment=WIDTH_SHARPNESS,
         quantity="sharpness at the end over that at the start, the largest over widths",
@@ -201,7 +203,7 @@ CLAIMS = (
     Claim(
         name="features-sharpen",
         sentence="Where all layers are trained, sharpness grows more than tenfold at every width.",
-        place="Section 4",
+        place="beside random features",
         source="ours",
         experiment=WIDTH_SHARPNESS,
         quantity="sharpness at the end over that at the start, the smallest over widths",
@@ -212,7 +214,7 @@ CLAIMS = (
     Claim(
         name="consistent-with-small-batches",
         sentence="Sharpness is the same at all widths with small batches, too.",
-        place="Section 3, batch size",
+        place="figures on the batch size",
         source="second-hand",
         experiment=BATCH_SHARPNESS,
         quantity=_SPREAD,
