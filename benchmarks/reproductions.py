@@ -60,7 +60,11 @@ def pages() -> dict[Path, str]:
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     for name in PAPERS if settings.out else ():
-        summary = rounded(read_json(settings.out / "reports" / name / "summary.json"))
+        file = settings.out / "reports" / name / "summary.json"
+        if not file.exists():
+            print(f"{file} is not there; the page of {name} stays as it was")
+            continue
+        summary = rounded(read_json(file), digits=5)
         text = json.dumps(sealed(summary), separators=(",", ":"))
         (PAGES / f"{name}.json").write_text(text.replace('{"name":', '\n{"name":') + "\n")
     for page, text in pages().items():

@@ -12,11 +12,18 @@ from steepest.lab.papers.claim import Claim, Paper
 from steepest.lab.papers.clarifying_shampoo import PAPER as CLARIFYING_SHAMPOO
 from steepest.lab.papers.muon_convergence import PAPER as MUON_CONVERGENCE
 from steepest.lab.papers.spectral_condition import PAPER as SPECTRAL_CONDITION
+from steepest.lab.papers.super_consistency import PAPER as SUPER_CONSISTENCY
 from steepest.lab.papers.teon import PAPER as TEON_PAPER
 
 PAPERS: dict[str, Paper] = {
     paper.name: paper
-    for paper in (SPECTRAL_CONDITION, CLARIFYING_SHAMPOO, TEON_PAPER, MUON_CONVERGENCE)
+    for paper in (
+        SPECTRAL_CONDITION,
+        CLARIFYING_SHAMPOO,
+        TEON_PAPER,
+        MUON_CONVERGENCE,
+        SUPER_CONSISTENCY,
+    )
 }
 """Every paper by the name that it has on the command line."""
 

@@ -22,14 +22,16 @@ def claims_page(summary: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for claim in sorted(summary["claims"], key=lambda claim: bool(claim["control"])):
-        about = f"{claim['sentence']} `{claim['name']}`, {claim['place']}, {claim['source']}"
-        allowed = f"{claim['quantity']}: {claim['limits']}"
+        about = (
+            f"{_escaped(claim['sentence'])} `{claim['name']}`, {claim['place']}, {claim['source']}"
+        )
+        allowed = _escaped(f"{claim['quantity']}: {claim['limits']}")
         if claim["verdict"] in VERDICTS[2:]:
             verdict = f"{claim['verdict']}: {claim['reason']}"
         else:
             verdict = f"**{claim['verdict']}**"
-        cells = (about, allowed, claim["paper"] or "no figure", _measured(claim), verdict)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        paper = _escaped(claim["paper"]) or "no figure"
+        lines.append("| " + " | ".join((about, allowed, paper, _measured(claim), verdict)) + " |")
     return "\n".join(lines)
 
 
@@ -113,6 +115,11 @@ def _measured(claim: Mapping[str, Any]) -> str:
     if interval is None or interval["high"] == interval["value"]:
         return _short(fmean(values))
     return f"{_short(interval['value'])} ± {_short(interval['high'] - interval['value'], 2)}"
+
+
+def _escaped(text: str) -> str:
+    """A text without what Markdown would read as emphasis or as the end of a cell."""
+    return re.sub(r"([|*_])", r"\\\1", text)
 
 
 def _short(value: float, digits: int = 4) -> str:

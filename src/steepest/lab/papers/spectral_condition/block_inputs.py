@@ -133,7 +133,7 @@ TOKENS = Experiment(
         ),
     },
 )
-BLOCKS = Experiment(
+DECODER_BLOCKS = Experiment(
     name="decoder-blocks",
     title="Inputs of decoder blocks with Gaussian weights",
     kind="theory",
@@ -211,7 +211,7 @@ CLAIMS = (
         sentence="Before training, inputs of the second MLP matrix stay below 2 π in each block.",
         place="Proposition 2.14, Corollary 2.15",
         source="first-hand",
-        experiment=BLOCKS,
+        experiment=DECODER_BLOCKS,
         quantity="largest stable rank behind ReLU over all blocks",
         value=lambda numbers: max(numbers["ranks"]["behind ReLU"]),
         high=2 * math.pi,
@@ -224,7 +224,7 @@ CLAIMS = (
         sentence="Before training, the inputs of attention stay below the tokens' 1 / p_max.",
         place="Proposition 2.14",
         source="first-hand",
-        experiment=BLOCKS,
+        experiment=DECODER_BLOCKS,
         quantity="largest stable rank into attention over 1 / p_max",
         value=lambda numbers: (
             max(numbers["ranks"]["into attention"]) / numbers["inverse_frequency"]
