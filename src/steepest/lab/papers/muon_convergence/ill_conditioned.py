@@ -100,7 +100,7 @@ RACE = Experiment(
     kind="theory",
     measure=quadratic_race,
     scales={
-        "quick": Setting(sizes={"steps": 2000}, seeds=2, minutes=0.15),
+        "quick": Setting(sizes={"steps": 2000}, seeds=2, minutes=0.05),
         "cpu": Setting(sizes={"steps": 2000}, seeds=5, minutes=0.4),
         "paper": Setting(sizes={"steps": 4000}, seeds=5, minutes=1),
     },

@@ -120,7 +120,7 @@ AVERAGES = Experiment(
                 "momenta": (0.0, 0.5, 0.9, 0.99),
             },
             seeds=3,
-            minutes=5,
+            minutes=1.5,
         ),
         "gpu": Setting(
             sizes={
@@ -203,7 +203,7 @@ NOISY = Experiment(
                 "noises": (0.1, 0.3, 1.0), "replicas": 16,
             },
             seeds=4,
-            minutes=6,
+            minutes=2.2,
         ),
         "gpu": Setting(
             sizes={

@@ -101,7 +101,7 @@ CONSTANTS = Experiment(
     measure=smoothness_constants,
     scales={
         "quick": Setting(sizes={"shape": (12, 12), "pairs": 30}, seeds=3, minutes=0.02),
-        "cpu": Setting(sizes={"shape": (40, 40), "pairs": 1000}, seeds=5, minutes=0.5),
+        "cpu": Setting(sizes={"shape": (40, 40), "pairs": 1000}, seeds=5, minutes=0.4),
         "gpu": Setting(
             sizes={"shape": (512, 512), "pairs": 1000}, seeds=5, minutes=10, on_gpu=True
         ),
@@ -122,7 +122,7 @@ BRIDGE = Experiment(
         "cpu": Setting(
             sizes={"shapes": ((16, 16), (32, 32), (64, 64), (10, 64), (64, 16)), "samples": 4},
             seeds=10,
-            minutes=1,
+            minutes=0.2,
         ),
         "gpu": Setting(
             sizes={"shapes": ((256, 256), (512, 512), (128, 512)), "samples": 4},

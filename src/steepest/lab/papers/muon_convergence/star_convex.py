@@ -62,11 +62,11 @@ def star_convex_losses(seed: int, shapes: tuple[tuple[int, int], ...], steps: in
         steps: T.
     """
     ratios: dict[str, list[float]] = {
-        name: [] for name in ("constant", "adaptive", "r L", "J", "distance")
+        name: [] for name in ("constant", "adaptive", "r L", "J", *CONVEX)
     }
     lines: dict[str, list[float]] = {}
     for shape in shapes:
-        for residual in CONVEX.values():
+        for loss, residual in CONVEX.items():
             problem = random_problem(residual, shape, 0.7)
             W = problem.optimum + gaussian_weight(*shape)
             spectral = problem.spectral_smoothness
@@ -85,7 +85,7 @@ def star_convex_losses(seed: int, shapes: tuple[tuple[int, int], ...], steps: in
             ):
                 ratios[name].append(_largest_ratio(run, bound))
             for run in (constant, adaptive):
-                ratios["distance"].append(float((run.distances / start).max()))
+                ratios[loss].append(float((run.distances / start).max()))
             lines = {
                 "loss": adaptive.losses.tolist(),
                 "bound": _adaptive_rate(adaptive, spectral).tolist(),
@@ -112,7 +112,7 @@ STAR_CONVEX = Experiment(
         "cpu": Setting(
             sizes={"shapes": ((8, 8), (20, 15), (15, 20), (32, 32)), "steps": 2000},
             seeds=5,
-            minutes=4,
+            minutes=1,
         ),
         "gpu": Setting(
             sizes={"shapes": ((128, 128), (128, 256)), "steps": 2000},
@@ -124,6 +124,7 @@ STAR_CONVEX = Experiment(
 )  # fmt: skip
 
 _RATIO = "largest ratio of the loss over its bound, at any step"
+_DISTANCE = "largest distance to the optimum, over the distance at the start"
 
 
 def _ratio(key: str) -> Callable[[Numbers], float]:
@@ -184,13 +185,26 @@ CLAIMS = (
         checks=("B4",),
     ),
     Claim(
-        name="distance-to-optimum",
-        sentence="Muon stays as near to the optimum, in the spectral norm, as it began.",
+        name="distance-on-quadratics",
+        sentence="On quadratics Muon stays as near to the optimum, in the spectral norm, as it "
+        "began.",
         place="Assumption 4.10",
         source="ours",
         experiment=STAR_CONVEX,
-        quantity="largest distance to the optimum, over the distance at the start",
-        value=_ratio("distance"),
+        quantity=_DISTANCE,
+        value=_ratio("square"),
+        high=HOLDS,
+        judged="every seed",
+        checks=("B4",),
+    ),
+    Claim(
+        name="distance-with-log-cosh",
+        sentence="So it does on another convex loss, log cosh of residuals.",
+        place="Assumption 4.10",
+        source="ours",
+        experiment=STAR_CONVEX,
+        quantity=_DISTANCE,
+        value=_ratio("log-cosh"),
         high=HOLDS,
         judged="every seed",
         checks=("B4",),
