@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from steepest.lab.data import load
@@ -30,9 +31,11 @@ def few_images(source: str, count: int) -> FewImages:
         source: images as `--data` takes them.
         count: how many.
     """
-    images: Any = load(source, augment=False)
-    batch = images.training(batch=count, context=None, seed=0).batch(0)
-    return FewImages(batch, images.shape(None).classes)
+    device = torch.get_default_device()
+    with torch.device("cpu"):  # data are prepared there
+        images: Any = load(source, augment=False)
+        pixels, classes = images.training(batch=count, context=None, seed=0).batch(0)
+    return FewImages((pixels.to(device), classes.to(device)), images.shape(None).classes)
 
 
 def bias_free_mlp(images: FewImages, hidden: Sequence[int]) -> nn.Sequential:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from steepest import Muon
 from steepest.curvature import Hessian, muon_conditions
 from steepest.diagnosis import LayerConditions
@@ -42,7 +45,7 @@ def curvature_on_text(
     hidden = [row.name for row in roles(network) if row.role == "hidden"]
     sampler = Sampler(text.train_tokens, batch, network.config.context, seed)
     optimizer = Muon(network)
-    held = sampler.batch(steps + 1)
+    held = _drawn(sampler, steps + 1)
     rows: list[dict[str, Any]] = []
     for step in range(steps + 1):
         if step % every == 0:
@@ -58,7 +61,7 @@ def curvature_on_text(
                 for row in muon_conditions(H, tolerance=0.05, max_products=_PRODUCTS)
             ]  # fmt: skip
         optimizer.zero_grad()
-        loss_of(network, sampler.batch(step)).backward()
+        loss_of(network, _drawn(sampler, step)).backward()
         optimizer.step()
     at = sorted({row["step"] for row in rows})
     names = {"ratio": "J / L", "nuclear": "nuclear rank", "stable": "stable rank"}
@@ -71,6 +74,12 @@ def curvature_on_text(
         across="step", up="ratio, rank", log=all(value > 0 for value in lines["J / L"]),
     )  # fmt: skip
     return {"rows": rows, "curves": [figure]}
+
+
+def _drawn(sampler: Sampler, step: int) -> tuple[Tensor, Tensor]:
+    """A batch, where the network is."""
+    inputs, targets = (tokens.to(torch.get_default_device()) for tokens in sampler.batch(step))
+    return inputs, targets
 
 
 def _median(values: list[float]) -> float:
