@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from statistics import fmean, median
 from typing import Any
 
+from torch import Tensor
 from torch.optim.lr_scheduler import LinearLR
 
 from steepest import Muon, diagnose
@@ -55,7 +56,7 @@ def condition_on_text(
         optimizer.zero_grad()
         measuring = LayerConditions(network) if step % every == 0 else nullcontext()
         with measuring as conditions:
-            loss_of(network, sampler.batch(step)).backward()
+            loss_of(network, _moved(sampler.batch(step), network)).backward()
             if conditions is not None:
                 at.append(step)
                 rows.append({row.matrix: row for row in conditions.measure()})
@@ -72,13 +73,19 @@ def condition_on_text(
     numbers: Numbers = {"steps": at, "matrices": series, "judged": []}
     if judged:
         fewer = Sampler(text.train_tokens, batch // 4, network.config.context, seed)
-        batches = [fewer.batch(steps + 1 + i) for i in range(judged)]
+        batches = [_moved(fewer.batch(steps + 1 + i), network) for i in range(judged)]
         found = diagnose(network, loss_of, batches, warmup_steps=0)
         for row in found:
             gain = next((p.log_ratio for p in row.predictions if p.geometry == "spectral"), None)
             if gain is not None and row.bound is not None:
                 numbers["judged"].append([row.matrix, row.bound.value, gain.value])
     return numbers | {"curves": _figures(at, series)}
+
+
+def _moved(batch: tuple[Tensor, Tensor], network: GPT) -> tuple[Tensor, Tensor]:
+    """A batch on the device of the network."""
+    device = network.head.weight.device
+    return batch[0].to(device), batch[1].to(device)
 
 
 def _figures(at: list[int], series: dict[str, Any]) -> list[dict[str, Any]]:
