@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 
 from steepest import cli
+from steepest.commands import COMMANDS
 from steepest.lab.arguments import _options
 from steepest.lab.studies import edge_of_stability
 from steepest.lab.sweep import runs
@@ -113,8 +114,8 @@ GOOD: dict[str, tuple[list[str], dict[str, str]]] = {
         },
     ),
     "reproduce": (
-        ["edge-of-stability"],
-        {"--steps": "10", "--every": "2", "--seeds": "1", "--optimizers": "gd"},
+        ["spectral-condition"],
+        {"--claim": "condition-is-sufficient", "--workers": "1"},
     ),
     "report": (["emptydir"], {}),
 }  # fmt: skip
@@ -174,7 +175,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def _kind(command: str, option: str) -> Any:
-    settings: Any = cli.COMMANDS[command]
+    settings: Any = COMMANDS[command]
     for part in option.removeprefix("--").replace("-", "_").split("."):
         settings = get_type_hints(settings)[part]
     return settings
@@ -197,7 +198,7 @@ def _command_line(rng: random.Random, command: str) -> list[str]:
     """Arguments that work, with one to three changes."""
     positional, options = GOOD[command][0].copy(), GOOD[command][1].copy()
     known = sorted(
-        o for o in _options(cli.COMMANDS[command])
+        o for o in _options(COMMANDS[command])
         if o not in ("--compile", "--device", "--minutes", "--threads")
     )  # fmt: skip
     for _ in range(rng.choice((1, 1, 1, 2, 3))):

@@ -192,7 +192,8 @@ def test_a_batch_is_a_loop(method: PolarMethod, shape: tuple[int, ...]) -> None:
     assert Q.shape == G.shape
     for index in torch.cartesian_prod(*map(torch.arange, shape[:-2])).reshape(-1, len(shape) - 2):
         one = tuple(index.tolist())
-        assert torch.allclose(Q[one], polar(G[one], method), atol=1e-5)
+        # rounding differs between products of batches and of one, and the steps magnify it
+        assert torch.allclose(Q[one], polar(G[one], method), atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------- corner cases

@@ -77,7 +77,8 @@ def test_soap_passes_with_the_rate_of_its_first_steps() -> None:
         mlp, [{"width": 64}, {"width": 256}], _digits(512), _loss, steps=(5,), seeds=2,
         optimizer="soap", lr=0.01,
     )  # fmt: skip
-    assert found.passed, str(found)
+    assert _steepest(found) <= 0.1, str(found)
+    assert found.passed is not False, str(found)
 
 
 def test_ntp_freezes_its_hidden_layers() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from steepest import cli
+from steepest.commands import COMMANDS
 
 pytest.importorskip("plotly", reason="the extra steepest[report] is not installed")
 pytest.importorskip("jinja2", reason="the extra steepest[report] is not installed")
@@ -146,7 +146,7 @@ def test_a_page_without_a_summary_is_refused_in_a_sentence(tmp_path, content, se
 )
 def test_the_command_on_the_page_has_all_settings(kind, typed):
     def parsed(typed):
-        return asdict(arguments.parsed(shlex.split(typed), cli.COMMANDS, ""))
+        return asdict(arguments.parsed(shlex.split(typed), COMMANDS, ""))
 
     given = {key: each for key, each in parsed(typed).items() if key not in ("json", "out")}
     given = json.loads(json.dumps(given, default=str))

@@ -102,6 +102,29 @@ RUN = {
 }  # fmt: skip
 
 
+REPRODUCTION: dict[str, Any] = {
+    "kind": "reproduction",
+    "title": "A paper",
+    "paper": {"name": "paper", "authors": "N. N.", "arxiv": "0"},
+    "claims": [
+        {
+            "name": "small", "sentence": "It is small.", "place": "p. 1", "source": "ours",
+            "checks": ["A1"], "experiment": "drawing", "kind": "theory", "quantity": "a number",
+            "criterion": "a number: at most 1", "limits": "at most 1", "paper": "0.5",
+            "values": [0.5, None], "interval": {"value": 0.5, "low": 0.4, "high": 0.6},
+            "verdict": "reproduced", "reason": "the interval lies inside", "control": False,
+        }
+    ],
+    "experiments": [
+        {
+            "name": "drawing", "title": "Drawing", "kind": "theory", "sizes": {"mean": 0.5},
+            "data": None, "seeds": 1, "numbers": [{"drawn": 0.5}],
+        }
+    ],
+    "left_out": {"A2": "it needs more than there is"},
+}  # fmt: skip
+
+
 @pytest.fixture
 def summaries(summary: Callable[..., dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """A summary of each kind."""
@@ -116,6 +139,7 @@ def summaries(summary: Callable[..., dict[str, Any]]) -> dict[str, dict[str, Any
             "runs": [{"name": name, "summary": RUN} for name in "ab"],
             "studies": [],
         },
+        "reproduction": REPRODUCTION,
     }
 
 
