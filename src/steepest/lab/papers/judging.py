@@ -39,7 +39,7 @@ def judge_claim(claim: Claim, values: Sequence[float]) -> Judgement:
     """Return the verdict on a claim from its quantity, one value for each seed.
 
     >>> from steepest.lab.papers import claim_of
-    >>> judge_claim(claim_of("relu-features"), [3.0, 3.1]).verdict
+    >>> judge_claim(claim_of("relu-features"), [3.08, 3.09, 3.1]).verdict
     'reproduced'
     """
     values = tuple(map(float, values))
