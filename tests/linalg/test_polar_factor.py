@@ -192,8 +192,9 @@ def test_a_batch_is_a_loop(method: PolarMethod, shape: tuple[int, ...]) -> None:
     assert Q.shape == G.shape
     for index in torch.cartesian_prod(*map(torch.arange, shape[:-2])).reshape(-1, len(shape) - 2):
         one = tuple(index.tolist())
-        # rounding differs between products of batches and of one, and the steps magnify it
-        assert torch.allclose(Q[one], polar(G[one], method), atol=1e-4)
+        # products of a batch round otherwise, and polynomials of degree nine magnify that most
+        tolerance = 5e-5 if method == "nonic" else 1e-5
+        assert torch.allclose(Q[one], polar(G[one], method), atol=tolerance)
 
 
 # ---------------------------------------------------------------------------------- corner cases

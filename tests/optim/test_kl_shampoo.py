@@ -116,6 +116,7 @@ def test_without_memory_one_after_the_other_is_exact_at_once(shape, condition):
 @pytest.mark.parametrize("rank", [5, 2])
 def test_gradients_of_other_shapes_and_ranks_come_to_their_polar_factor_too(shape, rank):
     G = conditioned(*shape, 3.0) if rank == 5 else randn(shape[0], 2) @ randn(2, shape[1])
+    # the larger factor is singular: its rounding leaves 1.04e-10 on some processors, at any step
     assert errors(G, 60, beta2=0.4)[-1] < 2e-10
 
 

@@ -42,7 +42,7 @@ def _check(seeds: int = 2, **settings: Any) -> CoordinateCheck:
 
 def _steepest(found: CoordinateCheck) -> float:
     """What one seed, or two at two widths, say of themselves; their intervals are wide."""
-    assert found.passed is not False, str(found)
+    assert found.passed is not False, str(found)  # two seeds may not be enough to be sure
     return max(abs(row.slope) for row in found.rows)
 
 
@@ -72,13 +72,13 @@ def test_only_blocks_of_one_size_pass(optimizer: Any) -> None:
     assert bare["4", 20].slope > 0.2
 
 
-def test_soap_passes_with_the_rate_of_its_first_steps() -> None:
+def test_soap_stays_within_the_limit_in_its_first_steps() -> None:
     found = coordinate_check(
         mlp, [{"width": 64}, {"width": 256}], _digits(512), _loss, steps=(5,), seeds=2,
         optimizer="soap", lr=0.01,
     )  # fmt: skip
     assert _steepest(found) <= 0.1, str(found)
-    assert found.passed is not False, str(found)
+    assert found.passed is not False, str(found)  # two seeds may not be enough to be sure
 
 
 def test_ntp_freezes_its_hidden_layers() -> None:

@@ -45,7 +45,7 @@ PAPER = Paper(
         "D1.10": "Grafting sets the length and keeps the direction.",
         "D1.15": "Gram Newton-Schulz equals Newton-Schulz.",
         "D1.16": "Muon and SOAP agree with optimizers of PyTorch.",
-        "D1.17": "PolarGrad's scale is the nuclear norm; NorMuon keeps its length.",
+        "D1.17": "PolarGrad's scale is the nuclear norm.",
         "D2.a": "Adaptation gains by noise and trajectory on noisy least squares.",
         "D2.b": "ε turns the order of Shampoo and Muon.",
         "D2.c": "The gain comes from matrices alone.",

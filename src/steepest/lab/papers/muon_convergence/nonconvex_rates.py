@@ -22,7 +22,7 @@ from steepest.lab.papers.muon_convergence.known_constants import (
 )
 
 HOLDS = 1 + 1e-9
-"""The largest ratio of what is measured over its bound, with room for rounding."""
+"""The largest ratio of a measurement over its bound, with room for rounding."""
 _RATES = (0.3, 1.0, 3.0)
 """Times the best rate of the bound."""
 _DECAY = 0.7

@@ -1,8 +1,8 @@
 """J, L and condition (4) for every matrix of a transformer that Muon trains on text.
 
-The paper measures one matrix of a perceptron. Here J / L stands beside both the nuclear rank of the
-gradient, with which it makes condition (4), and the stable rank of what the matrix multiplies,
-which bounds it for least squares.
+The paper measures one matrix of a perceptron. Here J / L stands beside two ranks. Condition (4)
+compares it with the nuclear rank of the gradient. For least squares the stable rank of the inputs
+bounds it.
 """
 
 from __future__ import annotations

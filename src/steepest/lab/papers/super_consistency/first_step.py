@@ -2,8 +2,8 @@
 
 f(x) = V W_L ... W_1 W_0 x with frozen W_0 (entries of variance 1 / d) and frozen readout V; the
 loss is Σ (f - y)² / (2 m) over m examples, and one step of gradient descent moves W_1 to W_L
-(variance 1 / n). Where the readout has variance 1 / n², as under muP, the rate with the lowest loss
-after the step goes to (m / L) yᵀ K y / ‖K y‖² with K = X Xᵀ / d (Hayou, arXiv 2511.01734).
+(variance 1 / n). Under muP the readout has variance 1 / n². The rate with the lowest loss after the
+step then goes to (m / L) yᵀ K y / ‖K y‖² with K = X Xᵀ / d (Hayou, arXiv 2511.01734).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tangent kernel along training over widths: how far it moves, and its largest eigenvalue.
 
-The kernel of gradient descent at the rule's rates, in which every parameter is weighted by its own
-rate, so that it is the same however multipliers are folded.
+In this kernel every parameter is weighted by its own rate under the rule. So it is the same however
+multipliers are folded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Two linear layers: the Hessian is a Gauss-Newton part and a part that couples the layers.
 
-f(x) = E V x / (γ √(N D)) with standard normal V (N, D) and E (1, N), the loss ½ (f - y)², the
-mean over examples, and gradient descent at the rate η γ². γ is √N under muP and 1 in the NTK
+f(x) = E V x / (γ √(N D)) with standard normal V (N, D) and E (1, N). The loss is ½ (f - y)², the
+mean over examples, and gradient descent has the rate η γ². γ is √N under muP and 1 in the NTK
 parametrization. With residuals r the second part R has the largest eigenvalue
 ‖Σ r_i x_i‖ / (P γ √(N D)); times γ² it stays as the width grows under muP, and falls as 1 / √N
 in the NTK parametrization. It makes the layers learn from each other, so that sharpness rises.

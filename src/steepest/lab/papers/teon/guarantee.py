@@ -1,8 +1,8 @@
 """What TEON's theorem promises: its rate on problems with known constants, and its constants.
 
-With L the smoothness in a norm, Δ the loss above its least value and T steps of the length
-sqrt(2 Δ / (L T)), the least dual norm of a gradient on the way is at most sqrt(2 L Δ / T)
-(theorem 4.5). TEON's L is said to be from 1 / K to 1 times Muon's.
+L is the smoothness in a norm, and Δ the loss above its least value. After T steps of the length
+sqrt(2 Δ / (L T)), some gradient had a dual norm of at most sqrt(2 L Δ / T) (theorem 4.5). TEON's L
+is said to be from 1 / K to 1 times Muon's.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ _GEOMETRIES: dict[str, Geometry] = {
 def rates_on_least_squares(seed: int, size: int, samples: int, lengths: tuple[int, ...]) -> Numbers:
     """The least dual norm of a run over the theorem's bound, in both geometries.
 
-    The loss is ‖W A - Y‖² / 2 with K square layers side by side, W (size, K size), on inputs
-    A (K size, samples) that are alike for all layers, as they are in a residual network. The
-    Hessian is E A Aᵀ, so L is the sum of the `size` largest σ²(A) in TEON's norm, and at most K
+    The loss is ‖W A - Y‖² / 2. W (size, K size) is K square layers side by side. Their inputs
+    A (K size, samples) are alike, as in a residual network. The Hessian is E A Aᵀ, so L is the sum of the `size` largest σ²(A) in TEON's norm, and at most K
     times that in Muon's.
     """
     shared, own = torch.randn(size, samples), torch.randn(_LAYERS, size, samples)
