@@ -31,8 +31,8 @@ def rates_on_least_squares(seed: int, size: int, samples: int, lengths: tuple[in
     """The least dual norm of a run over the theorem's bound, in both geometries.
 
     The loss is ‖W A - Y‖² / 2. W (size, K size) is K square layers side by side. Their inputs
-    A (K size, samples) are alike, as in a residual network. The Hessian is E A Aᵀ, so L is the sum of the `size` largest σ²(A) in TEON's norm, and at most K
-    times that in Muon's.
+    A (K size, samples) are alike, as in a residual network. The Hessian is E A Aᵀ. So L is the sum
+    of the `size` largest σ²(A) in TEON's norm, and at most K times that in Muon's.
     """
     shared, own = torch.randn(size, samples), torch.randn(_LAYERS, size, samples)
     A = ((shared + own) / math.sqrt(samples)).flatten(0, 1).double()
